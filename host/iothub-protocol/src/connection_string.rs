@@ -1,0 +1,153 @@
+//! Connection strings: `HostName=…;DeviceId=…;SharedAccessKey=…`.
+
+use crate::id::{DeviceId, IdError};
+use crate::sas::{SasError, SharedKey};
+
+/// What a device needs to connect.
+#[derive(Debug, Clone)]
+pub struct DeviceConnectionString {
+    pub host: HostName,
+    pub device_id: DeviceId,
+    pub key: SharedKey,
+}
+
+/// What a back end needs to connect.
+#[derive(Debug, Clone)]
+pub struct ServiceConnectionString {
+    pub host: HostName,
+    pub policy: String,
+    pub key: SharedKey,
+}
+
+/// A host with an optional port. What stands here also stands in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName {
+    pub name: String,
+    pub port: Option<u16>,
+}
+
+/// Why a text is no connection string. Never holds a key.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionStringError {
+    #[error("a connection string is pairs NAME=VALUE joined by ';'; found a part without '='")]
+    Pair,
+    #[error("the connection string has no {0}")]
+    Missing(&'static str),
+    #[error("HostName {0:?} is not a host name or HOST:PORT")]
+    Host(String),
+    #[error("DeviceId is wrong: {0}")]
+    DeviceId(#[from] IdError),
+    #[error("SharedAccessKey is wrong: {0}")]
+    Key(#[from] SasError),
+    #[error(
+        "the connection string is one of a module or an X.509 device; only a device with a SharedAccessKey is supported"
+    )]
+    Unsupported,
+}
+
+impl DeviceConnectionString {
+    pub fn parse(text: &str) -> Result<DeviceConnectionString, ConnectionStringError> {
+        let pairs = Pairs::parse(text)?;
+        if pairs.find("ModuleId").is_some() || pairs.find("x509").is_some() {
+            return Err(ConnectionStringError::Unsupported);
+        }
+        Ok(DeviceConnectionString {
+            host: HostName::parse(pairs.get("HostName")?)?,
+            device_id: DeviceId::parse(pairs.get("DeviceId")?)?,
+            key: SharedKey::parse(pairs.get("SharedAccessKey")?)?,
+        })
+    }
+
+    /// The whole string, key included: for a file with mode 0600 and nowhere else.
+    pub fn reveal(&self) -> String {
+        let key = self.key.to_base64();
+        format!("HostName={};DeviceId={};SharedAccessKey={key}", self.host.authority(), self.device_id)
+    }
+}
+
+impl ServiceConnectionString {
+    pub fn parse(text: &str) -> Result<ServiceConnectionString, ConnectionStringError> {
+        let pairs = Pairs::parse(text)?;
+        Ok(ServiceConnectionString {
+            host: HostName::parse(pairs.get("HostName")?)?,
+            policy: pairs.get("SharedAccessKeyName")?.to_owned(),
+            key: SharedKey::parse(pairs.get("SharedAccessKey")?)?,
+        })
+    }
+
+    /// The whole string, key included: for a file with mode 0600 and nowhere else.
+    pub fn reveal(&self) -> String {
+        let key = self.key.to_base64();
+        format!("HostName={};SharedAccessKeyName={};SharedAccessKey={key}", self.host.authority(), self.policy)
+    }
+}
+
+impl HostName {
+    pub fn parse(text: &str) -> Result<HostName, ConnectionStringError> {
+        let wrong = || ConnectionStringError::Host(text.chars().take(80).collect());
+        let (name, port) = match text.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port.parse().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        if name.is_empty() || !name.chars().all(fits) {
+            return Err(wrong());
+        }
+        Ok(HostName { name: name.to_owned(), port })
+    }
+
+    /// `host` or `host:port`, as it stands in the string and in tokens.
+    pub fn authority(&self) -> String {
+        match self.port {
+            Some(port) => format!("{}:{port}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
+struct Pairs<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Pairs<'a> {
+    fn parse(text: &'a str) -> Result<Pairs<'a>, ConnectionStringError> {
+        let parts = text.trim().split(';').filter(|part| !part.is_empty());
+        // A key ends in '=', so only the first one separates.
+        let pairs = parts.map(|part| part.split_once('=').ok_or(ConnectionStringError::Pair));
+        Ok(Pairs(pairs.collect::<Result<_, _>>()?))
+    }
+
+    fn find(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().rev().find(|(key, value)| *key == name && !value.is_empty()).map(|(_, value)| *value)
+    }
+
+    fn get(&self, name: &'static str) -> Result<&'a str, ConnectionStringError> {
+        self.find(name).ok_or(ConnectionStringError::Missing(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5MTIzNDU=";
+
+    #[test]
+    fn strings_survive_a_round_trip() {
+        let device = format!("HostName=localhost:18883;DeviceId=d1;SharedAccessKey={KEY}");
+        let parsed = DeviceConnectionString::parse(&device).expect("a device string");
+        assert_eq!((parsed.host.port, parsed.reveal()), (Some(18883), device));
+        let service = format!("HostName=localhost;SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}");
+        assert_eq!(ServiceConnectionString::parse(&service).expect("a service string").reveal(), service);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_no_key_is_shown() {
+        let error = |text: &str| DeviceConnectionString::parse(text).expect_err(text);
+        assert_eq!(error("nonsense"), ConnectionStringError::Pair);
+        assert_eq!(error("HostName=h;DeviceId=d"), ConnectionStringError::Missing("SharedAccessKey"));
+        assert_eq!(error("HostName=h;DeviceId=d;x509=true"), ConnectionStringError::Unsupported);
+        assert_eq!(error("HostName=h:x;DeviceId=d;SharedAccessKey=k"), ConnectionStringError::Host("h:x".into()));
+        assert!(!error("HostName=h;DeviceId=d;SharedAccessKey=hush!").to_string().contains("hush"));
+        let parsed = DeviceConnectionString::parse(&format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}"));
+        assert!(!format!("{parsed:?}").contains("c2Vj"));
+    }
+}

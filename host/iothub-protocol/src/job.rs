@@ -1,0 +1,438 @@
+//! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value, json};
+
+use crate::error::{ErrorCode, HubError};
+use crate::id::{DeviceId, JobId};
+use crate::method::{DirectMethod, MethodResponse};
+use crate::time;
+
+/// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
+pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
+/// The longest window, in seconds: 30 days, as long as history is kept. Azure documents no bound; ours keeps times finite.
+pub const MAX_MAX_EXECUTION: u32 = 30 * 24 * 3600;
+/// Longest condition, in characters; the query language's own limit.
+pub const MAX_CONDITION: usize = 8192;
+
+/// What to do on each device.
+#[derive(Debug, Clone, PartialEq)]
+pub enum JobAction {
+    /// `scheduleDeviceMethod`
+    Method(DirectMethod),
+    /// `scheduleUpdateTwin`
+    UpdateTwin(TwinUpdate),
+}
+
+/// What a twin job merges. The `etag` of the request is always `*` and is not kept.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TwinUpdate {
+    pub tags: Option<Map<String, Value>>,
+    pub desired: Option<Map<String, Value>>,
+}
+
+/// A job as created.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobRequest {
+    pub job_id: JobId,
+    pub action: JobAction,
+    /// The WHERE part of a twin query; `*` for all devices.
+    pub query_condition: String,
+    /// `None` is now.
+    pub start_time: Option<DateTime<Utc>>,
+    /// Seconds from the start until the job ends, whatever is left of it.
+    pub max_execution_time_in_seconds: u32,
+}
+
+/// A job's status; the names are the wire's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobStatus {
+    Queued,
+    Scheduled,
+    Running,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+/// A device's status within a job; the names are the wire's (`canceled` with one l).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceJobStatus {
+    Pending,
+    Scheduled,
+    Running,
+    Completed,
+    Failed,
+    Canceled,
+}
+
+/// `deviceJobStatistics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct JobStatistics {
+    pub device_count: u64,
+    pub failed_count: u64,
+    pub succeeded_count: u64,
+    pub running_count: u64,
+    pub pending_count: u64,
+}
+
+/// A job as the hub shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobResponse {
+    pub request: JobRequest,
+    pub status: JobStatus,
+    pub created_time: DateTime<Utc>,
+    /// When it began or is to begin.
+    pub start_time: DateTime<Utc>,
+    pub end_time: Option<DateTime<Utc>>,
+    pub failure_reason: Option<String>,
+    /// Absent until the targets are known.
+    pub statistics: Option<JobStatistics>,
+}
+
+/// One device's row of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceJob {
+    pub device_id: DeviceId,
+    pub job_id: JobId,
+    pub job_type: &'static str,
+    pub status: DeviceJobStatus,
+    pub created: DateTime<Utc>,
+    pub last_updated: DateTime<Utc>,
+    pub start: Option<DateTime<Utc>>,
+    pub end: Option<DateTime<Utc>>,
+    pub outcome: Option<DeviceJobOutcome>,
+}
+
+/// How a device's part of a job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DeviceJobOutcome {
+    /// The device answered, with whatever status.
+    Method(MethodResponse),
+    /// The twin was updated.
+    TwinUpdated,
+    Error {
+        code: String,
+        description: String,
+    },
+}
+
+impl JobAction {
+    /// `type` on the wire.
+    pub fn job_type(&self) -> &'static str {
+        match self {
+            JobAction::Method(_) => "scheduleDeviceMethod",
+            JobAction::UpdateTwin(_) => "scheduleUpdateTwin",
+        }
+    }
+}
+
+impl JobRequest {
+    /// Read the body of `PUT /jobs/v2/{jobId}`.
+    ///
+    /// # Errors
+    /// The codes and texts that Azure gives: an unknown type is 400000 `BadRequest`; an `etag` other than `*` is 412001;
+    /// `desired` outside `properties` is 400004.
+    pub fn from_json(job_id: JobId, body: &[u8]) -> Result<JobRequest, HubError> {
+        let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is not JSON: {e}")))?;
+        let Value::Object(body) = value else { return Err(invalid("the body must be a JSON object".into())) };
+        if let Some(other) = body.get("jobId").filter(|v| !v.is_null())
+            && other.as_str() != Some(job_id.as_str())
+        {
+            return Err(invalid(format!("the body's jobId {other} is not the path's {job_id:?}")));
+        }
+        let action = match body.get("type").and_then(Value::as_str) {
+            Some("scheduleDeviceMethod") => {
+                let method = present(&body, "cloudToDeviceMethod")?;
+                JobAction::Method(DirectMethod::from_json(method.to_string().as_bytes())?)
+            }
+            Some("scheduleUpdateTwin") => JobAction::UpdateTwin(TwinUpdate::from_json(present(&body, "updateTwin")?)?),
+            _ => return Err(HubError::new(ErrorCode::GenericBadRequest, "BadRequest")),
+        };
+        let query_condition = present(&body, "queryCondition")?
+            .as_str()
+            .ok_or_else(|| invalid("queryCondition must be a string".into()))?
+            .to_owned();
+        if query_condition.chars().count() > MAX_CONDITION {
+            return Err(invalid(format!("queryCondition is longer than {MAX_CONDITION} characters")));
+        }
+        let start_time = match body.get("startTime") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.is_empty() => None,
+            Some(given) => Some(given.as_str().and_then(time::parse).ok_or_else(|| {
+                invalid(format!("startTime {given} is not an ISO 8601 time with a zone, such as 2026-11-24T08:40:04Z"))
+            })?),
+        };
+        let max_execution_time_in_seconds = match body.get("maxExecutionTimeInSeconds") {
+            None | Some(Value::Null) => DEFAULT_MAX_EXECUTION,
+            Some(given) => given
+                .as_u64()
+                .and_then(|seconds| u32::try_from(seconds).ok())
+                .filter(|seconds| (1..=MAX_MAX_EXECUTION).contains(seconds))
+                .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
+        };
+        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds })
+    }
+
+    /// The body that a client sends, and that a journal keeps.
+    pub fn to_json(&self) -> Value {
+        let mut body = Map::new();
+        body.insert("jobId".into(), json!(self.job_id));
+        self.action.write(&mut body);
+        if let JobAction::UpdateTwin(_) = self.action
+            && let Some(update) = body.get_mut("updateTwin").and_then(Value::as_object_mut)
+        {
+            update.insert("etag".into(), json!("*"));
+        }
+        body.insert("queryCondition".into(), json!(self.query_condition));
+        if let Some(start) = self.start_time {
+            body.insert("startTime".into(), json!(time::format(start)));
+        }
+        body.insert("maxExecutionTimeInSeconds".into(), json!(self.max_execution_time_in_seconds));
+        Value::Object(body)
+    }
+
+    /// The whole body that the service answers a PUT with.
+    pub fn created(&self) -> Value {
+        json!({"jobId": self.job_id, "type": self.action.job_type(), "status": JobStatus::Queued.name()})
+    }
+}
+
+fn present<'a>(body: &'a Map<String, Value>, name: &str) -> Result<&'a Value, HubError> {
+    body.get(name)
+        .filter(|value| !value.is_null())
+        .ok_or_else(|| HubError::new(ErrorCode::ArgumentNull, format!("{name} is missing")))
+}
+
+impl JobAction {
+    fn write(&self, body: &mut Map<String, Value>) {
+        body.insert("type".into(), json!(self.job_type()));
+        match self {
+            JobAction::Method(method) => body.insert("cloudToDeviceMethod".into(), json!(method)),
+            JobAction::UpdateTwin(update) => body.insert("updateTwin".into(), update.to_json()),
+        };
+    }
+}
+
+impl TwinUpdate {
+    fn from_json(value: &Value) -> Result<TwinUpdate, HubError> {
+        let invalid = |text: &str| HubError::new(ErrorCode::ArgumentInvalid, text);
+        let object = value.as_object().ok_or_else(|| invalid("updateTwin must be an object"))?;
+        if object.get("etag").and_then(Value::as_str) != Some("*") {
+            return Err(HubError::new(
+                ErrorCode::PreconditionFailed,
+                "updateTwin needs \"etag\": \"*\": a job updates many twins, whatever their etags",
+            ));
+        }
+        if object.contains_key("desired") {
+            return Err(invalid("desired belongs inside properties: {\"properties\": {\"desired\": {…}}}"));
+        }
+        let section = |parent: Option<&Map<String, Value>>, name: &str| match parent.and_then(|p| p.get(name)) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(section)) => Ok(Some(section.clone())),
+            Some(_) => Err(invalid(&format!("{name} must be an object"))),
+        };
+        let tags = section(Some(object), "tags")?;
+        let desired = section(object.get("properties").and_then(Value::as_object), "desired")?;
+        Ok(TwinUpdate { tags, desired })
+    }
+
+    /// The body of `PATCH /twins/{id}` for this update.
+    pub fn to_json(&self) -> Value {
+        let mut update = Map::new();
+        if let Some(tags) = &self.tags {
+            update.insert("tags".into(), json!(tags));
+        }
+        if let Some(desired) = &self.desired {
+            update.insert("properties".into(), json!({"desired": desired}));
+        }
+        Value::Object(update)
+    }
+}
+
+impl JobStatus {
+    pub const ALL: [JobStatus; 6] = [
+        JobStatus::Queued,
+        JobStatus::Scheduled,
+        JobStatus::Running,
+        JobStatus::Completed,
+        JobStatus::Failed,
+        JobStatus::Cancelled,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            JobStatus::Queued => "queued",
+            JobStatus::Scheduled => "scheduled",
+            JobStatus::Running => "running",
+            JobStatus::Completed => "completed",
+            JobStatus::Failed => "failed",
+            JobStatus::Cancelled => "cancelled",
+        }
+    }
+
+    /// Case-insensitive; `enqueued` is the documented synonym of `queued`.
+    pub fn by_name(name: &str) -> Option<JobStatus> {
+        if name.eq_ignore_ascii_case("enqueued") {
+            return Some(JobStatus::Queued);
+        }
+        JobStatus::ALL.into_iter().find(|status| status.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Completed, failed or cancelled: never changes again.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled)
+    }
+}
+
+impl DeviceJobStatus {
+    pub const ALL: [DeviceJobStatus; 6] = [
+        DeviceJobStatus::Pending,
+        DeviceJobStatus::Scheduled,
+        DeviceJobStatus::Running,
+        DeviceJobStatus::Completed,
+        DeviceJobStatus::Failed,
+        DeviceJobStatus::Canceled,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceJobStatus::Pending => "pending",
+            DeviceJobStatus::Scheduled => "scheduled",
+            DeviceJobStatus::Running => "running",
+            DeviceJobStatus::Completed => "completed",
+            DeviceJobStatus::Failed => "failed",
+            DeviceJobStatus::Canceled => "canceled",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<DeviceJobStatus> {
+        DeviceJobStatus::ALL.into_iter().find(|status| status.name() == name)
+    }
+
+    pub fn is_terminal(self) -> bool {
+        matches!(self, DeviceJobStatus::Completed | DeviceJobStatus::Failed | DeviceJobStatus::Canceled)
+    }
+}
+
+impl JobStatistics {
+    pub fn to_json(self) -> Value {
+        json!({
+            "deviceCount": self.device_count,
+            "failedCount": self.failed_count,
+            "succeededCount": self.succeeded_count,
+            "runningCount": self.running_count,
+            "pendingCount": self.pending_count,
+        })
+    }
+}
+
+impl JobResponse {
+    pub fn to_json(&self) -> Value {
+        let mut body = Map::new();
+        body.insert("jobId".into(), json!(self.request.job_id));
+        body.insert("createdTime".into(), json!(time::format(self.created_time)));
+        body.insert("startTime".into(), json!(time::format(self.start_time)));
+        if let Some(end) = self.end_time {
+            body.insert("endTime".into(), json!(time::format(end)));
+        }
+        body.insert("maxExecutionTimeInSeconds".into(), json!(self.request.max_execution_time_in_seconds));
+        self.request.action.write(&mut body);
+        body.insert("queryCondition".into(), json!(self.request.query_condition));
+        body.insert("status".into(), json!(self.status.name()));
+        if let Some(reason) = &self.failure_reason {
+            body.insert("failureReason".into(), json!(reason));
+        }
+        if let Some(statistics) = self.statistics {
+            body.insert("deviceJobStatistics".into(), statistics.to_json());
+        }
+        Value::Object(body)
+    }
+}
+
+impl DeviceJob {
+    /// A row of `SELECT * FROM devices.jobs`.
+    pub fn to_json(&self) -> Value {
+        let mut row = Map::new();
+        row.insert("deviceId".into(), json!(self.device_id));
+        row.insert("jobId".into(), json!(self.job_id));
+        row.insert("jobType".into(), json!(self.job_type));
+        row.insert("status".into(), json!(self.status.name()));
+        if let Some(start) = self.start {
+            row.insert("startTimeUtc".into(), json!(time::format(start)));
+        }
+        if let Some(end) = self.end {
+            row.insert("endTimeUtc".into(), json!(time::format(end)));
+        }
+        row.insert("createdDateTimeUtc".into(), json!(time::format(self.created)));
+        row.insert("lastUpdatedDateTimeUtc".into(), json!(time::format(self.last_updated)));
+        match &self.outcome {
+            None => {}
+            Some(DeviceJobOutcome::Method(response)) => {
+                row.insert("outcome".into(), json!({"deviceMethodResponse": response}));
+            }
+            Some(DeviceJobOutcome::TwinUpdated) => {
+                row.insert("outcome".into(), json!({"deviceMethodResponse": null}));
+            }
+            Some(DeviceJobOutcome::Error { code, description }) => {
+                row.insert("error".into(), json!({"code": code, "description": description}));
+            }
+        }
+        Value::Object(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id() -> JobId {
+        JobId::parse("j1").expect("an id")
+    }
+
+    #[test]
+    fn the_tutorials_requests_are_read() {
+        let method = br#"{"jobId":"j1","type":"scheduleDeviceMethod","cloudToDeviceMethod":{"methodName":"lockDoor","payload":null,
+            "responseTimeoutInSeconds":15},"startTime":"2026-11-24T08:36:51.579Z","maxExecutionTimeInSeconds":300,
+            "queryCondition":"deviceId IN ['myDeviceId']"}"#;
+        let request = JobRequest::from_json(id(), method).expect("a job");
+        assert_eq!(request.action.job_type(), "scheduleDeviceMethod");
+        assert_eq!(request.max_execution_time_in_seconds, 300);
+        assert_eq!(JobRequest::from_json(id(), request.to_json().to_string().as_bytes()), Ok(request));
+
+        let twin = br#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*","properties":{"desired":{"building":"43","floor":3}}},
+            "queryCondition":"*","startTime":null}"#;
+        let request = JobRequest::from_json(id(), twin).expect("a job");
+        assert_eq!((request.start_time, request.max_execution_time_in_seconds), (None, DEFAULT_MAX_EXECUTION));
+        assert_eq!(JobRequest::from_json(id(), request.to_json().to_string().as_bytes()), Ok(request));
+    }
+
+    #[test]
+    fn wrong_requests_get_azures_codes() {
+        for (body, code) in [
+            (r#"{"type":"scheduleTwinUpdate"}"#, ErrorCode::GenericBadRequest),
+            (
+                r#"{"type":"scheduleUpdateTwin","updateTwin":{"tags":{}},"queryCondition":"*"}"#,
+                ErrorCode::PreconditionFailed,
+            ),
+            (
+                r#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*","desired":{}},"queryCondition":"*"}"#,
+                ErrorCode::ArgumentInvalid,
+            ),
+            (r#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*"}}"#, ErrorCode::ArgumentNull),
+            (
+                r#"{"type":"scheduleDeviceMethod","cloudToDeviceMethod":{},"queryCondition":"*"}"#,
+                ErrorCode::ArgumentNull,
+            ),
+            (
+                r#"{"jobId":"other","type":"scheduleUpdateTwin","updateTwin":{"etag":"*"},"queryCondition":"*"}"#,
+                ErrorCode::ArgumentInvalid,
+            ),
+            ("{", ErrorCode::IotHubFormatError),
+        ] {
+            assert_eq!(JobRequest::from_json(id(), body.as_bytes()).map_err(|e| e.code), Err(code), "{body}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! MQTT topics of a device, in both directions, and the property bag at the end of a telemetry topic.
+//!
+//! Ids go into topics as they are; property names and values are percent-encoded, names too (`%24.mid`).
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::id::{DeviceId, MethodName, RequestId};
+use crate::link::TelemetryMessage;
+
+/// Longest topic that is looked at; the longest legal one is a telemetry topic with a full bag.
+const MAX_TOPIC: usize = 65_535;
+
+/// encodeURIComponent's set and `'`, `!`, `*`, which would do no harm; `+` and `#` must never stand in a topic.
+const BAG_KEPT: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'*').remove(b'!').remove(b'\'');
+
+/// What a device publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FromDevice {
+    /// A message; the bag is still encoded, see [`decode_bag`].
+    Telemetry {
+        bag: String,
+    },
+    MethodResponse {
+        status: i32,
+        rid: RequestId,
+    },
+    TwinGet {
+        rid: RequestId,
+    },
+    ReportedPatch {
+        rid: RequestId,
+        version: Option<u64>,
+    },
+}
+
+/// What the hub publishes to a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToDevice {
+    Method { name: MethodName, rid: RequestId },
+    TwinResponse { status: u16, rid: RequestId, version: Option<u64> },
+    Desired { version: u64 },
+}
+
+/// What a device may subscribe to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subscription {
+    Methods,
+    TwinResponses,
+    Desired,
+    /// Cloud-to-device messages.
+    DeviceBound,
+}
+
+impl FromDevice {
+    /// Read the topic of a PUBLISH by `device`; `None` for anything that the hub does not document, another
+    /// device's topics included.
+    pub fn parse(device: &DeviceId, topic: &str) -> Option<FromDevice> {
+        if topic.len() > MAX_TOPIC {
+            return None;
+        }
+        if let Some(rest) = topic.strip_prefix("devices/") {
+            let bag = rest.strip_prefix(device.as_str())?.strip_prefix("/messages/events")?;
+            let bag = if bag.is_empty() { bag } else { bag.strip_prefix('/')? };
+            return Some(FromDevice::Telemetry { bag: bag.trim_end_matches('/').to_owned() });
+        }
+        let (path, query) = topic.split_once('?')?;
+        let query = Parameters(query);
+        let rid = RequestId::parse(query.get("$rid")?).ok()?;
+        match path.trim_end_matches('/') {
+            "$iothub/twin/GET" => Some(FromDevice::TwinGet { rid }),
+            "$iothub/twin/PATCH/properties/reported" => {
+                let version = query.get("$version").map(str::parse).transpose().ok()?;
+                Some(FromDevice::ReportedPatch { rid, version })
+            }
+            path => {
+                let status = path.strip_prefix("$iothub/methods/res/")?.parse().ok()?;
+                Some(FromDevice::MethodResponse { status, rid })
+            }
+        }
+    }
+
+    pub fn format(&self, device: &DeviceId) -> String {
+        match self {
+            FromDevice::Telemetry { bag } => format!("devices/{device}/messages/events/{bag}"),
+            FromDevice::MethodResponse { status, rid } => format!("$iothub/methods/res/{status}/?$rid={rid}"),
+            FromDevice::TwinGet { rid } => format!("$iothub/twin/GET/?$rid={rid}"),
+            FromDevice::ReportedPatch { rid, version } => {
+                let version = version.map(|v| format!("&$version={v}")).unwrap_or_default();
+                format!("$iothub/twin/PATCH/properties/reported/?$rid={rid}{version}")
+            }
+        }
+    }
+}
+
+impl ToDevice {
+    pub fn parse(topic: &str) -> Option<ToDevice> {
+        let (path, query) = topic.split_once('?')?;
+        let query = Parameters(query);
+        let path = path.trim_end_matches('/');
+        if path == "$iothub/twin/PATCH/properties/desired" {
+            return Some(ToDevice::Desired { version: query.get("$version")?.parse().ok()? });
+        }
+        let rid = RequestId::parse(query.get("$rid")?).ok()?;
+        if let Some(status) = path.strip_prefix("$iothub/twin/res/") {
+            let version = query.get("$version").map(str::parse).transpose().ok()?;
+            return Some(ToDevice::TwinResponse { status: status.parse().ok()?, rid, version });
+        }
+        let name = percent_decode_str(path.strip_prefix("$iothub/methods/POST/")?).decode_utf8().ok()?;
+        Some(ToDevice::Method { name: MethodName::parse(&name).ok()?, rid })
+    }
+
+    pub fn format(&self) -> String {
+        match self {
+            ToDevice::Method { name, rid } => format!("$iothub/methods/POST/{name}/?$rid={rid}"),
+            ToDevice::TwinResponse { status, rid, version } => {
+                let version = version.map(|v| format!("&$version={v}")).unwrap_or_default();
+                format!("$iothub/twin/res/{status}/?$rid={rid}{version}")
+            }
+            ToDevice::Desired { version } => format!("$iothub/twin/PATCH/properties/desired/?$version={version}"),
+        }
+    }
+}
+
+impl Subscription {
+    pub const ALL: [Subscription; 4] =
+        [Subscription::Methods, Subscription::TwinResponses, Subscription::Desired, Subscription::DeviceBound];
+
+    pub fn parse(device: &DeviceId, filter: &str) -> Option<Subscription> {
+        Subscription::ALL.into_iter().find(|subscription| subscription.filter(device) == filter)
+    }
+
+    pub fn filter(self, device: &DeviceId) -> String {
+        match self {
+            Subscription::Methods => "$iothub/methods/POST/#".to_owned(),
+            Subscription::TwinResponses => "$iothub/twin/res/#".to_owned(),
+            Subscription::Desired => "$iothub/twin/PATCH/properties/desired/#".to_owned(),
+            Subscription::DeviceBound => format!("devices/{device}/messages/devicebound/#"),
+        }
+    }
+}
+
+/// The topic of a telemetry message.
+pub fn telemetry_topic(device: &DeviceId, message: &TelemetryMessage) -> String {
+    let system = [
+        ("$.mid", Some(&message.message_id)),
+        ("$.ct", message.content_type.as_ref()),
+        ("$.ce", message.content_encoding.as_ref()),
+    ];
+    let system = system.into_iter().filter_map(|(name, value)| Some((name, value?.as_str())));
+    let application = message.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    FromDevice::Telemetry { bag: encode_bag(system.chain(application)) }.format(device)
+}
+
+/// `name=value&name=value`, percent-encoded.
+pub fn encode_bag<'a>(properties: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut bag = String::new();
+    for (name, value) in properties {
+        if !bag.is_empty() {
+            bag.push('&');
+        }
+        bag.extend(utf8_percent_encode(name, BAG_KEPT));
+        bag.push('=');
+        bag.extend(utf8_percent_encode(value, BAG_KEPT));
+    }
+    bag
+}
+
+/// The properties of a bag in their order; a name without `=` has the empty value. `None` if it is not UTF-8 once decoded.
+pub fn decode_bag(bag: &str) -> Option<Vec<(String, String)>> {
+    let decode = |text: &str| percent_decode_str(text).decode_utf8().ok().map(|text| text.into_owned());
+    bag.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(name, value)| Some((decode(name)?, decode(value)?)))
+        .collect()
+}
+
+/// A topic's `a=b&c=d` part.
+struct Parameters<'a>(&'a str);
+
+impl<'a> Parameters<'a> {
+    fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> DeviceId {
+        DeviceId::parse("d1").expect("an id")
+    }
+
+    fn rid(text: &str) -> RequestId {
+        RequestId::parse(text).expect("a request id")
+    }
+
+    #[test]
+    fn what_devices_publish_is_read_and_written() {
+        for (topic, expected) in [
+            ("$iothub/twin/GET/?$rid=1", FromDevice::TwinGet { rid: rid("1") }),
+            (
+                "$iothub/twin/PATCH/properties/reported/?$rid=a-b",
+                FromDevice::ReportedPatch { rid: rid("a-b"), version: None },
+            ),
+            (
+                "$iothub/twin/PATCH/properties/reported/?$rid=2&$version=7",
+                FromDevice::ReportedPatch { rid: rid("2"), version: Some(7) },
+            ),
+            ("$iothub/methods/res/200/?$rid=1", FromDevice::MethodResponse { status: 200, rid: rid("1") }),
+            ("$iothub/methods/res/-3/?$rid=1", FromDevice::MethodResponse { status: -3, rid: rid("1") }),
+            ("devices/d1/messages/events/%24.mid=1&a=b", FromDevice::Telemetry { bag: "%24.mid=1&a=b".into() }),
+            ("devices/d1/messages/events/", FromDevice::Telemetry { bag: String::new() }),
+        ] {
+            let parsed = FromDevice::parse(&device(), topic);
+            assert_eq!(parsed.as_ref(), Some(&expected), "{topic}");
+            assert_eq!(expected.format(&device()), topic);
+        }
+    }
+
+    #[test]
+    fn other_topics_are_not_the_devices() {
+        for topic in [
+            "devices/d2/messages/events/",
+            "devices/d11/messages/events/",
+            "devices/d1/messages/eventsx",
+            "$iothub/twin/GET/",
+            "$iothub/twin/GET/?rid=1",
+            "$iothub/methods/res/ok/?$rid=1",
+            "$iothub/methods/POST/x/?$rid=1",
+            "hello",
+            "",
+        ] {
+            assert_eq!(FromDevice::parse(&device(), topic), None, "{topic}");
+        }
+    }
+
+    #[test]
+    fn what_the_hub_publishes_is_read_and_written() {
+        for (topic, expected) in [
+            (
+                "$iothub/methods/POST/lockDoor/?$rid=1",
+                ToDevice::Method { name: MethodName::parse("lockDoor").expect("a name"), rid: rid("1") },
+            ),
+            (
+                "$iothub/twin/res/204/?$rid=1&$version=6",
+                ToDevice::TwinResponse { status: 204, rid: rid("1"), version: Some(6) },
+            ),
+            ("$iothub/twin/res/200/?$rid=x", ToDevice::TwinResponse { status: 200, rid: rid("x"), version: None }),
+            ("$iothub/twin/PATCH/properties/desired/?$version=5", ToDevice::Desired { version: 5 }),
+        ] {
+            assert_eq!(ToDevice::parse(topic).as_ref(), Some(&expected), "{topic}");
+            assert_eq!(expected.format(), topic);
+        }
+    }
+
+    #[test]
+    fn a_bag_survives_odd_names_and_values() {
+        let properties = [("$.mid", "id 1"), ("a b", "c/d"), ("plus+hash#", "é&=?%")];
+        let bag = encode_bag(properties.into_iter());
+        assert!(!bag.contains(['+', '#', ' ', '/']), "{bag}");
+        assert!(bag.starts_with("%24.mid=id%201&"), "{bag}");
+        let decoded = decode_bag(&bag).expect("a bag");
+        assert_eq!(decoded, properties.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(decode_bag("a&b="), Some(vec![("a".into(), "".into()), ("b".into(), "".into())]));
+        assert_eq!(decode_bag("a=%ff"), None);
+    }
+
+    #[test]
+    fn filters_are_matched_whole() {
+        for subscription in Subscription::ALL {
+            assert_eq!(Subscription::parse(&device(), &subscription.filter(&device())), Some(subscription));
+        }
+        for filter in ["#", "$iothub/#", "devices/d2/messages/devicebound/#", "$iothub/twin/res/+"] {
+            assert_eq!(Subscription::parse(&device(), filter), None, "{filter}");
+        }
+    }
+}
