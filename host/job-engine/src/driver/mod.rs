@@ -1,0 +1,228 @@
+//! The handle to a running engine, and what starts it.
+
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use durable_store::{Store, StoreError};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::JobId;
+use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
+use iothub_protocol::query::Condition;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Cancellation, Engine, Limits};
+use crate::fleet::Fleet;
+use crate::journal::{self, JobFilter, Page, Position};
+use crate::record::SavedJob;
+use task::Task;
+
+/// How long ended jobs are kept, as Azure does.
+const HISTORY: TimeDelta = TimeDelta::days(30);
+const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    pub limits: Limits,
+    /// How long to wait, when stopping, for the answers that are out. What has none by then is in doubt, and is sent
+    /// again at the next start.
+    pub drain: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { limits: Limits::default(), drain: Duration::from_secs(5) }
+    }
+}
+
+/// A handle to the engine. Clones share it; the engine runs until it is cancelled, with or without handles.
+#[derive(Clone)]
+pub struct JobEngine {
+    store: Store,
+    // Unbounded, because the store's writer thread sends into it. Each message has a caller who waits for its answer.
+    messages: mpsc::UnboundedSender<Message>,
+    commits: watch::Receiver<u64>,
+}
+
+enum Message {
+    Created(Box<SavedJob>),
+    Cancel { job: JobId, reply: oneshot::Sender<Cancellation> },
+}
+
+impl JobEngine {
+    /// Take up what the journal has and go on with it, until `cancel`. The store is opened with [`crate::MIGRATIONS`],
+    /// and belongs to this engine alone.
+    pub async fn start<F: Fleet>(
+        fleet: Arc<F>,
+        store: Store,
+        settings: Settings,
+        cancel: CancellationToken,
+    ) -> Result<JobEngine, StoreError> {
+        let saved = store.read(journal::unfinished).await?;
+        tracing::info!(unfinished = saved.len(), "job engine started");
+        let engine = Engine::new(settings.limits, Utc::now(), saved);
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let (committed, commits) = watch::channel(0);
+        let task = Task::new(engine, fleet, store.clone(), inbox, committed);
+        tokio::spawn(task.run(settings.drain, cancel.clone()));
+        tokio::spawn(prune_daily(store.clone(), cancel));
+        Ok(JobEngine { store, messages, commits })
+    }
+
+    /// Take a job. It is durable when this returns.
+    ///
+    /// # Errors
+    /// 409104 if its id is taken.
+    pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
+        let now = Utc::now();
+        let job = request.job_id.clone();
+        let (answer, answered) = oneshot::channel();
+        let messages = self.messages.clone();
+        self.store.write_then(
+            move |tx| journal::insert(tx, request, now),
+            move |inserted| {
+                // From here, and not after the await below: the job runs even if its creator has gone away.
+                let answered = match inserted {
+                    Ok(Some(job)) => {
+                        messages.send(Message::Created(Box::new(job))).map(|()| true).map_err(|_| stopped())
+                    }
+                    Ok(None) => Ok(false),
+                    Err(error) => Err(store_error(&error)),
+                };
+                drop(answer.send(answered));
+            },
+        );
+        if answered.await.unwrap_or_else(|_| Err(stopped()))? {
+            tracing::info!(%job, "job created");
+            return Ok(());
+        }
+        Err(HubError::new(ErrorCode::JobAlreadyExists, format!("the job {job} exists already, choose another id")))
+    }
+
+    /// # Errors
+    /// 404002 if there is no such job.
+    pub async fn get(&self, id: &JobId) -> Result<JobResponse, HubError> {
+        let job = id.clone();
+        let found = self.store.read(move |connection| journal::job(connection, &job)).await;
+        let found = found.map_err(|error| store_error(&error))?;
+        found.ok_or_else(|| HubError::new(ErrorCode::JobNotFound, format!("there is no job {id}")))
+    }
+
+    /// Stop a job. One that was not yet sent anything is `cancelled` at once, another when the answers that are out
+    /// have come.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job, 412003 if it has ended.
+    pub async fn cancel(&self, id: &JobId) -> Result<JobResponse, HubError> {
+        if self.ask_to_cancel(id).await? == Cancellation::Begun {
+            return self.get(id).await;
+        }
+        if !self.get(id).await?.status.is_terminal() {
+            // It is being created this instant. Once this empty write is through, the engine has been told of it.
+            self.store.write(|_| Ok(())).await.map_err(|error| store_error(&error))?;
+            if self.ask_to_cancel(id).await? == Cancellation::Begun {
+                return self.get(id).await;
+            }
+        }
+        Err(HubError::new(
+            ErrorCode::JobRunPreconditionFailed,
+            format!("the job {id} has ended and cannot be cancelled"),
+        ))
+    }
+
+    /// Jobs, the newest first.
+    pub async fn list(
+        &self,
+        filter: JobFilter,
+        limit: usize,
+        continuation: Option<String>,
+    ) -> Result<Page<JobResponse>, HubError> {
+        let page =
+            self.store.read(move |connection| journal::jobs(connection, &filter, limit, continuation.as_deref()));
+        page.await.map_err(|error| store_error(&error))
+    }
+
+    /// The rows of `FROM devices.jobs` that match. A page can be short and have a continuation all the same.
+    ///
+    /// # Errors
+    /// 400004 if the continuation is none.
+    pub async fn device_rows(
+        &self,
+        condition: Condition,
+        limit: usize,
+        continuation: Option<&str>,
+    ) -> Result<Page<DeviceJob>, HubError> {
+        let invalid = || HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub's");
+        let after = continuation.map(|text| Position::parse(text).ok_or_else(invalid)).transpose()?;
+        let page =
+            self.store.read(move |connection| journal::device_rows(connection, &condition, limit, after.as_ref()));
+        page.await.map_err(|error| store_error(&error))
+    }
+
+    /// Counts what became durable: it changes whenever a job or a device row did.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.clone()
+    }
+
+    /// Wait for a job's end.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job, 503001 if the engine stops first.
+    pub async fn ended(&self, id: &JobId) -> Result<JobResponse, HubError> {
+        let mut commits = self.commits();
+        loop {
+            commits.mark_unchanged();
+            let job = self.get(id).await?;
+            if job.status.is_terminal() {
+                return Ok(job);
+            }
+            commits.changed().await.map_err(|_| stopped())?;
+        }
+    }
+
+    /// Wait until the engine has stopped after its cancellation; then the store may be closed.
+    pub async fn stopped(&self) {
+        self.messages.closed().await;
+    }
+
+    async fn ask_to_cancel(&self, id: &JobId) -> Result<Cancellation, HubError> {
+        let (reply, replied) = oneshot::channel();
+        self.messages.send(Message::Cancel { job: id.clone(), reply }).map_err(|_| stopped())?;
+        replied.await.map_err(|_| stopped())
+    }
+}
+
+/// Remove old jobs now and every day, step by step, so that other writes get their turn.
+async fn prune_daily(store: Store, cancel: CancellationToken) {
+    loop {
+        let before: DateTime<Utc> = Utc::now() - HISTORY;
+        let pruned = async {
+            while store.write(move |tx| journal::prune(tx, before)).await? {}
+            Ok::<_, StoreError>(())
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            pruned = pruned => if let Err(error) = pruned {
+                tracing::warn!(%error, "old jobs could not be removed");
+            },
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_EVERY) => {}
+        }
+    }
+}
+
+fn store_error(error: &StoreError) -> HubError {
+    tracing::error!(%error, "job journal failed");
+    HubError::new(ErrorCode::ServerError, "the job journal failed, see the log")
+}
+
+fn stopped() -> HubError {
+    HubError::new(ErrorCode::ServiceUnavailable, "the job engine has stopped")
+}

@@ -1,0 +1,225 @@
+//! The task that waits, writes and calls for the engine.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use durable_store::{Store, StoreError};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::{DeviceJobOutcome, JobAction};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::Message;
+use crate::engine::{Cancellation, Engine, Input, Output, Record};
+use crate::fleet::Fleet;
+use crate::journal;
+
+/// The longest sleep: the engine's deadlines are times of day, and the clock may be set meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// Between tries to write what the store refused. Nothing is sent meanwhile, as nothing can be recorded.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// One write at a time: whatever the engine decides during it goes into the next, so that a thousand outcomes take a
+/// few commits and not a thousand.
+type Write = Pin<Box<dyn Future<Output = Result<Arc<Record>, StoreError>> + Send>>;
+
+pub(super) struct Task<F> {
+    engine: Engine,
+    fleet: Arc<F>,
+    store: Store,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    committed: watch::Sender<u64>,
+    calls: JoinSet<Input>,
+    /// What a call that panicked is taken for.
+    panicked: HashMap<Id, Input>,
+    write: Option<Write>,
+    /// Who waits for the write that is under way.
+    awaiting_write: Vec<oneshot::Sender<Cancellation>>,
+    /// Who waits for the one after it.
+    awaiting_next: Vec<oneshot::Sender<Cancellation>>,
+}
+
+impl<F: Fleet> Task<F> {
+    pub(super) fn new(
+        engine: Engine,
+        fleet: Arc<F>,
+        store: Store,
+        inbox: mpsc::UnboundedReceiver<Message>,
+        committed: watch::Sender<u64>,
+    ) -> Task<F> {
+        Task {
+            engine,
+            fleet,
+            store,
+            inbox,
+            committed,
+            calls: JoinSet::new(),
+            panicked: HashMap::new(),
+            write: None,
+            awaiting_write: Vec::new(),
+            awaiting_next: Vec::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, drain: Duration, cancel: CancellationToken) {
+        let mut stop_at = None;
+        loop {
+            self.carry_out();
+            if stop_at.is_some() && self.engine.in_flight() == 0 && self.write.is_none() {
+                break;
+            }
+            let timer = self.timer(stop_at);
+            tokio::select! {
+                Some(message) = self.inbox.recv() => self.take(message),
+                Some(ended) = self.calls.join_next_with_id() => self.called(ended),
+                written = pending(&mut self.write) => match written {
+                    Ok(record) => self.written(record),
+                    // Only a closed store gives up; then nothing can be recorded any more, and so nothing be done.
+                    Err(error) => {
+                        tracing::error!(%error, "job engine stops");
+                        break;
+                    }
+                },
+                () = sleep(timer) => self.engine.handle(Utc::now(), Input::Tick),
+                () = cancel.cancelled(), if stop_at.is_none() => {
+                    self.engine.drain();
+                    stop_at = Some(Instant::now() + drain);
+                }
+            }
+            if stop_at.is_some_and(|stop_at| stop_at <= Instant::now()) {
+                let in_flight = self.engine.in_flight();
+                tracing::warn!(
+                    in_flight,
+                    "stopped before all devices had answered, they are asked again at the next start"
+                );
+                break;
+            }
+        }
+        tracing::info!("job engine stopped");
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            self.call(output);
+        }
+        if self.write.is_some() {
+            return;
+        }
+        match self.engine.take_record() {
+            Some(record) => {
+                self.awaiting_write.append(&mut self.awaiting_next);
+                self.write = Some(Box::pin(write(self.store.clone(), Arc::new(record))));
+            }
+            None => reply(&mut self.awaiting_next),
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(*job)),
+            Message::Cancel { job, reply } => match self.engine.cancel(Utc::now(), &job) {
+                Cancellation::Begun => self.awaiting_next.push(reply),
+                // The caller may have gone away.
+                other => _ = reply.send(other),
+            },
+        }
+    }
+
+    fn called(&mut self, first: Result<(Id, Input), JoinError>) {
+        let mut next = Some(first);
+        // All that have ended by now, for one record.
+        while let Some(ended) = next {
+            let (id, input) = match ended {
+                Ok((id, input)) => (id, Some(input)),
+                Err(error) => {
+                    tracing::error!(%error, "a call to the fleet failed");
+                    (error.id(), None)
+                }
+            };
+            let panicked = self.panicked.remove(&id);
+            if let Some(input) = input.or(panicked) {
+                self.engine.handle(Utc::now(), input);
+            }
+            next = self.calls.try_join_next_with_id();
+        }
+    }
+
+    fn written(&mut self, record: Arc<Record>) {
+        self.write = None;
+        self.engine.handle(Utc::now(), Input::Recorded(record));
+        self.committed.send_modify(|commits| *commits += 1);
+        reply(&mut self.awaiting_write);
+    }
+
+    fn call(&mut self, output: Output) {
+        let fleet = Arc::clone(&self.fleet);
+        let panic = || HubError::new(ErrorCode::ServerError, "the call failed inside the hub, see its log");
+        let (handle, panicked) = match output {
+            Output::Select { job, condition } => {
+                let panicked = Input::Selected { job: job.clone(), result: Err(panic()) };
+                let select = async move { Input::Selected { job, result: fleet.select(&condition).await } };
+                (self.calls.spawn(select), panicked)
+            }
+            Output::Send { job, device, attempt, action } => {
+                let result = Err(panic());
+                let panicked = Input::Outcome { job: job.clone(), device: device.clone(), attempt, result };
+                (self.calls.spawn(send(fleet, job, device, attempt, action)), panicked)
+            }
+        };
+        self.panicked.insert(handle.id(), panicked);
+    }
+
+    fn timer(&self, stop_at: Option<Instant>) -> Duration {
+        let wait = self.engine.deadline().map(|deadline| (deadline - Utc::now()).to_std().unwrap_or_default());
+        let stop = stop_at.map(|stop_at| stop_at.saturating_duration_since(Instant::now()));
+        wait.into_iter().chain(stop).min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
+    }
+}
+
+async fn send<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, attempt: u32, action: Arc<JobAction>) -> Input {
+    let result = match &*action {
+        JobAction::Method(method) => fleet.call_method(&device, method).await.map(DeviceJobOutcome::Method),
+        JobAction::UpdateTwin(update) => {
+            fleet.patch_twin(&device, update).await.map(|()| DeviceJobOutcome::TwinUpdated)
+        }
+    };
+    Input::Outcome { job, device, attempt, result }
+}
+
+/// Write until it succeeds.
+async fn write(store: Store, record: Arc<Record>) -> Result<Arc<Record>, StoreError> {
+    loop {
+        let written = Arc::clone(&record);
+        match store.write(move |tx| journal::record(tx, &written)).await {
+            Ok(()) => return Ok(record),
+            Err(StoreError::Closed) => return Err(StoreError::Closed),
+            Err(error) => {
+                tracing::error!(%error, "job journal cannot be written, trying again");
+                sleep(WRITE_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The write's end; never, while there is none.
+async fn pending(write: &mut Option<Write>) -> Result<Arc<Record>, StoreError> {
+    match write {
+        Some(write) => write.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn reply(waiting: &mut Vec<oneshot::Sender<Cancellation>>) {
+    for reply in waiting.drain(..) {
+        // The caller may have gone away.
+        _ = reply.send(Cancellation::Begun);
+    }
+}

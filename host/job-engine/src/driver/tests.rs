@@ -1,0 +1,165 @@
+use std::path::Path;
+use std::sync::Mutex;
+
+use durable_store::Durability;
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus, TwinUpdate};
+use iothub_protocol::method::{DirectMethod, MethodResponse};
+use serde_json::json;
+
+use super::*;
+use crate::testing::{condition, device, job_id, method_job, recount, twin_job};
+
+/// Devices that do as they are told by their numbers.
+struct Scripted {
+    size: usize,
+    answer: fn(usize) -> Answer,
+    asked: Mutex<Vec<DeviceId>>,
+}
+
+enum Answer {
+    Status(i32),
+    Never,
+    Error,
+    Panic,
+}
+
+impl Scripted {
+    fn new(size: usize, answer: fn(usize) -> Answer) -> Arc<Scripted> {
+        Arc::new(Scripted { size, answer, asked: Mutex::default() })
+    }
+
+    fn asked(&self) -> Vec<DeviceId> {
+        let mut asked = self.asked.lock().expect("no panic holds the lock").clone();
+        asked.sort();
+        asked
+    }
+}
+
+impl Fleet for Scripted {
+    async fn select(&self, condition: &Condition) -> Result<Vec<DeviceId>, HubError> {
+        Ok((0..self.size).map(device).filter(|id| condition.matches(&json!({"deviceId": id}))).collect())
+    }
+
+    async fn call_method(&self, id: &DeviceId, method: &DirectMethod) -> Result<MethodResponse, HubError> {
+        self.asked.lock().expect("no panic holds the lock").push(id.clone());
+        let number = id.as_str().trim_start_matches("door-").parse().expect("a number");
+        match (self.answer)(number) {
+            Answer::Status(status) => Ok(MethodResponse { status, payload: json!(method.method_name) }),
+            Answer::Never => std::future::pending().await,
+            Answer::Error => Err(HubError::new(ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect.")),
+            Answer::Panic => panic!("the script says so"),
+        }
+    }
+
+    async fn patch_twin(&self, _: &DeviceId, _: &TwinUpdate) -> Result<(), HubError> {
+        Ok(())
+    }
+}
+
+struct Running {
+    engine: JobEngine,
+    store: Store,
+    cancel: CancellationToken,
+}
+
+async fn start(folder: &Path, fleet: &Arc<Scripted>) -> Running {
+    let store = Store::open(&folder.join("jobs.db"), crate::MIGRATIONS, Durability::Process).expect("a store");
+    let cancel = CancellationToken::new();
+    let settings = Settings { drain: Duration::ZERO, ..Settings::default() };
+    let engine = JobEngine::start(Arc::clone(fleet), store.clone(), settings, cancel.clone()).await.expect("an engine");
+    Running { engine, store, cancel }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.cancel.cancel();
+        self.engine.stopped().await;
+        self.store.close().await;
+    }
+
+    async fn rows(&self, job: &str) -> Vec<DeviceJob> {
+        let condition = condition(&format!("jobId = '{job}'"));
+        let mut rows = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.engine.device_rows(condition.clone(), 300, after.as_deref()).await.expect("a page");
+            rows.extend(page.items);
+            after = page.continuation;
+            if after.is_none() {
+                return rows;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_devices_are_asked_once_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(1000, |number| if number % 10 == 0 { Answer::Error } else { Answer::Status(200) });
+    let running = start(folder.path(), &fleet).await;
+    running.engine.create(method_job("j")).await.expect("a job");
+    let job = running.engine.ended(&job_id("j")).await.expect("its end");
+    let rows = running.rows("j").await;
+    assert_eq!((job.status, job.statistics), (JobStatus::Completed, Some(recount(&rows))));
+    assert_eq!((rows.len(), job.statistics.map(|counts| counts.failed_count)), (1000, Some(100)));
+    assert_eq!(fleet.asked(), (0..1000).map(device).collect::<Vec<_>>());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn errors_have_the_hubs_codes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = start(folder.path(), &Scripted::new(1, |_| Answer::Never)).await;
+    let engine = &running.engine;
+    engine.create(twin_job("j")).await.expect("a job");
+    let code = |result: Result<JobResponse, HubError>| result.map(|job| job.status).map_err(|error| error.code);
+    assert_eq!(engine.create(twin_job("j")).await.map_err(|error| error.code), Err(ErrorCode::JobAlreadyExists));
+    engine.ended(&job_id("j")).await.expect("its end");
+    assert_eq!(code(engine.cancel(&job_id("j")).await), Err(ErrorCode::JobRunPreconditionFailed));
+    assert_eq!(code(engine.cancel(&job_id("k")).await), Err(ErrorCode::JobNotFound));
+    assert_eq!(code(engine.get(&job_id("k")).await), Err(ErrorCode::JobNotFound));
+    let start_time = Some(Utc::now() + TimeDelta::hours(1));
+    engine.create(JobRequest { start_time, ..method_job("later") }).await.expect("a job");
+    assert_eq!(code(engine.cancel(&job_id("later")).await), Ok(JobStatus::Cancelled));
+    let rows = engine.device_rows(Condition::all(), 1, Some("?")).await;
+    assert_eq!(rows.map_err(|error| error.code), Err(ErrorCode::ArgumentInvalid));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_the_fleet_is_one_devices_failure() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(2, |number| if number == 0 { Answer::Panic } else { Answer::Status(404) });
+    let running = start(folder.path(), &fleet).await;
+    running.engine.create(method_job("j")).await.expect("a job");
+    running.engine.ended(&job_id("j")).await.expect("its end");
+    let rows = running.rows("j").await;
+    assert!(matches!(&rows[0].outcome, Some(DeviceJobOutcome::Error { code, .. }) if code == "ServerError"));
+    assert_eq!(rows[1].status, DeviceJobStatus::Completed);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_sends_only_what_has_no_outcome() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(300, |number| if number < 200 { Answer::Status(200) } else { Answer::Never });
+    let running = start(folder.path(), &fleet).await;
+    running.engine.create(method_job("j")).await.expect("a job");
+    let mut commits = running.engine.commits();
+    loop {
+        let counts = running.engine.get(&job_id("j")).await.expect("the job").statistics.unwrap_or_default();
+        if (counts.succeeded_count, counts.running_count) == (200, 100) {
+            break;
+        }
+        commits.changed().await.expect("the engine runs");
+    }
+    running.stop().await;
+
+    let fleet = Scripted::new(300, |_| Answer::Status(200));
+    let running = start(folder.path(), &fleet).await;
+    let job = running.engine.ended(&job_id("j")).await.expect("its end");
+    assert_eq!(job.statistics.map(|counts| counts.succeeded_count), Some(300));
+    assert_eq!(fleet.asked(), (200..300).map(device).collect::<Vec<_>>());
+    running.stop().await;
+}

@@ -1,0 +1,210 @@
+//! One unfinished job.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::job::{DeviceJobStatus, JobAction, JobStatistics};
+
+use super::{FIRST_WAIT, LONGEST_WAIT, SavedJob};
+
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) action: Arc<JobAction>,
+    pub(super) condition: String,
+    pub(super) phase: Phase,
+    pub(super) start: DateTime<Utc>,
+    window: TimeDelta,
+    /// When the window ends, once the job has begun.
+    pub(super) ends: Option<DateTime<Utc>>,
+    /// Whether it was created before the engine was opened.
+    pub(super) is_loaded: bool,
+    /// Whether a device that is offline is tried again until the window ends: just after a restart.
+    pub(super) waits_for_offline: bool,
+    pub(super) cancelling: bool,
+    pub(super) statistics: JobStatistics,
+    /// The devices that have not ended.
+    pub(super) targets: HashMap<DeviceId, Target>,
+    /// Devices to start next. Those in [`State::Ready`], and none twice.
+    pub(super) ready: VecDeque<DeviceId>,
+    offline: BTreeSet<(DateTime<Utc>, DeviceId)>,
+    /// How many devices are starting or sent.
+    pub(super) in_flight: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not begun: before its time, or no room.
+    Waiting,
+    Selecting,
+    Running,
+    /// Over; its end is being recorded.
+    Finished,
+}
+
+#[derive(Debug)]
+pub(super) struct Target {
+    /// The number of the last attempt, 0 before the first.
+    pub(super) attempt: u32,
+    /// How often it was found offline.
+    offline: u32,
+    pub(super) state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// In the job's `ready` queue.
+    Ready,
+    /// Another job's call to the device is out.
+    Blocked,
+    /// Its attempt is being recorded.
+    Starting,
+    Sent,
+    /// To be tried again at that time.
+    Offline(DateTime<Utc>),
+}
+
+/// What a device without an outcome waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lack {
+    Start,
+    Connection,
+    Answer,
+}
+
+impl Target {
+    fn lack(&self) -> Lack {
+        match self.state {
+            State::Sent => Lack::Answer,
+            _ if self.offline > 0 => Lack::Connection,
+            State::Starting if self.attempt == 1 => Lack::Start,
+            _ if self.attempt == 0 => Lack::Start,
+            // An attempt before a restart was sent, and its answer was lost.
+            _ => Lack::Answer,
+        }
+    }
+}
+
+impl Job {
+    pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
+        Job {
+            action: Arc::new(saved.request.action),
+            condition: saved.request.query_condition,
+            phase: Phase::Waiting,
+            start: saved.start,
+            window: TimeDelta::seconds(i64::from(saved.request.max_execution_time_in_seconds)),
+            ends: None,
+            is_loaded,
+            waits_for_offline: false,
+            cancelling: saved.cancelling,
+            statistics: saved.statistics,
+            targets: HashMap::new(),
+            ready: VecDeque::new(),
+            offline: BTreeSet::new(),
+            in_flight: 0,
+        }
+    }
+
+    pub(super) fn begin(&mut self, begun: DateTime<Utc>) {
+        self.phase = Phase::Running;
+        self.ends = Some(begun + self.window);
+    }
+
+    /// Whether it is a new one.
+    pub(super) fn add_target(&mut self, device: DeviceId, attempt: u32) -> bool {
+        let target = Target { attempt, offline: 0, state: State::Ready };
+        let is_new = self.targets.insert(device.clone(), target).is_none();
+        if is_new {
+            self.ready.push_back(device);
+        }
+        is_new
+    }
+
+    /// When time alone changes something.
+    pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
+        let retry = self.offline.first().map(|(at, _)| *at);
+        self.ends.into_iter().chain(retry).min()
+    }
+
+    /// Devices whose wait is over are ready again.
+    pub(super) fn wake(&mut self, now: DateTime<Utc>) {
+        while self.offline.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, device)) = self.offline.pop_first() else { return };
+            if let Some(target) = self.targets.get_mut(&device) {
+                target.state = State::Ready;
+                self.ready.push_back(device);
+            }
+        }
+    }
+
+    /// A device has left the pending ones.
+    pub(super) fn started(&mut self) {
+        self.in_flight += 1;
+        self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
+        self.statistics.running_count += 1;
+    }
+
+    /// A sent device was offline: pending again, until its next try.
+    pub(super) fn wait_for(&mut self, now: DateTime<Utc>, device: &DeviceId) {
+        let Some(target) = self.targets.get_mut(device) else { return };
+        // Beyond 2^8 the longest wait rules anyway.
+        let wait = (FIRST_WAIT * 2_i32.pow(target.offline.min(8))).min(LONGEST_WAIT);
+        target.offline += 1;
+        target.state = State::Offline(now + wait);
+        self.offline.insert((now + wait, device.clone()));
+        self.landed();
+        self.statistics.pending_count += 1;
+    }
+
+    /// A device has its end. Counted by the state that it was in.
+    pub(super) fn end(&mut self, device: &DeviceId, status: DeviceJobStatus) {
+        let Some(target) = self.targets.remove(device) else { return };
+        match target.state {
+            State::Starting | State::Sent => self.landed(),
+            State::Offline(at) => {
+                self.offline.remove(&(at, device.clone()));
+                self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
+            }
+            State::Ready | State::Blocked => {
+                self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
+            }
+        }
+        self.count(status, 1);
+    }
+
+    /// All devices that are not in flight have their end.
+    pub(super) fn end_pending(&mut self, status: DeviceJobStatus) {
+        self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent));
+        self.ready.clear();
+        self.offline.clear();
+        let pending = std::mem::take(&mut self.statistics.pending_count);
+        self.count(status, pending);
+    }
+
+    pub(super) fn in_state(&self, state: State) -> Vec<DeviceId> {
+        let found = self.targets.iter().filter(|(_, target)| target.state == state);
+        found.map(|(device, _)| device.clone()).collect()
+    }
+
+    /// The devices for which anything was begun, and what they lack of an end.
+    pub(super) fn begun_targets(&self) -> Vec<(DeviceId, Lack)> {
+        let begun = self.targets.iter().filter(|(_, target)| target.attempt > 0);
+        begun.map(|(device, target)| (device.clone(), target.lack())).collect()
+    }
+
+    fn landed(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.statistics.running_count = self.statistics.running_count.saturating_sub(1);
+    }
+
+    fn count(&mut self, status: DeviceJobStatus, devices: u64) {
+        match status {
+            DeviceJobStatus::Completed => self.statistics.succeeded_count += devices,
+            DeviceJobStatus::Failed => self.statistics.failed_count += devices,
+            // The wire has no number for them.
+            DeviceJobStatus::Canceled => {}
+            DeviceJobStatus::Pending | DeviceJobStatus::Scheduled | DeviceJobStatus::Running => {}
+        }
+    }
+}

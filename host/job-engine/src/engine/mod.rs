@@ -1,0 +1,488 @@
+//! What happens to jobs, decided without a clock, a socket or a task.
+//!
+//! The driver calls [`Engine::handle`] with whatever happened and carries out at once what [`Engine::poll`] then gives.
+//! It records what [`Engine::take_record`] gives, hands that back as [`Input::Recorded`], and calls again at
+//! [`Engine::deadline`]. A send is given out only after its attempt was recorded.
+//!
+//! Choices that IoT Hub's documentation leaves open:
+//! - A job is `completed` once every device has an outcome, even if all of them failed, and with no device at all;
+//!   `failed` is a job that could not select its devices.
+//! - The window counts from when the job really began. When it ends, devices that were never sent anything fail with
+//!   `JobRunPreconditionFailed`, as Azure's do; those whose answer is still out with `GatewayTimeout`.
+//! - Cancelling a running job keeps it `running` until the answers that are out have come; they are kept. The devices
+//!   not yet sent to are `canceled` at once.
+
+mod job;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
+use iothub_protocol::query::Condition;
+
+pub use crate::record::{Change, Record, SavedJob, SavedTarget, What};
+use job::{Job, Lack, Phase, State};
+
+/// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
+/// lost their connections with the same restart and need about this long to come back.
+const RECONNECT_GRACE: TimeDelta = TimeDelta::seconds(60);
+
+/// The first wait for a device that is offline after a restart, doubled each time up to the longest.
+const FIRST_WAIT: TimeDelta = TimeDelta::seconds(1);
+const LONGEST_WAIT: TimeDelta = TimeDelta::seconds(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How many devices of one job may be in flight at once.
+    pub in_flight_per_job: usize,
+    /// How many jobs run at once; further ones stay queued. Each running job keeps its unfinished devices in memory.
+    pub concurrent_jobs: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        // Enough to hide a device's round trip many times over, few enough not to flood a hub's links at once.
+        Limits { in_flight_per_job: 256, concurrent_jobs: 64 }
+    }
+}
+
+#[derive(Debug)]
+pub enum Input {
+    /// A new job is in the journal.
+    Created(SavedJob),
+    /// The answer to [`Output::Select`].
+    Selected { job: JobId, result: Result<Vec<DeviceId>, HubError> },
+    /// A record is durable.
+    Recorded(Arc<Record>),
+    /// The answer to [`Output::Send`].
+    Outcome { job: JobId, device: DeviceId, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
+    /// Time has passed.
+    Tick,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Output {
+    Select { job: JobId, condition: Condition },
+    Send { job: JobId, device: DeviceId, attempt: u32, action: Arc<JobAction> },
+}
+
+/// What [`Engine::cancel`] met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancellation {
+    /// Under way; holds once what the engine has to record is durable.
+    Begun,
+    /// Too late: the job has ended.
+    Finished,
+    /// No unfinished job has that id.
+    Unknown,
+}
+
+/// All unfinished jobs.
+#[derive(Debug)]
+pub struct Engine {
+    limits: Limits,
+    opened: DateTime<Utc>,
+    jobs: HashMap<JobId, Job>,
+    /// Jobs that have not begun, by when they are to.
+    agenda: BTreeSet<(DateTime<Utc>, JobId)>,
+    /// Jobs that select or run.
+    active: BTreeSet<JobId>,
+    /// The call of each device that has one: there is one at a time, over all jobs.
+    busy: HashMap<DeviceId, Call>,
+    /// Jobs that want a busy device, first come first served. May name jobs that no longer do.
+    blocked: HashMap<DeviceId, VecDeque<JobId>>,
+    draining: bool,
+    changes: Vec<Change>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Call {
+    job: JobId,
+    attempt: u32,
+}
+
+impl Engine {
+    /// Take up the jobs that the journal has. What was in flight is in doubt and will be sent again, as the next
+    /// attempt.
+    pub fn new(limits: Limits, now: DateTime<Utc>, saved: Vec<SavedJob>) -> Engine {
+        let mut engine = Engine {
+            limits,
+            opened: now,
+            jobs: HashMap::new(),
+            agenda: BTreeSet::new(),
+            active: BTreeSet::new(),
+            busy: HashMap::new(),
+            blocked: HashMap::new(),
+            draining: false,
+            changes: Vec::new(),
+            outputs: VecDeque::new(),
+        };
+        for job in saved {
+            match job.begun {
+                Some(begun) => engine.resume(now, job, begun),
+                None => engine.admit(now, job, true),
+            }
+        }
+        engine.handle(now, Input::Tick);
+        engine
+    }
+
+    pub fn handle(&mut self, now: DateTime<Utc>, input: Input) {
+        match input {
+            Input::Created(job) => self.admit(now, job, false),
+            Input::Selected { job, result } => self.selected(now, &job, result),
+            Input::Recorded(record) => self.recorded(&record),
+            Input::Outcome { job, device, attempt, result } => {
+                self.settle(now, &job, &device, attempt, result);
+                if self.busy.get(&device) == Some(&Call { job, attempt }) {
+                    self.release(now, &device);
+                }
+            }
+            Input::Tick => {}
+        }
+        self.tick(now);
+    }
+
+    /// Stop a job: before it began for good, else as far as it has not been sent.
+    pub fn cancel(&mut self, now: DateTime<Utc>, id: &JobId) -> Cancellation {
+        let Some(job) = self.jobs.get_mut(id) else { return Cancellation::Unknown };
+        match job.phase {
+            Phase::Finished => return Cancellation::Finished,
+            Phase::Waiting | Phase::Selecting => {
+                self.agenda.remove(&(job.start, id.clone()));
+                self.finish(now, id, JobStatus::Cancelled, None);
+            }
+            Phase::Running if job.cancelling => {}
+            Phase::Running => {
+                job.cancelling = true;
+                push(&mut self.changes, now, id, What::Cancelling);
+                self.stop_sending(now, id);
+                self.end_if_done(now, id);
+            }
+        }
+        self.tick(now);
+        Cancellation::Begun
+    }
+
+    /// Begin nothing new: the process is about to end. Outcomes are still taken.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// How many calls are out.
+    pub fn in_flight(&self) -> usize {
+        self.busy.len()
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// All changes since the last record, to be recorded together.
+    pub fn take_record(&mut self) -> Option<Record> {
+        if self.changes.is_empty() {
+            return None;
+        }
+        let changes = std::mem::take(&mut self.changes);
+        let touched: BTreeSet<&JobId> = changes.iter().map(|change| &change.job).collect();
+        let statistics = touched.into_iter().filter_map(|id| Some((id.clone(), self.statistics(id)?))).collect();
+        Some(Record { changes, statistics })
+    }
+
+    /// When to call again at the latest.
+    pub fn deadline(&self) -> Option<DateTime<Utc>> {
+        let active = self.active.iter().filter_map(|id| self.jobs.get(id)?.deadline());
+        let next = self.agenda.first().filter(|_| self.has_room()).map(|(start, _)| *start);
+        active.chain(next).min()
+    }
+
+    fn statistics(&self, id: &JobId) -> Option<JobStatistics> {
+        self.jobs.get(id).map(|job| job.statistics)
+    }
+
+    fn has_room(&self) -> bool {
+        !self.draining && self.active.len() < self.limits.concurrent_jobs
+    }
+
+    fn admit(&mut self, now: DateTime<Utc>, saved: SavedJob, is_loaded: bool) {
+        let id = saved.request.job_id.clone();
+        if saved.start > now && saved.status == JobStatus::Queued {
+            push(&mut self.changes, now, &id, What::Scheduled);
+        }
+        self.agenda.insert((saved.start, id.clone()));
+        self.jobs.insert(id, Job::new(saved, is_loaded));
+    }
+
+    fn resume(&mut self, now: DateTime<Utc>, mut saved: SavedJob, begun: DateTime<Utc>) {
+        let id = saved.request.job_id.clone();
+        let targets = std::mem::take(&mut saved.targets);
+        let mut job = Job::new(saved, true);
+        job.begin(begun);
+        job.waits_for_offline = true;
+        for target in targets {
+            if target.in_doubt {
+                job.statistics.running_count = job.statistics.running_count.saturating_sub(1);
+                job.statistics.pending_count += 1;
+                push(&mut self.changes, now, &id, What::Waiting { device: target.device.clone() });
+            }
+            job.add_target(target.device, target.attempt);
+        }
+        self.active.insert(id.clone());
+        self.jobs.insert(id.clone(), job);
+        if self.jobs.get(&id).is_some_and(|job| job.cancelling) {
+            self.stop_sending(now, &id);
+        }
+        self.end_if_done(now, &id);
+        self.fill(now, &id);
+    }
+
+    fn tick(&mut self, now: DateTime<Utc>) {
+        while self.deadline().is_some_and(|deadline| deadline <= now) {
+            let active: Vec<JobId> = self.active.iter().cloned().collect();
+            for id in active {
+                self.advance(now, &id);
+            }
+            while self.has_room() && self.agenda.first().is_some_and(|(start, _)| *start <= now) {
+                if let Some((_, id)) = self.agenda.pop_first() {
+                    self.select(now, &id);
+                }
+            }
+        }
+    }
+
+    /// What time alone does to a running job.
+    fn advance(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if job.ends.is_some_and(|ends| ends <= now) {
+            self.end_window(now, id);
+            return;
+        }
+        job.wake(now);
+        self.fill(now, id);
+    }
+
+    fn select(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.phase = Phase::Selecting;
+        job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
+        self.active.insert(id.clone());
+        match Condition::parse_job(&job.condition) {
+            Ok(condition) => self.outputs.push_back(Output::Select { job: id.clone(), condition }),
+            Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
+        }
+    }
+
+    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<DeviceId>, HubError>) {
+        let Some(job) = self.jobs.get_mut(id).filter(|job| job.phase == Phase::Selecting) else { return };
+        let devices = match result {
+            Ok(devices) => devices,
+            Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
+        };
+        job.begin(now);
+        let mut targets = Vec::with_capacity(devices.len());
+        for device in devices {
+            // A device that was selected twice is one target.
+            if job.add_target(device.clone(), 0) {
+                targets.push(device);
+            }
+        }
+        let count = targets.len() as u64;
+        job.statistics = JobStatistics { device_count: count, pending_count: count, ..JobStatistics::default() };
+        push(&mut self.changes, now, id, What::Begun { targets });
+        self.end_if_done(now, id);
+        self.fill(now, id);
+    }
+
+    /// Start devices, as many as may be in flight.
+    fn fill(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if self.draining || job.phase != Phase::Running {
+            return;
+        }
+        while job.in_flight < self.limits.in_flight_per_job {
+            let Some(device) = job.ready.pop_front() else { return };
+            let Some(target) = job.targets.get_mut(&device) else { continue };
+            if self.busy.contains_key(&device) {
+                target.state = State::Blocked;
+                self.blocked.entry(device).or_default().push_back(id.clone());
+                continue;
+            }
+            target.attempt += 1;
+            target.state = State::Starting;
+            let attempt = target.attempt;
+            job.started();
+            self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
+            push(&mut self.changes, now, id, What::Started { device, attempt });
+        }
+    }
+
+    fn recorded(&mut self, record: &Record) {
+        for Change { job: id, what, .. } in &record.changes {
+            match what {
+                What::Started { device, attempt } => self.send(id, device, *attempt),
+                What::Finished { .. } => {
+                    self.jobs.remove(id);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn send(&mut self, id: &JobId, device: &DeviceId, attempt: u32) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(target) = job.targets.get_mut(device) else { return };
+        // It may have been stopped while it was being recorded.
+        if target.state != State::Starting || target.attempt != attempt {
+            return;
+        }
+        if self.draining {
+            // Recorded and not sent is in doubt for the next start, which sends it then.
+            self.busy.remove(device);
+            return;
+        }
+        target.state = State::Sent;
+        let action = Arc::clone(&job.action);
+        self.outputs.push_back(Output::Send { job: id.clone(), device: device.clone(), attempt, action });
+    }
+
+    /// Take the answer of a call, unless its device has ended without it.
+    fn settle(
+        &mut self,
+        now: DateTime<Utc>,
+        id: &JobId,
+        device: &DeviceId,
+        attempt: u32,
+        result: Result<DeviceJobOutcome, HubError>,
+    ) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(target) = job.targets.get_mut(device) else { return };
+        if target.state != State::Sent || target.attempt != attempt {
+            return;
+        }
+        let what = match result {
+            Err(error) if job.waits_for_offline && !job.cancelling && error.code == ErrorCode::DeviceNotOnline => {
+                job.wait_for(now, device);
+                What::Waiting { device: device.clone() }
+            }
+            Ok(outcome) => {
+                job.end(device, DeviceJobStatus::Completed);
+                let (status, outcome) = (DeviceJobStatus::Completed, Some(outcome));
+                What::Ended { device: device.clone(), status, outcome }
+            }
+            Err(error) => {
+                job.end(device, DeviceJobStatus::Failed);
+                failed(device, error.code, &error.message)
+            }
+        };
+        push(&mut self.changes, now, id, what);
+        self.end_if_done(now, id);
+        self.fill(now, id);
+    }
+
+    /// A device is free: the next job that waits for it may have it.
+    fn release(&mut self, now: DateTime<Utc>, device: &DeviceId) {
+        self.busy.remove(device);
+        let Some(mut queue) = self.blocked.remove(device) else { return };
+        while let Some(id) = queue.pop_front() {
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(target) = job.targets.get_mut(device).filter(|t| t.state == State::Blocked) else { continue };
+            target.state = State::Ready;
+            job.ready.push_front(device.clone());
+            self.fill(now, &id);
+            // The job may be at its limit; then the device is the next one's.
+            if self.busy.contains_key(device) {
+                break;
+            }
+        }
+        if !queue.is_empty() {
+            self.blocked.insert(device.clone(), queue);
+        }
+    }
+
+    /// Cancel whatever has not been sent.
+    fn stop_sending(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let unsent: Vec<DeviceId> = job.in_state(State::Starting);
+        for device in &unsent {
+            job.end(device, DeviceJobStatus::Canceled);
+            let (status, outcome) = (DeviceJobStatus::Canceled, None);
+            push(&mut self.changes, now, id, What::Ended { device: device.clone(), status, outcome });
+        }
+        job.end_pending(DeviceJobStatus::Canceled);
+        push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Canceled, outcome: None });
+        for device in unsent {
+            self.release(now, &device);
+        }
+    }
+
+    /// The time is up: nothing of the job is left open.
+    fn end_window(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let unsent = job.in_state(State::Starting);
+        for (device, lack) in job.begun_targets() {
+            job.end(&device, DeviceJobStatus::Failed);
+            let (code, text) = lack.error();
+            push(&mut self.changes, now, id, failed(&device, code, text));
+        }
+        job.end_pending(DeviceJobStatus::Failed);
+        let (code, text) = Lack::Start.error();
+        let outcome = Some(error_outcome(code, text));
+        push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Failed, outcome });
+        self.end_if_done(now, id);
+        // Calls that are out go on, and keep their devices busy, until they are answered or give up.
+        for device in unsent {
+            self.release(now, &device);
+        }
+    }
+
+    fn end_if_done(&mut self, now: DateTime<Utc>, id: &JobId) {
+        let Some(job) = self.jobs.get(id) else { return };
+        if job.phase == Phase::Running && job.targets.is_empty() {
+            let status = if job.cancelling { JobStatus::Cancelled } else { JobStatus::Completed };
+            self.finish(now, id, status, None);
+        }
+    }
+
+    /// The job stays known until its end is recorded.
+    fn finish(&mut self, now: DateTime<Utc>, id: &JobId, status: JobStatus, reason: Option<String>) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.phase = Phase::Finished;
+        self.active.remove(id);
+        push(&mut self.changes, now, id, What::Finished { status, reason });
+    }
+}
+
+fn push(changes: &mut Vec<Change>, at: DateTime<Utc>, job: &JobId, what: What) {
+    changes.push(Change { job: job.clone(), at, what });
+}
+
+fn failed(device: &DeviceId, code: ErrorCode, text: &str) -> What {
+    let outcome = Some(error_outcome(code, text));
+    What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome }
+}
+
+fn error_outcome(code: ErrorCode, text: &str) -> DeviceJobOutcome {
+    DeviceJobOutcome::Error { code: code.name().to_owned(), description: text.to_owned() }
+}
+
+impl Lack {
+    /// Azure's codes and texts.
+    fn error(self) -> (ErrorCode, &'static str) {
+        match self {
+            Lack::Start => (
+                ErrorCode::JobRunPreconditionFailed,
+                "The job did not start within specified period: either device did not come online or invalid endTime \
+                 specified.",
+            ),
+            Lack::Connection => (ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect."),
+            Lack::Answer => (ErrorCode::GatewayTimeout, "Timed out waiting for the response from device."),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The port to the devices.
+
+use std::future::Future;
+
+use iothub_protocol::error::HubError;
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::job::TwinUpdate;
+use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::query::Condition;
+
+/// The devices that jobs act on.
+///
+/// Calls run concurrently, each on a task of its own, but never two at once for one device. They are dropped when the
+/// engine stops.
+pub trait Fleet: Send + Sync + 'static {
+    /// The devices whose twins match; asked once for each job, when it starts.
+    fn select(&self, condition: &Condition) -> impl Future<Output = Result<Vec<DeviceId>, HubError>> + Send;
+
+    /// Invoke a method and wait for the answer, as long as the method's own time-outs say. `DeviceNotOnline` is the
+    /// error for a device that was not there, as the engine may wait for it after a restart.
+    fn call_method(
+        &self,
+        device: &DeviceId,
+        method: &DirectMethod,
+    ) -> impl Future<Output = Result<MethodResponse, HubError>> + Send;
+
+    /// Merge into the twin. Done twice it must be as done once: an update is repeated when a crash hid its outcome.
+    fn patch_twin(&self, device: &DeviceId, update: &TwinUpdate) -> impl Future<Output = Result<(), HubError>> + Send;
+}

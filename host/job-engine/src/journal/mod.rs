@@ -1,0 +1,82 @@
+//! Jobs and their device rows in SQLite.
+//!
+//! The functions are plain and synchronous, for the closures of a [`durable_store::Store`]. Times are milliseconds
+//! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
+
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use chrono::{DateTime, Utc};
+use durable_store::sql;
+use iothub_protocol::job::JobStatus;
+
+pub use read::{Position, device_rows, job, jobs, unfinished};
+pub use write::{insert, prune, record};
+
+/// For [`durable_store::Store::open`].
+pub const MIGRATIONS: &[&str] = &[r"
+    CREATE TABLE jobs (
+        number     INTEGER PRIMARY KEY AUTOINCREMENT,
+        id         TEXT NOT NULL UNIQUE,
+        type       TEXT NOT NULL,
+        request    TEXT NOT NULL,
+        status     TEXT NOT NULL,
+        created    INTEGER NOT NULL,
+        start      INTEGER NOT NULL,
+        begun      INTEGER,
+        ended      INTEGER,
+        cancelling INTEGER NOT NULL DEFAULT 0,
+        reason     TEXT,
+        devices    INTEGER NOT NULL DEFAULT 0,
+        pending    INTEGER NOT NULL DEFAULT 0,
+        running    INTEGER NOT NULL DEFAULT 0,
+        succeeded  INTEGER NOT NULL DEFAULT 0,
+        failed     INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX unfinished_jobs ON jobs (number) WHERE ended IS NULL;
+    CREATE INDEX ended_jobs ON jobs (ended) WHERE ended IS NOT NULL;
+
+    CREATE TABLE device_jobs (
+        job         INTEGER NOT NULL REFERENCES jobs (number),
+        device      TEXT NOT NULL,
+        status      TEXT NOT NULL,
+        attempt     INTEGER NOT NULL DEFAULT 0,
+        created     INTEGER NOT NULL,
+        updated     INTEGER NOT NULL,
+        started     INTEGER,
+        ended       INTEGER,
+        answer      INTEGER,
+        payload     TEXT,
+        error       TEXT,
+        description TEXT,
+        PRIMARY KEY (job, device)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX device_jobs_by_device ON device_jobs (device);
+"];
+
+/// Some of a list, and where the next page begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// `None` on the last page. It names a position, so it stays good over restarts.
+    pub continuation: Option<String>,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct JobFilter {
+    /// `type` on the wire.
+    pub job_type: Option<String>,
+    pub status: Option<JobStatus>,
+}
+
+fn millis(time: DateTime<Utc>) -> i64 {
+    time.timestamp_millis()
+}
+
+/// A column that holds what this program never writes.
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> sql::Error {
+    sql::Error::FromSqlConversionFailure(column, sql::types::Type::Text, Box::new(error))
+}

@@ -1,0 +1,244 @@
+//! What can be asked of the journal.
+
+use chrono::{DateTime, Utc};
+use durable_store::sql::types::Value;
+use durable_store::sql::{self, Connection, OptionalExtension, Row, params, params_from_iter};
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::{
+    DeviceJob, DeviceJobOutcome, DeviceJobStatus, JobRequest, JobResponse, JobStatistics, JobStatus,
+};
+use iothub_protocol::method::MethodResponse;
+use iothub_protocol::query::Condition;
+
+use super::{JobFilter, Page, unreadable};
+use crate::record::{SavedJob, SavedTarget};
+
+/// How many device rows one page looks at before it comes back with fewer than asked for: a fraction of a second of a
+/// reader's time.
+const MAX_SCANNED: usize = 50_000;
+
+/// A job as the hub shows it.
+pub fn job(connection: &Connection, id: &JobId) -> sql::Result<Option<JobResponse>> {
+    let query = format!("{SELECT_JOB} WHERE id = ?1");
+    let found = connection.prepare_cached(&query)?.query_row([id.as_str()], read_job).optional()?;
+    Ok(found.map(|job| job.response))
+}
+
+/// Jobs, the newest first. `after` is the continuation of the page before; one that never was gives the first page.
+pub fn jobs(
+    connection: &Connection,
+    filter: &JobFilter,
+    limit: usize,
+    after: Option<&str>,
+) -> sql::Result<Page<JobResponse>> {
+    let query = format!(
+        "{SELECT_JOB} WHERE number < ?1 AND (?2 IS NULL OR type = ?2) AND (?3 IS NULL OR status = ?3)
+         ORDER BY number DESC LIMIT ?4"
+    );
+    let below = after.and_then(|after| after.parse().ok()).unwrap_or(i64::MAX);
+    let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+    let values = params![below, filter.job_type, filter.status.map(JobStatus::name), one_more];
+    let mut statement = connection.prepare_cached(&query)?;
+    let mut found = statement.query_map(values, read_job)?.collect::<sql::Result<Vec<_>>>()?;
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let continuation = found.last().filter(|_| has_more).map(|last| last.number.to_string());
+    Ok(Page { items: found.into_iter().map(|job| job.response).collect(), continuation })
+}
+
+/// All jobs that have not ended, in the order of their creation, each with its devices that have not.
+pub fn unfinished(connection: &Connection) -> sql::Result<Vec<SavedJob>> {
+    let query = format!("{SELECT_JOB} WHERE ended IS NULL ORDER BY number");
+    let mut statement = connection.prepare(&query)?;
+    let found = statement.query_map([], read_job)?.collect::<sql::Result<Vec<_>>>()?;
+    let mut jobs = Vec::with_capacity(found.len());
+    for NumberedJob { number, response, start, begun, cancelling } in found {
+        let JobResponse { request, status, statistics, .. } = response;
+        let (statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
+        jobs.push(SavedJob { request, status, start, begun, cancelling, statistics, targets });
+    }
+    Ok(jobs)
+}
+
+/// The device rows that match, ordered by job and device. `after` is the continuation of the page before.
+///
+/// A page may hold fewer rows than `limit`, even none, and still have a continuation: a search looks at a bounded
+/// number of rows at a time.
+pub fn device_rows(
+    connection: &Connection,
+    condition: &Condition,
+    limit: usize,
+    after: Option<&Position>,
+) -> sql::Result<Page<DeviceJob>> {
+    let (query, values) = rows_query(condition, after);
+    let mut statement = connection.prepare_cached(&query)?;
+    let mut rows = statement.query(params_from_iter(values))?;
+    let mut items = Vec::new();
+    let mut last = None;
+    let mut scanned = 0;
+    while let Some(row) = rows.next()? {
+        let device_job = read_device_job(row)?;
+        let is_match = condition.matches(&device_job.to_json());
+        if scanned == MAX_SCANNED || (is_match && items.len() == limit) {
+            return Ok(Page { items, continuation: last.map(|position: Position| position.to_string()) });
+        }
+        scanned += 1;
+        if items.len() < limit {
+            last = Some(Position { job: row.get("job")?, device: device_job.device_id.clone() });
+        }
+        if is_match {
+            items.push(device_job);
+        }
+    }
+    Ok(Page { items, continuation: None })
+}
+
+/// Where a page of device rows ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Position {
+    job: i64,
+    device: DeviceId,
+}
+
+impl Position {
+    /// `None` if the text is no continuation.
+    pub fn parse(text: &str) -> Option<Position> {
+        let (job, device) = text.split_once('/')?;
+        Some(Position { job: job.parse().ok()?, device: DeviceId::parse(device).ok()? })
+    }
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.job, self.device)
+    }
+}
+
+/// What an index can do of a condition is done by one; the condition itself is checked on each row anyway.
+fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<Value>) {
+    // A cross join keeps the device rows in front, and with them the order that their key has.
+    let mut query =
+        "SELECT d.*, j.id, j.type FROM device_jobs d CROSS JOIN jobs j ON j.number = d.job WHERE 1".to_owned();
+    let mut values = Vec::new();
+    if let Some(job) = condition.equals("jobId") {
+        query.push_str(" AND d.job = (SELECT number FROM jobs WHERE id = ?)");
+        values.push(Value::from(job.to_owned()));
+    }
+    if let Some(status) = condition.equals("status") {
+        query.push_str(" AND d.status = ?");
+        values.push(Value::from(status.to_owned()));
+    }
+    if let Some(devices) = condition.one_of("deviceId") {
+        let places = vec!["?"; devices.len()].join(", ");
+        query.push_str(&format!(" AND d.device IN ({places})"));
+        values.extend(devices.into_iter().map(|device| Value::from(device.to_owned())));
+    }
+    if let Some(Position { job, device }) = after {
+        query.push_str(" AND (d.job, d.device) > (?, ?)");
+        values.extend([Value::from(*job), Value::from(device.to_string())]);
+    }
+    query.push_str(" ORDER BY d.job, d.device");
+    (query, values)
+}
+
+fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
+    let query = "SELECT device, attempt, status FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
+    let mut statement = connection.prepare_cached(query)?;
+    let targets = statement.query_map([job], |row| {
+        let status: String = row.get("status")?;
+        let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running);
+        Ok(SavedTarget { device: device_id(row)?, attempt: row.get("attempt")?, in_doubt })
+    })?;
+    targets.collect()
+}
+
+const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
+    devices, pending, running, succeeded, failed FROM jobs";
+
+struct NumberedJob {
+    number: i64,
+    response: JobResponse,
+    start: DateTime<Utc>,
+    begun: Option<DateTime<Utc>>,
+    cancelling: bool,
+}
+
+fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
+    let id: String = row.get("id")?;
+    let job_id = JobId::parse(&id).map_err(|error| unreadable(0, error))?;
+    let request: String = row.get("request")?;
+    let request = JobRequest::from_json(job_id, request.as_bytes()).map_err(|error| unreadable(1, error))?;
+    let status: String = row.get("status")?;
+    let status = JobStatus::by_name(&status).ok_or_else(|| unreadable(2, Unknown(status)))?;
+    let start = time(row, "start")?.unwrap_or_default();
+    let begun = time(row, "begun")?;
+    let response = JobResponse {
+        request,
+        status,
+        created_time: time(row, "created")?.unwrap_or_default(),
+        start_time: begun.unwrap_or(start),
+        end_time: time(row, "ended")?,
+        failure_reason: row.get("reason")?,
+        statistics: begun.map(|_| statistics(row)).transpose()?,
+    };
+    Ok(NumberedJob { number: row.get("number")?, response, start, begun, cancelling: row.get("cancelling")? })
+}
+
+fn statistics(row: &Row<'_>) -> sql::Result<JobStatistics> {
+    let count = |column| row.get::<_, i64>(column).map(|count| u64::try_from(count).unwrap_or(0));
+    Ok(JobStatistics {
+        device_count: count("devices")?,
+        failed_count: count("failed")?,
+        succeeded_count: count("succeeded")?,
+        running_count: count("running")?,
+        pending_count: count("pending")?,
+    })
+}
+
+fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
+    let id: String = row.get("id")?;
+    let job_type: String = row.get("type")?;
+    let status: String = row.get("status")?;
+    let status = DeviceJobStatus::by_name(&status).ok_or_else(|| unreadable(2, Unknown(status)))?;
+    Ok(DeviceJob {
+        device_id: device_id(row)?,
+        job_id: JobId::parse(&id).map_err(|error| unreadable(0, error))?,
+        job_type: if job_type == METHOD { METHOD } else { TWIN },
+        status,
+        created: time(row, "created")?.unwrap_or_default(),
+        last_updated: time(row, "updated")?.unwrap_or_default(),
+        start: time(row, "started")?,
+        end: time(row, "ended")?,
+        outcome: outcome(row, &job_type, status)?,
+    })
+}
+
+const METHOD: &str = "scheduleDeviceMethod";
+const TWIN: &str = "scheduleUpdateTwin";
+
+fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Result<Option<DeviceJobOutcome>> {
+    if let Some(code) = row.get("error")? {
+        let description = row.get::<_, Option<String>>("description")?.unwrap_or_default();
+        return Ok(Some(DeviceJobOutcome::Error { code, description }));
+    }
+    if let Some(status) = row.get("answer")? {
+        let payload: String = row.get("payload")?;
+        let payload = serde_json::from_str(&payload).map_err(|error| unreadable(9, error))?;
+        return Ok(Some(DeviceJobOutcome::Method(MethodResponse { status, payload })));
+    }
+    let is_updated = job_type == TWIN && status == DeviceJobStatus::Completed;
+    Ok(is_updated.then_some(DeviceJobOutcome::TwinUpdated))
+}
+
+fn device_id(row: &Row<'_>) -> sql::Result<DeviceId> {
+    let device: String = row.get("device")?;
+    DeviceId::parse(&device).map_err(|error| unreadable(1, error))
+}
+
+fn time(row: &Row<'_>, column: &str) -> sql::Result<Option<DateTime<Utc>>> {
+    Ok(row.get::<_, Option<i64>>(column)?.and_then(DateTime::from_timestamp_millis))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("unknown status {0:?}")]
+struct Unknown(String);

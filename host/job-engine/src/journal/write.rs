@@ -1,0 +1,158 @@
+//! What changes in the journal.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use durable_store::sql::{self, OptionalExtension, Transaction, params};
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
+
+use super::millis;
+use crate::record::{Change, Record, SavedJob, What};
+
+/// How many device rows one step of [`prune`] removes: some milliseconds of the writer's time.
+const PRUNE_STEP: u32 = 5000;
+
+/// Record a new job. `None` if its id is taken.
+pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> sql::Result<Option<SavedJob>> {
+    let start = request.start_time.unwrap_or(now);
+    let status = JobStatus::Queued;
+    let inserted = tx.execute(
+        "INSERT INTO jobs (id, type, request, status, created, start) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (id) DO NOTHING",
+        params![
+            request.job_id.as_str(),
+            request.action.job_type(),
+            request.to_json().to_string(),
+            status.name(),
+            millis(now),
+            millis(start)
+        ],
+    )?;
+    let statistics = JobStatistics::default();
+    let job = SavedJob { request, status, start, begun: None, cancelling: false, statistics, targets: Vec::new() };
+    Ok((inserted == 1).then_some(job))
+}
+
+/// Record what the engine decided, in its order, and what it counts.
+pub fn record(tx: &Transaction<'_>, record: &Record) -> sql::Result<()> {
+    let mut numbers = HashMap::new();
+    for Change { job, at, what } in &record.changes {
+        let number = match numbers.get(job) {
+            Some(number) => *number,
+            None => {
+                let number = number_of(tx, job)?;
+                numbers.insert(job, number);
+                number
+            }
+        };
+        apply(tx, number, millis(*at), what)?;
+    }
+    for (job, statistics) in &record.statistics {
+        count(tx, job, statistics)?;
+    }
+    Ok(())
+}
+
+/// Take one step to remove the jobs that ended before `before`, oldest first. `false` once there are none.
+pub fn prune(tx: &Transaction<'_>, before: DateTime<Utc>) -> sql::Result<bool> {
+    let oldest = "SELECT number FROM jobs WHERE ended < ?1 ORDER BY ended LIMIT 1";
+    let Some(number) = tx.query_row(oldest, [millis(before)], |row| row.get::<_, i64>(0)).optional()? else {
+        return Ok(false);
+    };
+    let removed = tx.execute(
+        "DELETE FROM device_jobs WHERE job = ?1
+         AND device IN (SELECT device FROM device_jobs WHERE job = ?1 LIMIT ?2)",
+        params![number, PRUNE_STEP],
+    )?;
+    if removed == 0 {
+        tx.execute("DELETE FROM jobs WHERE number = ?1", [number])?;
+    }
+    Ok(true)
+}
+
+fn number_of(tx: &Transaction<'_>, job: &JobId) -> sql::Result<i64> {
+    tx.prepare_cached("SELECT number FROM jobs WHERE id = ?1")?.query_row([job.as_str()], |row| row.get(0))
+}
+
+fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()> {
+    match what {
+        What::Scheduled => set_status(tx, job, JobStatus::Scheduled),
+        What::Begun { targets } => begin(tx, job, at, targets),
+        What::Started { device, attempt } => {
+            let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5)
+                       WHERE job = ?1 AND device = ?2";
+            let status = DeviceJobStatus::Running.name();
+            tx.prepare_cached(row)?.execute(params![job, device.as_str(), status, attempt, at]).map(drop)
+        }
+        What::Waiting { device } => {
+            let row = "UPDATE device_jobs SET status = ?3, updated = ?4 WHERE job = ?1 AND device = ?2";
+            let status = DeviceJobStatus::Pending.name();
+            tx.prepare_cached(row)?.execute(params![job, device.as_str(), status, at]).map(drop)
+        }
+        What::Ended { device, status, outcome } => {
+            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
+                       answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND device = ?2";
+            let Outcome { answer, payload, error, description } = columns(outcome.as_ref());
+            let values = params![job, device.as_str(), status.name(), at, answer, payload, error, description];
+            tx.prepare_cached(row)?.execute(values).map(drop)
+        }
+        What::PendingEnded { status, outcome } => {
+            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4, error = ?5, description = ?6
+                        WHERE job = ?1 AND status = ?2";
+            let Outcome { error, description, .. } = columns(outcome.as_ref());
+            let pending = DeviceJobStatus::Pending.name();
+            tx.execute(rows, params![job, pending, status.name(), at, error, description]).map(drop)
+        }
+        What::Cancelling => tx.execute("UPDATE jobs SET cancelling = 1 WHERE number = ?1", [job]).map(drop),
+        What::Finished { status, reason } => {
+            let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4 WHERE number = ?1";
+            tx.execute(row, params![job, status.name(), at, reason]).map(drop)
+        }
+    }
+}
+
+fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[DeviceId]) -> sql::Result<()> {
+    set_status(tx, job, JobStatus::Running)?;
+    tx.execute("UPDATE jobs SET begun = ?2 WHERE number = ?1", [job, at])?;
+    let row = "INSERT INTO device_jobs (job, device, status, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)";
+    let mut insert = tx.prepare_cached(row)?;
+    for device in targets {
+        insert.execute(params![job, device.as_str(), DeviceJobStatus::Pending.name(), at])?;
+    }
+    Ok(())
+}
+
+fn set_status(tx: &Transaction<'_>, job: i64, status: JobStatus) -> sql::Result<()> {
+    tx.execute("UPDATE jobs SET status = ?2 WHERE number = ?1", params![job, status.name()]).map(drop)
+}
+
+fn count(tx: &Transaction<'_>, job: &JobId, statistics: &JobStatistics) -> sql::Result<()> {
+    let row = "UPDATE jobs SET devices = ?2, pending = ?3, running = ?4, succeeded = ?5, failed = ?6 WHERE id = ?1";
+    let JobStatistics { device_count, failed_count, succeeded_count, running_count, pending_count } = *statistics;
+    let counts = [device_count, pending_count, running_count, succeeded_count, failed_count];
+    let [devices, pending, running, succeeded, failed] = counts.map(u64::cast_signed);
+    let values = params![job.as_str(), devices, pending, running, succeeded, failed];
+    tx.prepare_cached(row)?.execute(values).map(drop)
+}
+
+/// An outcome's columns. All are empty for an updated twin: that it was updated is what the status says.
+#[derive(Default)]
+struct Outcome<'a> {
+    answer: Option<i32>,
+    payload: Option<String>,
+    error: Option<&'a str>,
+    description: Option<&'a str>,
+}
+
+fn columns(outcome: Option<&DeviceJobOutcome>) -> Outcome<'_> {
+    match outcome {
+        None | Some(DeviceJobOutcome::TwinUpdated) => Outcome::default(),
+        Some(DeviceJobOutcome::Method(response)) => {
+            Outcome { answer: Some(response.status), payload: Some(response.payload.to_string()), ..Outcome::default() }
+        }
+        Some(DeviceJobOutcome::Error { code, description }) => {
+            Outcome { error: Some(code), description: Some(description), ..Outcome::default() }
+        }
+    }
+}

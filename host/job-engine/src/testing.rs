@@ -1,0 +1,77 @@
+//! What the tests share.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use durable_store::sql::Connection;
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::{DeviceJob, DeviceJobStatus, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate};
+use iothub_protocol::method::DirectMethod;
+use iothub_protocol::query::{Condition, Query};
+use serde_json::Value;
+
+use crate::journal;
+
+pub(crate) fn device(number: usize) -> DeviceId {
+    DeviceId::parse(&format!("door-{number:04}")).expect("a device id")
+}
+
+pub(crate) fn job_id(name: &str) -> JobId {
+    JobId::parse(name).expect("a job id")
+}
+
+pub(crate) fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+}
+
+/// A twin job over all devices, to begin at once, with a window of 100 seconds.
+pub(crate) fn twin_job(name: &str) -> JobRequest {
+    JobRequest {
+        job_id: job_id(name),
+        action: JobAction::UpdateTwin(TwinUpdate::default()),
+        query_condition: "*".to_owned(),
+        start_time: None,
+        max_execution_time_in_seconds: 100,
+    }
+}
+
+pub(crate) fn method_job(name: &str) -> JobRequest {
+    let method = DirectMethod {
+        method_name: "lockDoor".parse().expect("a method name"),
+        payload: Value::Null,
+        response_timeout_in_seconds: Some(15),
+        connect_timeout_in_seconds: None,
+    };
+    JobRequest { action: JobAction::Method(method), ..twin_job(name) }
+}
+
+pub(crate) fn database() -> Connection {
+    let connection = Connection::open_in_memory().expect("a database");
+    for migration in journal::MIGRATIONS {
+        connection.execute_batch(migration).expect("a migration");
+    }
+    connection
+}
+
+pub(crate) fn stored(connection: &Connection, job: &JobId) -> JobResponse {
+    journal::job(connection, job).expect("a read").expect("the job")
+}
+
+pub(crate) fn condition(text: &str) -> Condition {
+    Query::parse(&format!("SELECT * FROM devices.jobs WHERE {text}")).expect(text).condition().clone()
+}
+
+pub(crate) fn rows(connection: &Connection, job: &JobId) -> Vec<DeviceJob> {
+    let condition = condition(&format!("jobId = '{job}'"));
+    journal::device_rows(connection, &condition, usize::MAX, None).expect("rows").items
+}
+
+/// A job's statistics, counted from its rows.
+pub(crate) fn recount(rows: &[DeviceJob]) -> JobStatistics {
+    let count = |status| rows.iter().filter(|row| row.status == status).count() as u64;
+    JobStatistics {
+        device_count: rows.len() as u64,
+        failed_count: count(DeviceJobStatus::Failed),
+        succeeded_count: count(DeviceJobStatus::Completed),
+        running_count: count(DeviceJobStatus::Running),
+        pending_count: count(DeviceJobStatus::Pending),
+    }
+}
