@@ -1,0 +1,351 @@
+//! The hub itself, without I/O: who may connect, what a twin becomes, which call waits for which answer.
+//!
+//! Every input is handled at once and completely; what must happen outside is an [`Output`]. An output that tells of a
+//! change, or of state that a change made earlier, is *gated*: the driver lets it go only once everything stored
+//! before it is durable, in order. Method calls change nothing that is stored and pass at once.
+
+mod calls;
+mod links;
+mod registry;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
+use std::time::Instant;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::identity::{Identity, IdentityRequest};
+use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::sas::SharedKey;
+use iothub_protocol::topic::{FromDevice, Subscription};
+use iothub_protocol::twin::{Twin, TwinFacts, TwinPatch};
+use serde_json::Value;
+
+use crate::events::HubEvent;
+use crate::policy::Policy;
+use calls::Calls;
+use links::Link;
+
+/// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub wall: DateTime<Utc>,
+    pub steady: Instant,
+}
+
+/// One MQTT connection; never used twice in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// What reaches the hub. `R` is whatever the driver answers a request through.
+#[derive(Debug)]
+pub enum Input<R> {
+    Link(LinkId, LinkInput),
+    Request { reply: R, operation: Operation },
+}
+
+/// From a device's connection, after the session has read the packets.
+#[derive(Debug)]
+pub enum LinkInput {
+    Connect(Box<ConnectRequest>),
+    Subscribe {
+        pkid: u16,
+        subscriptions: Vec<Subscription>,
+    },
+    Unsubscribe {
+        pkid: u16,
+        subscriptions: Vec<Subscription>,
+    },
+    Published {
+        message: FromDevice,
+        payload: Bytes,
+    },
+    /// The connection has ended; `graceful` if the device said so, which silences its will.
+    Closed {
+        graceful: bool,
+    },
+}
+
+/// Who wants to connect.
+#[derive(Debug)]
+pub struct ConnectRequest {
+    pub device: DeviceId,
+    /// The SAS token.
+    pub password: String,
+    pub clean_session: bool,
+    /// Sent as telemetry if the link drops without a DISCONNECT.
+    pub will: Option<(FromDevice, Bytes)>,
+}
+
+/// To a device's connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LinkOutput {
+    Accepted {
+        session_present: bool,
+    },
+    Refused,
+    SubAck {
+        pkid: u16,
+        count: usize,
+    },
+    UnsubAck {
+        pkid: u16,
+    },
+    /// QoS 0, as the hub sends twin and method messages.
+    Publish {
+        topic: String,
+        payload: Bytes,
+    },
+    Close {
+        reason: &'static str,
+    },
+}
+
+/// What a back end asks.
+#[derive(Debug)]
+pub enum Operation {
+    PutDevice {
+        id: DeviceId,
+        request: IdentityRequest,
+        if_match: Option<String>,
+        keys: [SharedKey; 2],
+    },
+    GetDevice(DeviceId),
+    DeleteDevice {
+        id: DeviceId,
+        if_match: Option<String>,
+    },
+    /// Identities in order of their ids, after `after`.
+    ListDevices {
+        after: Option<DeviceId>,
+        limit: usize,
+    },
+    GetTwin(DeviceId),
+    PatchTwin {
+        id: DeviceId,
+        patch: TwinPatch,
+        if_match: Option<String>,
+    },
+    ReplaceTwin {
+        id: DeviceId,
+        patch: TwinPatch,
+        if_match: Option<String>,
+    },
+    CallMethod {
+        id: DeviceId,
+        method: DirectMethod,
+    },
+    /// Twins in order of device ids, after `after`.
+    ScanTwins {
+        after: Option<DeviceId>,
+        limit: usize,
+    },
+    /// The twins of those of these devices that exist.
+    Twins(Vec<DeviceId>),
+    Counts,
+}
+
+/// What a back end gets.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    Document(Value),
+    Documents(Vec<(DeviceId, Value)>),
+    Method(MethodResponse),
+    Counts(Counts),
+    Done,
+}
+
+/// The registry in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    pub total: usize,
+    pub disabled: usize,
+    pub connected: usize,
+}
+
+/// What must happen outside.
+#[derive(Debug)]
+pub enum Output<R> {
+    Link(LinkId, LinkOutput),
+    Reply(R, Result<Answer, HubError>),
+    Event(HubEvent),
+}
+
+/// A row to write.
+#[derive(Debug, Clone)]
+pub enum Change {
+    Identity(Identity),
+    Twin(DeviceId, Box<Twin>),
+    Subscriptions(DeviceId, BTreeSet<Subscription>),
+    Deleted(DeviceId),
+}
+
+/// A device as the hub keeps it.
+#[derive(Debug)]
+pub struct Device {
+    pub identity: Identity,
+    pub twin: Twin,
+    /// Outlives the connection, and the hub.
+    pub subscriptions: BTreeSet<Subscription>,
+    link: Option<LinkId>,
+    last_activity: Option<DateTime<Utc>>,
+}
+
+impl Device {
+    pub fn new(identity: Identity, twin: Twin, subscriptions: BTreeSet<Subscription>) -> Device {
+        Device { identity, twin, subscriptions, link: None, last_activity: None }
+    }
+
+    fn facts(&self) -> TwinFacts {
+        TwinFacts {
+            device_id: self.identity.device_id.clone(),
+            device_etag: self.identity.etag(),
+            enabled: self.identity.enabled,
+            status_reason: self.identity.status_reason.clone(),
+            status_updated: self.identity.status_updated,
+            connected: self.link.is_some(),
+            last_activity: self.last_activity,
+        }
+    }
+
+    fn twin_json(&self) -> Value {
+        self.twin.to_json(&self.facts())
+    }
+
+    fn identity_json(&self) -> Value {
+        self.identity.to_json(self.link.is_some(), self.last_activity)
+    }
+
+    /// The link, if the device would hear a message of this kind.
+    fn listening(&self, subscription: Subscription) -> Option<LinkId> {
+        self.link.filter(|_| self.subscriptions.contains(&subscription))
+    }
+}
+
+/// The machine.
+pub struct Hub<R> {
+    policies: Vec<Policy>,
+    devices: BTreeMap<DeviceId, Device>,
+    links: HashMap<LinkId, Link>,
+    /// Token expiries of connected links, soonest first.
+    expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
+    calls: Calls<R>,
+    changes: Vec<Change>,
+    immediate: VecDeque<Output<R>>,
+    gated: VecDeque<Output<R>>,
+}
+
+/// What handling one or more inputs led to.
+pub struct Outcome<R> {
+    /// To be written in one transaction.
+    pub changes: Vec<Change>,
+    /// May go at once.
+    pub immediate: VecDeque<Output<R>>,
+    /// May go once `changes`, and all changes before, are durable.
+    pub gated: VecDeque<Output<R>>,
+}
+
+impl<R> Hub<R> {
+    pub fn new(policies: Vec<Policy>, devices: Vec<Device>) -> Hub<R> {
+        let devices = devices.into_iter().map(|device| (device.identity.device_id.clone(), device)).collect();
+        Hub {
+            policies,
+            devices,
+            links: HashMap::new(),
+            expiries: BTreeSet::new(),
+            calls: Calls::default(),
+            changes: Vec::new(),
+            immediate: VecDeque::new(),
+            gated: VecDeque::new(),
+        }
+    }
+
+    pub fn handle(&mut self, now: Now, input: Input<R>) {
+        match input {
+            Input::Link(link, input) => self.handle_link(now, link, input),
+            Input::Request { reply, operation } => self.handle_request(now, reply, operation),
+        }
+    }
+
+    /// Cut links whose token has expired, and end calls whose time is up.
+    pub fn handle_deadline(&mut self, now: Now) {
+        while let Some((expiry, link)) = self.expiries.first().copied().filter(|(expiry, _)| *expiry <= now.wall) {
+            self.expiries.remove(&(expiry, link));
+            self.cut(now, link, "the token has expired: renew it and reconnect");
+        }
+        self.end_overdue_calls(now);
+    }
+
+    /// When [`Hub::handle_deadline`] is next due.
+    pub fn deadline(&self, now: Now) -> Option<Instant> {
+        let expiry = self.expiries.first().map(|(expiry, _)| {
+            let left = (*expiry - now.wall).to_std().unwrap_or_default();
+            now.steady + left
+        });
+        expiry.into_iter().chain(self.calls.deadline()).min()
+    }
+
+    /// What the inputs handled since the last call led to.
+    pub fn take_outcome(&mut self) -> Outcome<R> {
+        Outcome {
+            changes: std::mem::take(&mut self.changes),
+            immediate: std::mem::take(&mut self.immediate),
+            gated: std::mem::take(&mut self.gated),
+        }
+    }
+
+    fn handle_request(&mut self, now: Now, reply: R, operation: Operation) {
+        let answer = match operation {
+            Operation::CallMethod { id, method } => return self.call_method(now, reply, &id, method),
+            Operation::PutDevice { id, request, if_match, keys } => {
+                self.put_device(now, &id, request, if_match.as_deref(), keys)
+            }
+            Operation::GetDevice(id) => self.device(&id).map(|device| Answer::Document(device.identity_json())),
+            Operation::DeleteDevice { id, if_match } => self.delete_device(now, &id, if_match.as_deref()),
+            Operation::ListDevices { after, limit } => Ok(self.documents(after, limit, Device::identity_json)),
+            Operation::GetTwin(id) => self.device(&id).map(|device| Answer::Document(device.twin_json())),
+            Operation::PatchTwin { id, patch, if_match } => {
+                self.change_twin(&id, if_match.as_deref(), |twin| twin.patch(&patch, now.wall))
+            }
+            Operation::ReplaceTwin { id, patch, if_match } => {
+                self.change_twin(&id, if_match.as_deref(), |twin| twin.replace(&patch, now.wall))
+            }
+            Operation::ScanTwins { after, limit } => Ok(self.documents(after, limit, Device::twin_json)),
+            Operation::Twins(ids) => {
+                let found = ids.into_iter().filter_map(|id| {
+                    let twin = self.devices.get(&id)?.twin_json();
+                    Some((id, twin))
+                });
+                Ok(Answer::Documents(found.collect()))
+            }
+            Operation::Counts => Ok(Answer::Counts(self.counts())),
+        };
+        self.gated.push_back(Output::Reply(reply, answer));
+    }
+
+    fn device(&self, id: &DeviceId) -> Result<&Device, HubError> {
+        self.devices.get(id).ok_or_else(|| not_found(id))
+    }
+
+    fn documents(&self, after: Option<DeviceId>, limit: usize, shape: impl Fn(&Device) -> Value) -> Answer {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let devices = self.devices.range((from, Bound::Unbounded)).take(limit);
+        Answer::Documents(devices.map(|(id, device)| (id.clone(), shape(device))).collect())
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            total: self.devices.len(),
+            disabled: self.devices.values().filter(|device| !device.identity.enabled).count(),
+            connected: self.devices.values().filter(|device| device.link.is_some()).count(),
+        }
+    }
+}
+
+fn not_found(id: &DeviceId) -> HubError {
+    HubError::new(ErrorCode::DeviceNotFound, format!("the hub has no device {:?}", id.as_str()))
+}

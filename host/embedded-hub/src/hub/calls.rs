@@ -1,0 +1,185 @@
+//! Direct methods: sent to a device that listens, answered by it, by its leaving, or by the clock.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::method::{DirectMethod, MAX_PAYLOAD, MethodResponse};
+use iothub_protocol::topic::{Subscription, ToDevice};
+use serde_json::Value;
+
+use super::{Answer, Hub, LinkId, LinkOutput, Now, Output, not_found};
+
+/// Calls waiting for one device. Azure has such a limit (403800) but does not publish it; ours bounds what a slow
+/// device can make the hub hold.
+const MAX_CALLS_PER_DEVICE: usize = 100;
+
+/// Calls in flight, by their number, which is also the `$rid`.
+pub(super) struct Calls<R> {
+    next: u64,
+    calls: BTreeMap<u64, Call<R>>,
+    by_device: HashMap<DeviceId, BTreeSet<u64>>,
+    deadlines: BTreeSet<(Instant, u64)>,
+}
+
+struct Call<R> {
+    reply: R,
+    device: DeviceId,
+    method: DirectMethod,
+    state: CallState,
+    deadline: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum CallState {
+    /// The device is offline or does not listen yet; until its connect time-out.
+    WaitingForDevice,
+    /// Sent on this link; until its response time-out.
+    Sent(LinkId),
+}
+
+impl<R> Default for Calls<R> {
+    fn default() -> Calls<R> {
+        Calls { next: 1, calls: BTreeMap::new(), by_device: HashMap::new(), deadlines: BTreeSet::new() }
+    }
+}
+
+impl<R> Calls<R> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    fn add(&mut self, call: Call<R>) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.deadlines.insert((call.deadline, number));
+        self.by_device.entry(call.device.clone()).or_default().insert(number);
+        self.calls.insert(number, call);
+        number
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Call<R>> {
+        let call = self.calls.remove(&number)?;
+        self.deadlines.remove(&(call.deadline, number));
+        if let Some(numbers) = self.by_device.get_mut(&call.device) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_device.remove(&call.device);
+            }
+        }
+        Some(call)
+    }
+
+    fn of_device(&self, device: &DeviceId) -> Vec<u64> {
+        self.by_device.get(device).map(|numbers| numbers.iter().copied().collect()).unwrap_or_default()
+    }
+
+    fn sent(&mut self, number: u64, link: LinkId, deadline: Instant) {
+        if let Some(call) = self.calls.get_mut(&number) {
+            self.deadlines.remove(&(call.deadline, number));
+            self.deadlines.insert((deadline, number));
+            call.deadline = deadline;
+            call.state = CallState::Sent(link);
+        }
+    }
+}
+
+impl<R> Hub<R> {
+    pub(super) fn call_method(&mut self, now: Now, reply: R, id: &DeviceId, method: DirectMethod) {
+        let Some(device) = self.devices.get(id) else {
+            return self.immediate.push_back(Output::Reply(reply, Err(not_found(id))));
+        };
+        if self.calls.by_device.get(id).is_some_and(|numbers| numbers.len() >= MAX_CALLS_PER_DEVICE) {
+            let text = format!("{MAX_CALLS_PER_DEVICE} calls are already waiting for the device");
+            let error = HubError::new(ErrorCode::DeviceMaximumInflightMethodExceeded, text);
+            return self.immediate.push_back(Output::Reply(reply, Err(error)));
+        }
+        let listening = device.listening(Subscription::Methods);
+        if listening.is_none() && method.connect_timeout() == 0 {
+            return self.immediate.push_back(Output::Reply(reply, Err(not_online())));
+        }
+        let deadline = now.steady + Duration::from_secs(method.connect_timeout().into());
+        let state = CallState::WaitingForDevice;
+        let number = self.calls.add(Call { reply, device: id.clone(), method, state, deadline });
+        if let Some(link) = listening {
+            self.send_call(now, number, link);
+        }
+    }
+
+    /// Send what waited for this device, if it listens now.
+    pub(super) fn release_waiting_calls(&mut self, now: Now, id: &DeviceId) {
+        let Some(link) = self.devices.get(id).and_then(|device| device.listening(Subscription::Methods)) else {
+            return;
+        };
+        for number in self.calls.of_device(id) {
+            if self.calls.calls.get(&number).is_some_and(|call| call.state == CallState::WaitingForDevice) {
+                self.send_call(now, number, link);
+            }
+        }
+    }
+
+    fn send_call(&mut self, now: Now, number: u64, link: LinkId) {
+        let Some(call) = self.calls.calls.get(&number) else { return };
+        let rid = RequestId::parse(&format!("{number:x}")).expect("hexadecimal digits are a request id");
+        let topic = ToDevice::Method { name: call.method.method_name.clone(), rid }.format();
+        let payload = call.method.payload.to_string().into();
+        let deadline = now.steady + Duration::from_secs(call.method.response_timeout().into());
+        self.calls.sent(number, link, deadline);
+        self.immediate.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+    }
+
+    pub(super) fn method_answered(&mut self, id: &DeviceId, rid: &RequestId, status: i32, payload: &Bytes) {
+        // A late answer, or one to another device's call, has no call here and is dropped.
+        let Ok(number) = u64::from_str_radix(rid.as_str(), 16) else { return };
+        let ours = self.calls.calls.get(&number);
+        if ours.is_none_or(|call| call.device != *id || call.state == CallState::WaitingForDevice) {
+            return;
+        }
+        let Some(call) = self.calls.remove(number) else { return };
+        let answer = read_payload(payload).map(|payload| Answer::Method(MethodResponse { status, payload }));
+        self.immediate.push_back(Output::Reply(call.reply, answer));
+    }
+
+    /// The link is gone or taken over: calls that were sent on it end, calls that wait for the device go on waiting.
+    pub(super) fn end_calls_to(&mut self, id: &DeviceId, error: &HubError) {
+        let gone = error.code == ErrorCode::DeviceNotFound;
+        for number in self.calls.of_device(id) {
+            let sent = self.calls.calls.get(&number).is_some_and(|call| call.state != CallState::WaitingForDevice);
+            if (sent || gone)
+                && let Some(call) = self.calls.remove(number)
+            {
+                self.immediate.push_back(Output::Reply(call.reply, Err(error.clone())));
+            }
+        }
+    }
+
+    pub(super) fn end_overdue_calls(&mut self, now: Now) {
+        while let Some((_, number)) = self.calls.deadlines.first().copied().filter(|(due, _)| *due <= now.steady) {
+            let Some(call) = self.calls.remove(number) else { return };
+            let error = match call.state {
+                CallState::WaitingForDevice => not_online(),
+                CallState::Sent(_) => {
+                    HubError::new(ErrorCode::GatewayTimeout, "Timed out waiting for the response from device.")
+                }
+            };
+            self.immediate.push_back(Output::Reply(call.reply, Err(error)));
+        }
+    }
+}
+
+fn not_online() -> HubError {
+    HubError::new(ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect.")
+}
+
+fn read_payload(payload: &[u8]) -> Result<Value, HubError> {
+    let bad = |text: String| HubError::new(ErrorCode::BadDeviceResponse, text);
+    if payload.is_empty() {
+        return Ok(Value::Null);
+    }
+    if payload.len() > MAX_PAYLOAD {
+        return Err(bad("the device's answer is larger than 128 KiB".into()));
+    }
+    serde_json::from_slice(payload).map_err(|e| bad(format!("the device's answer is not JSON: {e}")))
+}

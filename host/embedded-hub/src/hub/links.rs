@@ -1,0 +1,219 @@
+//! Devices connect, subscribe, publish and go.
+
+use bytes::Bytes;
+use chrono::DateTime;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::sas::Token;
+use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
+use serde_json::{Map, Value};
+
+use super::{Change, ConnectRequest, Hub, LinkId, LinkInput, LinkOutput, Now, Output};
+use crate::events::HubEvent;
+use crate::policy::Rights;
+
+/// A connected device.
+pub(super) struct Link {
+    device: DeviceId,
+    expiry: DateTime<chrono::Utc>,
+    will: Option<(FromDevice, Bytes)>,
+}
+
+impl<R> Hub<R> {
+    pub(super) fn handle_link(&mut self, now: Now, link: LinkId, input: LinkInput) {
+        if let LinkInput::Connect(request) = input {
+            return self.connect(now, link, *request);
+        }
+        // A link that was cut may still have said something; it is no longer anybody's.
+        let Some(device) = self.links.get(&link).map(|link| link.device.clone()) else { return };
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.last_activity = Some(now.wall);
+        }
+        match input {
+            LinkInput::Connect(_) => {}
+            LinkInput::Subscribe { pkid, subscriptions } => self.subscribe(now, link, &device, pkid, &subscriptions),
+            LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &device, pkid, &subscriptions),
+            LinkInput::Published { message, payload } => self.published(now, link, &device, message, &payload),
+            LinkInput::Closed { graceful } => self.closed(now, link, graceful),
+        }
+    }
+
+    fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
+        let expiry = match self.authenticate(now, &request) {
+            Ok(expiry) => expiry,
+            Err(reason) => {
+                tracing::info!(device = %request.device, reason, "connection refused");
+                return self.immediate.push_back(Output::Link(link, LinkOutput::Refused));
+            }
+        };
+        let Some(device) = self.devices.get(&request.device) else { return };
+        // The newer connection wins. The device is never shown as disconnected in between.
+        if let Some(older) = device.link {
+            self.forget(older);
+            self.end_calls_to(&request.device, &taken_over());
+            let reason = "the device connected again elsewhere";
+            self.immediate.push_back(Output::Link(older, LinkOutput::Close { reason }));
+        } else {
+            self.immediate.push_back(Output::Event(HubEvent::connected(request.device.clone(), now.wall)));
+        }
+        let Some(device) = self.devices.get_mut(&request.device) else { return };
+        device.link = Some(link);
+        device.last_activity = Some(now.wall);
+        let session_present = !request.clean_session && !device.subscriptions.is_empty();
+        if request.clean_session && !device.subscriptions.is_empty() {
+            device.subscriptions.clear();
+            self.changes.push(Change::Subscriptions(request.device.clone(), Default::default()));
+        }
+        self.expiries.insert((expiry, link));
+        self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will });
+        self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
+        // Calls that waited for the device can go if its subscription was kept.
+        self.release_waiting_calls(now, &request.device);
+    }
+
+    /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code only.
+    fn authenticate(&self, now: Now, request: &ConnectRequest) -> Result<DateTime<chrono::Utc>, &'static str> {
+        let token = Token::parse(&request.password).map_err(|_| "the password is no SAS token")?;
+        let device = self.devices.get(&request.device).ok_or("the device is not registered")?;
+        let signed = match token.policy() {
+            None => token.signed_by(&device.identity.primary_key) || token.signed_by(&device.identity.secondary_key),
+            Some(name) => self
+                .policies
+                .iter()
+                .find(|policy| policy.name == name && policy.rights.contains(Rights::DEVICE_CONNECT))
+                .is_some_and(|policy| policy.signed(&token)),
+        };
+        if !signed {
+            return Err("the token's signature is wrong");
+        }
+        if token.is_expired(now.wall) {
+            return Err("the token has expired");
+        }
+        if !token.covers_device(&request.device) {
+            return Err("the token is for another resource");
+        }
+        if !device.identity.enabled {
+            return Err("the device is disabled");
+        }
+        // A token made to last forever is no error: it is cut at the end of time.
+        Ok(DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<chrono::Utc>::MAX_UTC))
+    }
+
+    fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
+        let Some(device) = self.devices.get_mut(id) else { return };
+        let before = device.subscriptions.len();
+        device.subscriptions.extend(subscriptions);
+        if device.subscriptions.len() != before {
+            self.changes.push(Change::Subscriptions(id.clone(), device.subscriptions.clone()));
+        }
+        let count = subscriptions.len();
+        self.gated.push_back(Output::Link(link, LinkOutput::SubAck { pkid, count }));
+        self.release_waiting_calls(now, id);
+    }
+
+    fn unsubscribe(&mut self, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
+        let Some(device) = self.devices.get_mut(id) else { return };
+        let before = device.subscriptions.len();
+        device.subscriptions.retain(|kept| !subscriptions.contains(kept));
+        if device.subscriptions.len() != before {
+            self.changes.push(Change::Subscriptions(id.clone(), device.subscriptions.clone()));
+        }
+        self.gated.push_back(Output::Link(link, LinkOutput::UnsubAck { pkid }));
+    }
+
+    fn published(&mut self, now: Now, link: LinkId, id: &DeviceId, message: FromDevice, payload: &Bytes) {
+        match message {
+            FromDevice::Telemetry { bag } => self.telemetry(now, link, id, &bag, payload, None),
+            FromDevice::MethodResponse { status, rid } => self.method_answered(id, &rid, status, payload),
+            FromDevice::TwinGet { rid } => {
+                let Some(device) = self.devices.get(id) else { return };
+                let body = device.twin.device_json().to_string().into();
+                self.twin_response(link, 200, rid, None, body);
+            }
+            FromDevice::ReportedPatch { rid, version } => self.reported(now, link, id, rid, version, payload),
+        }
+    }
+
+    fn telemetry(&mut self, now: Now, link: LinkId, id: &DeviceId, bag: &str, body: &Bytes, will: Option<&str>) {
+        let Some(mut properties) = decode_bag(bag) else {
+            return self.cut(now, link, "the property bag of a message is not UTF-8");
+        };
+        if let Some(kind) = will {
+            properties.push(("iothub-MessageType".to_owned(), kind.to_owned()));
+        }
+        self.immediate.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body.clone())));
+    }
+
+    fn reported(
+        &mut self,
+        now: Now,
+        link: LinkId,
+        id: &DeviceId,
+        rid: RequestId,
+        expected: Option<u64>,
+        payload: &[u8],
+    ) {
+        let Some(device) = self.devices.get_mut(id) else { return };
+        let patch = match serde_json::from_slice::<Value>(payload) {
+            Ok(Value::Object(patch)) => Ok(patch),
+            Ok(_) => Err(HubError::new(ErrorCode::ArgumentInvalid, "the reported patch is not a JSON object")),
+            Err(e) => Err(HubError::new(ErrorCode::ArgumentInvalid, format!("the reported patch is not JSON: {e}"))),
+        };
+        let result: Result<(u64, Map<String, Value>), HubError> =
+            patch.and_then(|patch| Ok((device.twin.report(&patch, expected, now.wall)?, patch)));
+        match result {
+            Ok((version, patch)) => {
+                self.changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
+                self.twin_response(link, 204, rid, Some(version), Bytes::new());
+                self.gated.push_back(Output::Event(HubEvent::reported(id.clone(), now.wall, version, patch)));
+            }
+            Err(error) => {
+                let tracking = format!("{:016x}", link.0);
+                let body = error.twin_body(&tracking, now.wall).to_string().into();
+                self.twin_response(link, error.code.http_status(), rid, None, body);
+            }
+        }
+    }
+
+    /// Sent whether or not the device has subscribed: a client that reconnects may ask before it does.
+    fn twin_response(&mut self, link: LinkId, status: u16, rid: RequestId, version: Option<u64>, payload: Bytes) {
+        let topic = ToDevice::TwinResponse { status, rid, version }.format();
+        self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+    }
+
+    /// End a link from our side.
+    pub(super) fn cut(&mut self, now: Now, link: LinkId, reason: &'static str) {
+        self.closed(now, link, false);
+        self.immediate.push_back(Output::Link(link, LinkOutput::Close { reason }));
+    }
+
+    fn closed(&mut self, now: Now, link: LinkId, graceful: bool) {
+        let Some(ended) = self.forget(link) else { return };
+        let id = ended.device;
+        if let Some((FromDevice::Telemetry { bag }, body)) = ended.will.filter(|_| !graceful) {
+            self.telemetry(now, link, &id, &bag, &body, Some("Will"));
+        }
+        self.end_calls_to(&id, &connection_closed());
+        self.immediate.push_back(Output::Event(HubEvent::disconnected(id, now.wall)));
+    }
+
+    fn forget(&mut self, link: LinkId) -> Option<Link> {
+        let ended = self.links.remove(&link)?;
+        self.expiries.remove(&(ended.expiry, link));
+        if let Some(device) = self.devices.get_mut(&ended.device)
+            && device.link == Some(link)
+        {
+            device.link = None;
+        }
+        Some(ended)
+    }
+}
+
+fn taken_over() -> HubError {
+    let text = "The connection was closed because the device connected again elsewhere.";
+    HubError::new(ErrorCode::ConnectionForcefullyClosedOnNewConnection, text)
+}
+
+fn connection_closed() -> HubError {
+    HubError::new(ErrorCode::DeviceConnectionClosedRemotely, "The device's connection was closed during the call.")
+}

@@ -1,0 +1,131 @@
+//! Devices come, change and go; back ends change twins.
+
+use std::collections::BTreeSet;
+
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::identity::{Identity, IdentityRequest};
+use iothub_protocol::sas::SharedKey;
+use iothub_protocol::topic::{Subscription, ToDevice};
+use iothub_protocol::twin::{DesiredNotice, Twin, etag_matches};
+
+use super::{Answer, Change, Device, Hub, LinkOutput, Now, Output, not_found};
+use crate::events::HubEvent;
+
+/// Ticks of 100 ns between year 1 and 1970: generation ids look like .NET ticks, 18 digits.
+const TICKS_BEFORE_1970: i64 = 621_355_968_000_000_000;
+
+impl<R> Hub<R> {
+    /// Create without `if_match`, update with it. `keys` are fresh, for where the request names none.
+    pub(super) fn put_device(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        request: IdentityRequest,
+        if_match: Option<&str>,
+        keys: [SharedKey; 2],
+    ) -> Result<Answer, HubError> {
+        match (self.devices.get(id), if_match) {
+            (Some(_), None) => {
+                let text = format!("A device with ID '{id}' is already registered.");
+                Err(HubError::new(ErrorCode::DeviceAlreadyExists, text))
+            }
+            (None, Some(_)) => Err(not_found(id)),
+            (None, None) => Ok(self.create(now, id, request, keys)),
+            (Some(device), Some(_)) if !etag_matches(&device.identity.etag(), if_match) => Err(etag_mismatch()),
+            (Some(_), Some(_)) => self.update(now, id, request),
+        }
+    }
+
+    fn create(&mut self, now: Now, id: &DeviceId, request: IdentityRequest, keys: [SharedKey; 2]) -> Answer {
+        let [primary, secondary] = keys;
+        let ticks = now.wall.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
+        let identity = Identity {
+            device_id: id.clone(),
+            generation_id: u64::try_from(ticks).unwrap_or_default(),
+            revision: 1,
+            enabled: !request.disabled,
+            status_reason: request.status_reason,
+            status_updated: None,
+            primary_key: request.primary_key.unwrap_or(primary),
+            secondary_key: request.secondary_key.unwrap_or(secondary),
+        };
+        let twin = Twin::new(now.wall);
+        self.changes.push(Change::Identity(identity.clone()));
+        self.changes.push(Change::Twin(id.clone(), Box::new(twin.clone())));
+        let device = Device::new(identity, twin, BTreeSet::new());
+        let answer = Answer::Document(device.identity_json());
+        self.devices.insert(id.clone(), device);
+        self.gated.push_back(Output::Event(HubEvent::created(id.clone(), now.wall)));
+        answer
+    }
+
+    fn update(&mut self, now: Now, id: &DeviceId, request: IdentityRequest) -> Result<Answer, HubError> {
+        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
+        let identity = &mut device.identity;
+        if identity.enabled == request.disabled {
+            identity.enabled = !request.disabled;
+            identity.status_updated = Some(now.wall);
+        }
+        identity.status_reason = request.status_reason;
+        identity.revision += 1;
+        if let Some(key) = request.primary_key {
+            identity.primary_key = key;
+        }
+        if let Some(key) = request.secondary_key {
+            identity.secondary_key = key;
+        }
+        self.changes.push(Change::Identity(identity.clone()));
+        let answer = Answer::Document(device.identity_json());
+        let link = device.link.filter(|_| request.disabled);
+        if let Some(link) = link {
+            self.cut(now, link, "the device was disabled");
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn delete_device(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        if_match: Option<&str>,
+    ) -> Result<Answer, HubError> {
+        let device = self.device(id)?;
+        if !etag_matches(&device.identity.etag(), if_match) {
+            return Err(etag_mismatch());
+        }
+        if let Some(link) = device.link {
+            self.cut(now, link, "the device was deleted");
+        }
+        self.end_calls_to(id, &not_found(id));
+        self.devices.remove(id);
+        self.changes.push(Change::Deleted(id.clone()));
+        self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall)));
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn change_twin(
+        &mut self,
+        id: &DeviceId,
+        if_match: Option<&str>,
+        change: impl FnOnce(&mut Twin) -> Result<Option<DesiredNotice>, HubError>,
+    ) -> Result<Answer, HubError> {
+        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
+        if !device.twin.matches(if_match) {
+            return Err(etag_mismatch());
+        }
+        let notice = change(&mut device.twin)?;
+        self.changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
+        if let (Some(notice), Some(link)) = (notice, device.listening(Subscription::Desired)) {
+            let topic = ToDevice::Desired { version: notice.version }.format();
+            let payload = notice.to_json().to_string().into();
+            self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+        }
+        Ok(Answer::Document(device.twin_json()))
+    }
+}
+
+fn etag_mismatch() -> HubError {
+    let text = "The etag in the request does not match the etag of the existing resource, as per RFC7232";
+    HubError::new(ErrorCode::PreconditionFailed, text)
+}

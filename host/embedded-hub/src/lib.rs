@@ -1,0 +1,25 @@
+//! An IoT Hub on this machine: the same MQTT and REST as Azure's, so that Microsoft's SDKs work unmodified.
+//!
+//! [`hub`] decides, without I/O: registry, twins, sessions, direct methods. [`session`] is one MQTT connection, also
+//! without I/O. Around them: `driver` feeds the hub and writes what it decides to [`store`] before anyone hears of it,
+//! `mqtt` and `rest` are the two listeners, `fleet` lets the job engine act on the hub's devices, [`tls`] makes the local
+//! certificate authority, [`events`] keeps what back ends may follow. Start with [`EmbeddedHub::start`].
+//!
+//! This crate knows nothing of plugins and actors: a Latch device connects to it like any other.
+
+mod driver;
+pub mod events;
+mod fleet;
+pub mod hub;
+mod mqtt;
+mod policy;
+mod rest;
+mod server;
+pub mod session;
+mod store;
+pub mod tls;
+
+pub use driver::HubHandle;
+pub use fleet::HubFleet;
+pub use policy::{Policy, Rights};
+pub use server::{EmbeddedHub, HubSettings, StartError};

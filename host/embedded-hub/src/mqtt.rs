@@ -1,0 +1,194 @@
+//! The MQTT listener: TLS, frames, and one task for each connection around a [`Session`].
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use rumqttc::mqttbytes::Error as FrameError;
+use rumqttc::mqttbytes::v4::Packet;
+use rustls::ServerConfig;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::driver::{HubHandle, LinkEnd};
+use crate::hub::LinkInput;
+use crate::session::{Action, MAX_PACKET, Session};
+
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// A client that takes nothing for so long is cut, as it would hold up its connection's task.
+const WRITE_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What is asked of the socket at once; a twin or method message fits.
+const READ_SIZE: usize = 4096;
+
+/// Accept until `cancel`; returns after the last connection has ended.
+pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, hub: HubHandle, cancel: CancellationToken) {
+    let acceptor = TlsAcceptor::from(tls);
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an MQTT connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = cancel.cancelled() => break,
+        };
+        connections.spawn(handle(stream, acceptor.clone(), hub.clone(), cancel.clone()));
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+async fn handle(stream: TcpStream, acceptor: TlsAcceptor, hub: HubHandle, cancel: CancellationToken) {
+    let set_up = async {
+        stream.set_nodelay(true)?;
+        acceptor.accept(stream).await
+    };
+    let stream = tokio::select! {
+        done = tokio::time::timeout(HANDSHAKE_TIME_LIMIT, set_up) => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake took too long"),
+        },
+        () = cancel.cancelled() => return,
+    };
+    let Some(link) = hub.attach().await else { return };
+    let id = link.id;
+    let connection = Connection {
+        stream,
+        link,
+        hub: hub.clone(),
+        session: Session::new(Instant::now()),
+        incoming: BytesMut::new(),
+        outgoing: BytesMut::new(),
+    };
+    let end = connection.run(cancel).await;
+    tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
+    hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
+}
+
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    link: LinkEnd,
+    hub: HubHandle,
+    session: Session,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+}
+
+/// How a connection ended.
+struct End {
+    graceful: bool,
+    reason: &'static str,
+}
+
+impl End {
+    fn abrupt(reason: &'static str) -> End {
+        End { graceful: false, reason }
+    }
+}
+
+impl Connection {
+    async fn run(mut self, cancel: CancellationToken) -> End {
+        let end = loop {
+            if let Err(end) = self.step(&cancel).await {
+                break end;
+            }
+        };
+        // What was queued before the end, such as a refusing CONNACK, still goes.
+        let farewell = async {
+            self.flush().await?;
+            self.stream.shutdown().await
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), farewell).await {
+            tracing::debug!(%error, "the client had gone already");
+        }
+        end
+    }
+
+    /// Wait for one thing and deal with it.
+    async fn step(&mut self, cancel: &CancellationToken) -> Result<(), End> {
+        let deadline = self.session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        self.incoming.reserve(READ_SIZE);
+        tokio::select! {
+            read = self.stream.read_buf(&mut self.incoming) => match read {
+                Ok(0) => return Err(End::abrupt("the client closed the connection")),
+                Ok(_) => self.read_packets().await?,
+                Err(_) => return Err(End::abrupt("the connection broke")),
+            },
+            output = self.link.outputs.recv() => {
+                let Some(output) = output else { return Err(End::abrupt("the hub has stopped")) };
+                let actions = self.session.handle_output(output);
+                self.perform(actions).await?;
+                // More may have come at the same time; they share one write.
+                while let Ok(output) = self.link.outputs.try_recv() {
+                    let actions = self.session.handle_output(output);
+                    self.perform(actions).await?;
+                }
+            },
+            () = tokio::time::sleep_until(deadline.into()), if self.session.deadline().is_some() => {
+                let action = self.session.handle_deadline();
+                self.perform(vec![action]).await?;
+            },
+            () = self.link.overflow.cancelled() => return Err(End::abrupt("the client reads too slowly")),
+            () = cancel.cancelled() => return Err(End::abrupt("the hub is stopping")),
+        }
+        match tokio::time::timeout(WRITE_TIME_LIMIT, self.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::abrupt("the connection broke")),
+            Err(_) => Err(End::abrupt("the client takes nothing")),
+        }
+    }
+
+    async fn read_packets(&mut self) -> Result<(), End> {
+        loop {
+            match Packet::read(&mut self.incoming, MAX_PACKET) {
+                Ok(packet) => {
+                    let actions = self.session.handle_packet(Instant::now(), packet);
+                    self.perform(actions).await?;
+                }
+                Err(FrameError::InsufficientBytes(_)) => return Ok(()),
+                Err(FrameError::PayloadSizeLimitExceeded { .. }) => return Err(End::abrupt("a packet is too large")),
+                Err(_) => return Err(End::abrupt("a packet is malformed")),
+            }
+        }
+    }
+
+    async fn perform(&mut self, actions: Vec<Action>) -> Result<(), End> {
+        for action in actions {
+            match action {
+                Action::Send(packet) => {
+                    if packet.write(&mut self.outgoing, MAX_PACKET).is_err() {
+                        return Err(End::abrupt("a packet for the client is too large"));
+                    }
+                }
+                Action::ToHub(input) => {
+                    if !self.hub.link_input(self.link.id, input).await {
+                        return Err(End::abrupt("the hub has stopped"));
+                    }
+                }
+                Action::Close { graceful, reason } => return Err(End { graceful, reason }),
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        if !self.outgoing.is_empty() {
+            self.stream.write_all_buf(&mut self.outgoing).await?;
+            self.stream.flush().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Who asks, and whether they may.
+
+use axum::http::{HeaderMap, header};
+use chrono::Utc;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::sas::Token;
+
+use super::RestState;
+use super::reply::header_text;
+use crate::policy::Rights;
+
+impl RestState {
+    /// Whether the request's token is of a policy with these rights.
+    ///
+    /// # Errors
+    /// 401003 without a valid token, 401002 without the rights. The texts never hold any of the token.
+    pub(super) fn authorize(&self, headers: &HeaderMap, rights: Rights) -> Result<(), HubError> {
+        let unauthorized = |text: &str| HubError::new(ErrorCode::IotHubUnauthorized, text);
+        let Some(header) = header_text(headers, &header::AUTHORIZATION) else {
+            return Err(unauthorized("Authorization header missing"));
+        };
+        let token = Token::parse(header).map_err(|e| unauthorized(&e.to_string()))?;
+        let policy = token.policy().and_then(|name| self.policies.iter().find(|policy| policy.name == name));
+        let policy = policy
+            .filter(|policy| policy.signed(&token))
+            .ok_or_else(|| unauthorized("the token is not signed with a key of this hub's policies"))?;
+        if token.is_expired(Utc::now()) {
+            return Err(unauthorized("the token has expired"));
+        }
+        let registry_only = Rights::SERVICE_CONNECT != rights;
+        if !(token.covers_hub() || registry_only && token.covers_registry()) {
+            return Err(unauthorized("the token is for another resource"));
+        }
+        if !policy.rights.contains(rights) {
+            let text = format!("Authorization rule '{}' does not allow access for this operation", policy.name);
+            return Err(HubError::new(ErrorCode::IotHubUnauthorizedAccess, text));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! `POST /devices`: up to a hundred registry operations in one request.
+
+use std::collections::BTreeSet;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::twin::TwinPatch;
+use serde_json::{Value, json};
+
+use super::RestState;
+use super::reply::{Refusal, json as json_reply, read_body};
+use crate::hub::Operation;
+use crate::policy::{Rights, random_key};
+
+/// Most items of one request; Azure's number.
+const MAX_ITEMS: usize = 100;
+
+/// Items are independent: what can be done is done, what cannot is named in the answer, which then has status 400.
+pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    state.authorize(&headers, Rights::REGISTRY_WRITE)?;
+    let items = read_items(&read_body(body).await?)?;
+    let mut errors = Vec::new();
+    for item in &items {
+        if let Err(error) = apply(&state, item).await {
+            errors.push(json!({
+                "deviceId": item["id"],
+                "errorCode": error.code.name(),
+                "errorStatus": error.message,
+            }));
+        }
+    }
+    let result = json_reply(&json!({"isSuccessful": errors.is_empty(), "errors": errors, "warnings": []}));
+    let status = if errors.is_empty() { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+    Ok((status, result).into_response())
+}
+
+fn read_items(body: &[u8]) -> Result<Vec<Value>, HubError> {
+    let items: Vec<Value> = serde_json::from_slice(body)
+        .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is no array of devices: {e}")))?;
+    if items.len() > MAX_ITEMS {
+        return Err(HubError::new(
+            ErrorCode::ArgumentInvalid,
+            format!("at most {MAX_ITEMS} devices go in one request"),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    match items.iter().filter_map(|item| item["id"].as_str()).find(|id| !seen.insert(*id)) {
+        Some(id) => {
+            Err(HubError::new(ErrorCode::DeviceDefinedMultipleTimes, format!("the device {id:?} is there twice")))
+        }
+        None => Ok(items),
+    }
+}
+
+async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
+    let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+    let id = item["id"].as_str().ok_or_else(|| invalid("an item has no id".into()))?;
+    let id = DeviceId::parse(id).map_err(|e| invalid(e.to_string()))?;
+    if item.get("moduleId").is_some_and(|module| !module.is_null()) {
+        return Err(invalid("modules are not supported by this hub".into()));
+    }
+    let etag = |name: &str| item[name].as_str().map_or_else(|| "*".to_owned(), str::to_owned);
+    let any = || Some("*".to_owned());
+    match item["importMode"].as_str().unwrap_or("create").to_ascii_lowercase().as_str() {
+        "create" => {
+            put(state, &id, item, None).await?;
+            let patch = twin_patch(item)?;
+            if patch != TwinPatch::default() {
+                state.hub.request(Operation::PatchTwin { id, patch, if_match: None }).await?;
+            }
+            Ok(())
+        }
+        "update" => put(state, &id, item, any()).await,
+        "updateifmatchetag" => put(state, &id, item, Some(etag("eTag"))).await,
+        "delete" => delete(state, id, any()).await,
+        "deleteifmatchetag" => delete(state, id, Some(etag("eTag"))).await,
+        "updatetwin" => patch_twin(state, id, item, any()).await,
+        "updatetwinifmatchetag" => patch_twin(state, id, item, Some(etag("twinETag"))).await,
+        other => Err(invalid(format!("there is no importMode {other:?}"))),
+    }
+}
+
+async fn put(state: &RestState, id: &DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
+    let identity = json!({
+        "status": item["status"].as_str(),
+        "statusReason": item["statusReason"].as_str(),
+        "authentication": item["authentication"],
+    });
+    let request = IdentityRequest::from_json(id, identity.to_string().as_bytes())?;
+    let keys = [random_key(), random_key()];
+    state.hub.request(Operation::PutDevice { id: id.clone(), request, if_match, keys }).await?;
+    Ok(())
+}
+
+async fn delete(state: &RestState, id: DeviceId, if_match: Option<String>) -> Result<(), HubError> {
+    state.hub.request(Operation::DeleteDevice { id, if_match }).await?;
+    Ok(())
+}
+
+async fn patch_twin(state: &RestState, id: DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
+    let patch = twin_patch(item)?;
+    state.hub.request(Operation::PatchTwin { id, patch, if_match }).await?;
+    Ok(())
+}
+
+fn twin_patch(item: &Value) -> Result<TwinPatch, HubError> {
+    let body = json!({"tags": item["tags"], "properties": item["properties"]});
+    TwinPatch::from_json(body.to_string().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_comes_once() {
+        assert!(read_items(br#"[{"id":"a"},{"id":"b"}]"#).is_ok());
+        let twice = read_items(br#"[{"id":"a"},{"id":"a"}]"#).expect_err("twice");
+        assert_eq!(twice.code, ErrorCode::DeviceDefinedMultipleTimes);
+        let many: Vec<Value> = (0..101).map(|n| json!({"id": n.to_string()})).collect();
+        assert!(read_items(Value::Array(many).to_string().as_bytes()).is_err());
+        assert!(read_items(b"{}").is_err());
+    }
+}

@@ -1,0 +1,216 @@
+//! `/devices/query`: pages of rows, found by walking the devices in order of their ids.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::query::{Executor, Query, Source};
+use ring::digest;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::RestState;
+use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
+use crate::driver::HubHandle;
+use crate::hub::{Answer, Operation};
+use crate::policy::Rights;
+
+/// Twins fetched from the hub at once: few enough that it stays free for devices in between.
+pub(crate) const SCAN: usize = 256;
+
+#[derive(Deserialize)]
+struct QueryBody {
+    query: Option<String>,
+}
+
+/// Where a page ended. Holds nothing of the hub's memory, so that it outlives restarts and edits.
+#[derive(Serialize, Deserialize, Default)]
+struct Token {
+    /// The last device looked at; for jobs, the position that the engine named.
+    after: Option<String>,
+    /// Rows given so far, for `TOP`.
+    given: u64,
+    /// Of which query.
+    of: String,
+}
+
+pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    let body: QueryBody = serde_json::from_slice(&read_body(body).await?)
+        .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is not {{\"query\": …}}: {e}")))?;
+    let text = body.query.ok_or_else(|| HubError::new(ErrorCode::ArgumentNull, "query is missing"))?;
+    let query = Query::parse(&text).map_err(HubError::from)?;
+    let token = match header_text(&headers, &CONTINUATION) {
+        Some(token) => Token::read(token, &text)?,
+        None => Token { of: fingerprint(&text), ..Token::default() },
+    };
+    let limit = page_size(&headers);
+    let (rows, next) = match query.source() {
+        Source::Devices => device_page(&state.hub, &query, token, limit).await?,
+        Source::Jobs => job_page(&state, &query, token, limit).await?,
+        // Modules are not supported, so there are none.
+        Source::Modules => (Executor::new(&query).finish(), None),
+    };
+    let mut response = json(&Value::Array(rows));
+    response.headers_mut().insert(ITEM_TYPE, HeaderValue::from_static(query.item_type().name()));
+    // The last page must not have the header at all: clients take an empty one for "more".
+    if let Some(token) = next.and_then(|token| HeaderValue::from_str(&token.write()).ok()) {
+        response.headers_mut().insert(CONTINUATION, token);
+    }
+    Ok(response)
+}
+
+async fn device_page(
+    hub: &HubHandle,
+    query: &Query,
+    token: Token,
+    limit: usize,
+) -> Result<(Vec<Value>, Option<Token>), HubError> {
+    let mut executor = Executor::resume(query, token.given);
+    let mut rows = Vec::new();
+    let mut given = token.given;
+    let mut walk = Walk::begin(hub, query, token.after)?;
+    while let Some(chunk) = walk.next().await? {
+        for (id, twin) in chunk {
+            if let Some(row) = executor.push(&twin) {
+                rows.push(row);
+                given += 1;
+            }
+            if executor.is_done() {
+                return Ok((rows, None));
+            }
+            if rows.len() == limit && !query.is_aggregate() {
+                let token = Token { after: Some(id.to_string()), given, of: token.of };
+                return Ok((rows, walk.has_more_after(&id).await?.then_some(token)));
+            }
+        }
+    }
+    rows.extend(executor.finish());
+    Ok((rows, None))
+}
+
+async fn job_page(
+    state: &RestState,
+    query: &Query,
+    token: Token,
+    limit: usize,
+) -> Result<(Vec<Value>, Option<Token>), HubError> {
+    let left = query.top().map_or(limit as u64, |top| top.saturating_sub(token.given));
+    let limit = limit.min(usize::try_from(left).unwrap_or(limit));
+    let page = state.jobs.device_rows(query.condition().clone(), limit, token.after.as_deref()).await?;
+    let given = token.given + page.items.len() as u64;
+    let next = page.continuation.filter(|_| query.top().is_none_or(|top| given < top));
+    let rows = page.items.iter().map(|row| row.to_json()).collect();
+    Ok((rows, next.map(|after| Token { after: Some(after), given, of: token.of })))
+}
+
+/// A walk over twins in order of device ids: over all of them, or over those that the condition names.
+pub(crate) struct Walk<'h> {
+    hub: &'h HubHandle,
+    state: WalkState,
+}
+
+enum WalkState {
+    All {
+        after: Option<DeviceId>,
+    },
+    /// In order, the last first.
+    Named(Vec<DeviceId>),
+    Over,
+}
+
+impl<'h> Walk<'h> {
+    fn begin(hub: &'h HubHandle, query: &Query, after: Option<String>) -> Result<Walk<'h>, HubError> {
+        let invalid = |_| HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub");
+        let after = after.map(|id| DeviceId::parse(&id).map_err(invalid)).transpose()?;
+        Ok(Walk::over(hub, query.condition(), after))
+    }
+
+    pub(crate) fn over(
+        hub: &'h HubHandle,
+        condition: &iothub_protocol::query::Condition,
+        after: Option<DeviceId>,
+    ) -> Walk<'h> {
+        let state = match condition.one_of("deviceId") {
+            None => WalkState::All { after },
+            Some(names) => {
+                let mut named: Vec<_> = names.into_iter().filter_map(|name| DeviceId::parse(name).ok()).collect();
+                named.sort_unstable_by(|a, b| b.cmp(a));
+                named.dedup();
+                named.retain(|id| after.as_ref().is_none_or(|after| id > after));
+                WalkState::Named(named)
+            }
+        };
+        Walk { hub, state }
+    }
+
+    /// The next few twins; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(DeviceId, Value)>>, HubError> {
+        let operation = match &mut self.state {
+            WalkState::Over => return Ok(None),
+            WalkState::All { after } => Operation::ScanTwins { after: after.clone(), limit: SCAN },
+            WalkState::Named(left) if left.is_empty() => return Ok(None),
+            WalkState::Named(left) => Operation::Twins(left.drain(left.len().saturating_sub(SCAN)..).rev().collect()),
+        };
+        let Answer::Documents(twins) = self.hub.request(operation).await? else { return Ok(None) };
+        if let WalkState::All { after } = &mut self.state {
+            match twins.last() {
+                Some((id, _)) if twins.len() == SCAN => *after = Some(id.clone()),
+                _ => self.state = WalkState::Over,
+            }
+        }
+        Ok(Some(twins))
+    }
+
+    /// Whether there is any device to look at after `id`, which is in the chunk that came last.
+    async fn has_more_after(&self, id: &DeviceId) -> Result<bool, HubError> {
+        if let WalkState::Named(left) = &self.state
+            && !left.is_empty()
+        {
+            return Ok(true);
+        }
+        let scan = Operation::ScanTwins { after: Some(id.clone()), limit: 1 };
+        Ok(matches!(self.hub.request(scan).await?, Answer::Documents(more) if !more.is_empty()))
+    }
+}
+
+impl Token {
+    fn read(text: &str, query: &str) -> Result<Token, HubError> {
+        let invalid = |text: &str| HubError::new(ErrorCode::ArgumentInvalid, text);
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+        let token: Option<Token> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let token = token.ok_or_else(|| invalid("the continuation token is not one of this hub"))?;
+        if token.of != fingerprint(query) {
+            return Err(invalid("the continuation token belongs to another query"));
+        }
+        Ok(token)
+    }
+
+    fn write(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+}
+
+fn fingerprint(query: &str) -> String {
+    URL_SAFE_NO_PAD.encode(&digest::digest(&digest::SHA256, query.as_bytes()).as_ref()[..9])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_belongs_to_its_query() {
+        let token = Token { after: Some("d1".into()), given: 3, of: fingerprint("SELECT * FROM devices") }.write();
+        let read = Token::read(&token, "SELECT * FROM devices").expect("its own");
+        assert_eq!((read.after.as_deref(), read.given), (Some("d1"), 3));
+        assert!(Token::read(&token, "SELECT * FROM devices.jobs").is_err());
+        for nonsense in ["", "x", "e30", "!!!"] {
+            assert!(Token::read(nonsense, "SELECT * FROM devices").is_err(), "{nonsense}");
+        }
+    }
+}

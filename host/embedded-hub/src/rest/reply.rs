@@ -1,0 +1,103 @@
+//! Answers and refusals as HTTP.
+
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use chrono::Utc;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::IdError;
+use serde_json::Value;
+
+/// Largest request body: the largest legal one is a method call with 128 KiB of payload, escaped.
+const MAX_BODY: usize = 1024 * 1024;
+
+pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
+pub(super) const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");
+pub(super) const ITEM_TYPE: HeaderName = HeaderName::from_static("x-ms-item-type");
+const ERROR_CODE: HeaderName = HeaderName::from_static("iothub-errorcode");
+
+/// A JSON answer.
+pub(super) fn json(value: &Value) -> Response {
+    json_with_status(StatusCode::OK, value)
+}
+
+fn json_with_status(status: StatusCode, value: &Value) -> Response {
+    let content_type = HeaderValue::from_static("application/json; charset=utf-8");
+    (status, [(header::CONTENT_TYPE, content_type)], value.to_string()).into_response()
+}
+
+/// An error on its way to the caller.
+pub(super) struct Refusal {
+    error: HubError,
+    dialect: Dialect,
+}
+
+/// Which envelope the error travels in.
+enum Dialect {
+    Usual,
+    /// That of direct methods, with the time-out in seconds that was applied.
+    Method {
+        waited: Option<u32>,
+    },
+}
+
+impl From<HubError> for Refusal {
+    fn from(error: HubError) -> Refusal {
+        Refusal { error, dialect: Dialect::Usual }
+    }
+}
+
+impl From<IdError> for Refusal {
+    fn from(error: IdError) -> Refusal {
+        HubError::new(ErrorCode::ArgumentInvalid, error.to_string()).into()
+    }
+}
+
+impl Refusal {
+    /// An error of a direct method.
+    pub(super) fn of_method(error: HubError, waited: Option<u32>) -> Refusal {
+        Refusal { error, dialect: Dialect::Method { waited } }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let tracking = format!("{:032x}", rand::random::<u128>());
+        let now = Utc::now();
+        let body = match self.dialect {
+            Dialect::Usual => self.error.envelope(&tracking, now),
+            Dialect::Method { waited } => self.error.method_envelope(&tracking, waited, now),
+        };
+        let status = StatusCode::from_u16(self.error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = json_with_status(status, &body);
+        response.headers_mut().insert(ERROR_CODE, HeaderValue::from_static(self.error.code.name()));
+        response
+    }
+}
+
+/// A request's whole body.
+pub(super) async fn read_body(body: Body) -> Result<Bytes, HubError> {
+    to_bytes(body, MAX_BODY).await.map_err(|_| {
+        HubError::new(ErrorCode::MessageTooLarge, format!("the body is larger than {MAX_BODY} bytes, or broke off"))
+    })
+}
+
+/// A header's text, if it is there and is text.
+pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
+}
+
+pub(super) fn if_match(headers: &HeaderMap) -> Option<String> {
+    header_text(headers, &header::IF_MATCH).map(str::to_owned)
+}
+
+/// The page size that a caller asked for, within what the hub gives.
+pub(super) fn page_size(headers: &HeaderMap) -> usize {
+    /// Rows of a page if nothing is asked; Azure's number is not documented, 100 is what is seen.
+    const DEFAULT: usize = 100;
+    /// Most rows of a page.
+    const MAX: usize = 1000;
+    let asked = header_text(headers, &MAX_ITEM_COUNT).and_then(|text| text.parse().ok());
+    asked.filter(|count| *count > 0).map_or(DEFAULT, |count: usize| count.min(MAX))
+}

@@ -1,0 +1,282 @@
+//! One MQTT connection without I/O: which packets may come when, what they mean to the hub, what goes back.
+//!
+//! MQTT 3.1.1 as IoT Hub speaks it: an error ends the connection, as the protocol has no way to tell of one.
+
+use std::time::{Duration, Instant};
+
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::topic::{FromDevice, Subscription};
+use rumqttc::mqttbytes::v4::{
+    ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck,
+    Unsubscribe,
+};
+use rumqttc::mqttbytes::{Protocol, QoS};
+
+use crate::hub::{ConnectRequest, LinkInput, LinkOutput};
+
+/// A client that has said nothing for so long after TLS is cut.
+const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// The hub waits at most so long between packets, whatever keep-alive the client asked for; Azure's number.
+const MAX_SILENCE: Duration = Duration::from_secs(1767);
+/// Largest packet: a message of 256 KiB, a topic of 64 KiB with its properties, and the header.
+pub const MAX_PACKET: usize = 256 * 1024 + 64 * 1024 + 16;
+
+/// What the connection should do.
+#[derive(Debug)]
+pub enum Action {
+    Send(Packet),
+    ToHub(LinkInput),
+    /// Send what is queued, then close. The hub hears [`LinkInput::Closed`] from the driver.
+    Close {
+        graceful: bool,
+        reason: &'static str,
+    },
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Session {
+    state: State,
+    /// Zero for a client that wants none.
+    silence: Duration,
+    last_heard: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    AwaitConnect,
+    /// CONNECT is with the hub.
+    AwaitVerdict(DeviceId),
+    Up(DeviceId),
+    Over,
+}
+
+impl Session {
+    pub fn new(now: Instant) -> Session {
+        Session { state: State::AwaitConnect, silence: CONNECT_TIME_LIMIT, last_heard: now }
+    }
+
+    /// When to call [`Session::handle_deadline`].
+    pub fn deadline(&self) -> Option<Instant> {
+        (!self.silence.is_zero()).then(|| self.last_heard + self.silence)
+    }
+
+    pub fn handle_deadline(&mut self) -> Action {
+        self.close(false, "the client was silent for too long")
+    }
+
+    pub fn handle_packet(&mut self, now: Instant, packet: Packet) -> Vec<Action> {
+        self.last_heard = now;
+        match (&self.state, packet) {
+            (State::AwaitConnect, Packet::Connect(connect)) => self.connect(connect),
+            (State::Up(device), packet) => {
+                let device = device.clone();
+                self.handle_up(&device, packet)
+            }
+            _ => vec![self.close(false, "a packet came before CONNECT was accepted")],
+        }
+    }
+
+    /// Turn what the hub says into packets.
+    pub fn handle_output(&mut self, output: LinkOutput) -> Vec<Action> {
+        match (output, &self.state) {
+            (LinkOutput::Accepted { session_present }, State::AwaitVerdict(device)) => {
+                self.state = State::Up(device.clone());
+                vec![Action::Send(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, session_present)))]
+            }
+            (LinkOutput::Refused, _) => self.refuse(ConnectReturnCode::NotAuthorized, "the hub refused the device"),
+            (LinkOutput::Close { reason }, _) => vec![self.close(false, reason)],
+            (_, State::AwaitConnect | State::AwaitVerdict(_) | State::Over) => vec![],
+            (LinkOutput::Accepted { .. }, State::Up(_)) => vec![],
+            (LinkOutput::SubAck { pkid, count }, State::Up(_)) => {
+                // QoS 2 is granted as 1; whatever was granted, the hub's own messages go as QoS 0.
+                let codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); count];
+                vec![Action::Send(Packet::SubAck(SubAck::new(pkid, codes)))]
+            }
+            (LinkOutput::UnsubAck { pkid }, State::Up(_)) => vec![Action::Send(Packet::UnsubAck(UnsubAck::new(pkid)))],
+            (LinkOutput::Publish { topic, payload }, State::Up(_)) => {
+                vec![Action::Send(Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload)))]
+            }
+        }
+    }
+
+    fn connect(&mut self, connect: Connect) -> Vec<Action> {
+        if connect.protocol != Protocol::V4 {
+            return self.refuse(ConnectReturnCode::RefusedProtocolVersion, "the client does not speak MQTT 3.1.1");
+        }
+        let Some(login) = connect.login else {
+            return self.refuse(ConnectReturnCode::NotAuthorized, "CONNECT has no user name and password");
+        };
+        // `host/clientId/?api-version=…`, with and without the question mark; any version will do.
+        let named = login.username.split('/').nth(1).unwrap_or_default();
+        let Ok(device) = DeviceId::parse(&connect.client_id) else {
+            return self
+                .refuse(ConnectReturnCode::BadClientId, "the client id is no device id (modules are not supported)");
+        };
+        if named != device.as_str() {
+            return self.refuse(ConnectReturnCode::BadClientId, "the user name is for another client id");
+        }
+        let will = match connect.last_will {
+            None => None,
+            Some(will) => match FromDevice::parse(&device, &will.topic) {
+                Some(message @ FromDevice::Telemetry { .. }) => Some((message, will.message)),
+                _ => return self.refuse(ConnectReturnCode::NotAuthorized, "the will's topic is not the device's"),
+            },
+        };
+        self.silence = (Duration::from_secs(connect.keep_alive.into()) * 3 / 2).min(MAX_SILENCE);
+        self.state = State::AwaitVerdict(device.clone());
+        let (password, clean_session) = (login.password, connect.clean_session);
+        vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { device, password, clean_session, will })))]
+    }
+
+    fn handle_up(&mut self, device: &DeviceId, packet: Packet) -> Vec<Action> {
+        match packet {
+            Packet::Publish(publish) => self.publish(device, publish),
+            Packet::Subscribe(subscribe) => self.subscribe(device, &subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(device, &unsubscribe),
+            Packet::PingReq => vec![Action::Send(Packet::PingResp)],
+            // We send nothing with QoS 1, so an acknowledgement means nothing; it does no harm either.
+            Packet::PubAck(_) | Packet::PubRec(_) | Packet::PubRel(_) | Packet::PubComp(_) => vec![],
+            Packet::Disconnect => vec![self.close(true, "the client disconnected")],
+            _ => vec![self.close(false, "the packet is not one that a client sends")],
+        }
+    }
+
+    fn publish(&mut self, device: &DeviceId, publish: Publish) -> Vec<Action> {
+        if publish.qos == QoS::ExactlyOnce {
+            return vec![self.close(false, "PUBLISH with QoS 2 is not supported")];
+        }
+        let Some(mut message) = FromDevice::parse(device, &publish.topic) else {
+            return vec![self.close(false, "PUBLISH to a topic that is not the device's")];
+        };
+        if let (FromDevice::Telemetry { bag }, true) = (&mut message, publish.retain) {
+            let separator = if bag.is_empty() { "" } else { "&" };
+            bag.push_str(separator);
+            bag.push_str("mqtt-retain=true");
+        }
+        let mut actions = vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload })];
+        if publish.qos == QoS::AtLeastOnce {
+            actions.push(Action::Send(Packet::PubAck(PubAck::new(publish.pkid))));
+        }
+        actions
+    }
+
+    fn subscribe(&mut self, device: &DeviceId, subscribe: &Subscribe) -> Vec<Action> {
+        let subscriptions: Option<Vec<_>> =
+            subscribe.filters.iter().map(|filter| Subscription::parse(device, &filter.path)).collect();
+        match subscriptions {
+            Some(subscriptions) => vec![Action::ToHub(LinkInput::Subscribe { pkid: subscribe.pkid, subscriptions })],
+            None => vec![self.close(false, "SUBSCRIBE with a filter that is not the device's")],
+        }
+    }
+
+    fn unsubscribe(&mut self, device: &DeviceId, unsubscribe: &Unsubscribe) -> Vec<Action> {
+        // A filter that never was subscribed is no error when it goes.
+        let subscriptions =
+            unsubscribe.topics.iter().filter_map(|filter| Subscription::parse(device, filter)).collect();
+        vec![Action::ToHub(LinkInput::Unsubscribe { pkid: unsubscribe.pkid, subscriptions })]
+    }
+
+    fn refuse(&mut self, code: ConnectReturnCode, reason: &'static str) -> Vec<Action> {
+        vec![Action::Send(Packet::ConnAck(ConnAck::new(code, false))), self.close(false, reason)]
+    }
+
+    fn close(&mut self, graceful: bool, reason: &'static str) -> Action {
+        self.state = State::Over;
+        Action::Close { graceful, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::mqttbytes::v4::{LastWill, Login};
+
+    use super::*;
+
+    fn connect() -> Connect {
+        let mut connect = Connect::new("d1");
+        connect.clean_session = false;
+        connect.keep_alive = 60;
+        connect.set_login("localhost/d1/?api-version=2021-04-12", "token");
+        connect
+    }
+
+    fn up(now: Instant) -> Session {
+        let mut session = Session::new(now);
+        let actions = session.handle_packet(now, Packet::Connect(connect()));
+        assert!(matches!(actions.as_slice(), [Action::ToHub(LinkInput::Connect(_))]), "{actions:?}");
+        session.handle_output(LinkOutput::Accepted { session_present: false });
+        session
+    }
+
+    fn closes(actions: &[Action]) -> bool {
+        matches!(actions.last(), Some(Action::Close { graceful: false, .. }))
+    }
+
+    #[test]
+    fn a_connect_is_refused_with_a_code() {
+        let with = |change: &dyn Fn(&mut Connect)| {
+            let mut packet = connect();
+            change(&mut packet);
+            let actions = Session::new(Instant::now()).handle_packet(Instant::now(), Packet::Connect(packet));
+            assert!(closes(&actions), "{actions:?}");
+            match actions.into_iter().next() {
+                Some(Action::Send(Packet::ConnAck(ack))) => ack.code,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(with(&|c| c.login = None), ConnectReturnCode::NotAuthorized);
+        assert_eq!(with(&|c| c.client_id = "d2".into()), ConnectReturnCode::BadClientId);
+        assert_eq!(with(&|c| c.client_id = "d1/m1".into()), ConnectReturnCode::BadClientId);
+        assert_eq!(with(&|c| c.protocol = Protocol::V5), ConnectReturnCode::RefusedProtocolVersion);
+        let will = LastWill::new("devices/d2/messages/events/", "x", QoS::AtMostOnce, false);
+        assert_eq!(with(&|c| c.last_will = Some(will.clone())), ConnectReturnCode::NotAuthorized);
+        assert_eq!(
+            with(&|c| c.login = Some(Login::new("localhost", "token"))),
+            ConnectReturnCode::BadClientId,
+            "a user name without the client id"
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_devices_ends_the_connection() {
+        let now = Instant::now();
+        let publish = |topic: &str, qos| Packet::Publish(Publish::new(topic, qos, "x"));
+        for packet in [
+            publish("devices/d2/messages/events/", QoS::AtMostOnce),
+            publish("hello", QoS::AtMostOnce),
+            publish("devices/d1/messages/events/", QoS::ExactlyOnce),
+            Packet::Subscribe(Subscribe::new("devices/d2/messages/devicebound/#", QoS::AtMostOnce)),
+            Packet::Connect(connect()),
+            Packet::PingResp,
+        ] {
+            assert!(closes(&up(now).handle_packet(now, packet.clone())), "{packet:?}");
+        }
+        assert!(closes(&Session::new(now).handle_packet(now, Packet::PingReq)), "before CONNECT");
+    }
+
+    #[test]
+    fn qos_1_is_acknowledged_after_the_hub_has_it() {
+        let now = Instant::now();
+        let mut publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
+        publish.pkid = 7;
+        let actions = up(now).handle_packet(now, Packet::Publish(publish));
+        assert!(
+            matches!(
+                actions.as_slice(),
+                [Action::ToHub(LinkInput::Published { .. }), Action::Send(Packet::PubAck(PubAck { pkid: 7 }))]
+            ),
+            "{actions:?}"
+        );
+    }
+
+    #[test]
+    fn silence_is_measured_from_the_last_packet() {
+        let now = Instant::now();
+        assert_eq!(Session::new(now).deadline(), Some(now + CONNECT_TIME_LIMIT));
+        let mut session = up(now);
+        let later = now + Duration::from_secs(10);
+        session.handle_packet(later, Packet::PingReq);
+        assert_eq!(session.deadline(), Some(later + Duration::from_secs(90)));
+    }
+}
