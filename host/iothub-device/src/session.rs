@@ -1,0 +1,524 @@
+//! What a device connection decides, without doing any of it.
+//!
+//! A driver feeds [`Input`]s to [`Session::handle`], carries out what [`Session::poll`] returns, and calls `handle`
+//! with [`Input::Elapsed`] at [`Session::deadline`]. Time and randomness come from outside, so every run can be
+//! repeated.
+//!
+//! On each connect the rule of the SDKs holds: subscribe, GET the twin, then let through the notices that are newer
+//! than what the GET brought. What the hub sends before that is kept, within a bound, and given to the actor in order.
+//! When the link breaks everything in flight is forgotten: the actor keeps what must arrive and sends it again.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use iothub_protocol::connection_string::HostName;
+use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::link::{FromHub, ToHub};
+use iothub_protocol::sas::SharedKey;
+use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, telemetry_topic};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use tracing::{debug, error, warn};
+
+use crate::backoff::Backoff;
+
+mod link;
+#[cfg(test)]
+mod tests;
+
+use link::{Link, Stage, TwinAnswer};
+
+/// Largest MQTT packet in either direction: the largest message, 256 KiB, with the longest topic that MQTT can carry.
+pub const MAX_PACKET: usize = 256 * 1024 + MAX_TOPIC + 16;
+/// MQTT writes a topic's length in two bytes.
+const MAX_TOPIC: usize = 65_535;
+/// The hub answers these within milliseconds; after this long something is lost.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
+/// An actor has one patch out at a time; this only bounds what a wrong one can make us remember.
+const MAX_REPORTS: usize = 32;
+/// A connection that lasted this long was a good one: the next failure starts counting anew.
+const STABLE: Duration = Duration::from_secs(30);
+/// How long a due renewal waits for methods in flight, whose callers it would fail.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(30);
+const API_VERSION: &str = "2021-04-12";
+const CLIENT_TYPE: &str = concat!("latch%2F", env!("CARGO_PKG_VERSION"));
+
+/// Who connects, as whom, and for how long at a time.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    pub device_id: DeviceId,
+    /// As in the connection string: it stands in the user name and in the token.
+    pub host: HostName,
+    pub key: SharedKey,
+    /// How long a token is valid; it is renewed after four fifths of that.
+    pub token_lifetime: Duration,
+    /// Spreads waits and renewals; different for each device, so that a fleet does not act in step.
+    pub seed: u64,
+}
+
+/// The moment of an input.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// For waits and limits.
+    pub monotonic: Instant,
+    /// For the expiry of tokens.
+    pub wall: DateTime<Utc>,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The hub accepted the connection.
+    Accepted,
+    /// The hub refused the connection.
+    Refused(Refusal),
+    /// The connection could not be made, broke, or was closed as asked.
+    Lost { reason: String },
+    /// The answer to one [`Output::Subscribe`].
+    Subscribed { granted: bool },
+    /// A message from the hub.
+    Received { topic: String, payload: Vec<u8> },
+    /// The hub has taken the publication with this token.
+    Taken { token: u64 },
+    /// The actor wants to send.
+    Send(ToHub),
+    /// The deadline has passed.
+    Elapsed,
+}
+
+/// Why a hub refuses, by CONNACK code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the hub does not speak this version of MQTT (CONNACK 1)")]
+    ProtocolVersion,
+    #[error("the hub refused the device id (CONNACK 2)")]
+    Identifier,
+    #[error("the hub is throttling or unavailable (CONNACK 3)")]
+    Unavailable,
+    #[error("the hub refused the user name or the token (CONNACK 4)")]
+    Credentials,
+    #[error(
+        "the hub refused the device (CONNACK 5): it is unknown or disabled there, its key differs or the clock is off"
+    )]
+    NotAuthorized,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    Connect(Credentials),
+    Subscribe {
+        filter: String,
+    },
+    Publish(Publication),
+    /// Close in good order, after what was published before; then [`Input::Lost`].
+    Disconnect,
+    /// Give this to the actor.
+    Deliver(FromHub),
+    /// For whoever watches the connection.
+    State(LinkState),
+}
+
+/// User name and password of a CONNECT.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// A PUBLISH with QoS 1. With a `token`, its PUBACK comes back as [`Input::Taken`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    pub topic: String,
+    pub payload: Vec<u8>,
+    pub token: Option<u64>,
+}
+
+/// Where the connection stands, for people and for whoever waits until all are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// On the way; `after` is why the attempt before this one failed.
+    Connecting { after: Option<Failure> },
+    /// Connected, subscribed, and the twin is here.
+    Ready,
+    /// Not connected; tries again after `retry_in`. It never gives up.
+    Waiting { failure: Failure, retry_in: Duration },
+    /// Ended, because it was asked to.
+    Stopped,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The hub said no to these credentials; waiting alone will not help.
+    pub refused: bool,
+    pub reason: String,
+}
+
+impl LinkState {
+    pub fn is_ready(&self) -> bool {
+        matches!(self, LinkState::Ready)
+    }
+
+    /// The latest reason why it is not ready, if there was one.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            LinkState::Connecting { after } => after.as_ref(),
+            LinkState::Waiting { failure, .. } => Some(failure),
+            LinkState::Ready | LinkState::Stopped => None,
+        }
+    }
+}
+
+/// One device's connection, over all its reconnects.
+#[derive(Debug)]
+pub struct Session {
+    settings: SessionSettings,
+    rng: SmallRng,
+    backoff: Backoff,
+    phase: Phase,
+    /// Never reset, so that an answer cannot match a request of an earlier connection.
+    next_rid: u64,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Waiting {
+        until: Instant,
+        after: Option<Failure>,
+    },
+    Connecting {
+        token_made: Instant,
+    },
+    Online(Box<Link>),
+    /// [`Output::Disconnect`] is out. A renewal goes on at once, anything else waits.
+    Closing {
+        reason: String,
+        renewal: bool,
+    },
+}
+
+impl Session {
+    /// The first deadline is `now`: at it, the session connects.
+    pub fn new(settings: SessionSettings, now: Instant) -> Session {
+        let rng = SmallRng::seed_from_u64(settings.seed);
+        let phase = Phase::Waiting { until: now, after: None };
+        Session { settings, rng, backoff: Backoff::default(), phase, next_rid: 1, outputs: VecDeque::new() }
+    }
+
+    /// What to do next; `None` until the next input.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Session::handle`] with [`Input::Elapsed`], unless something else happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Connecting { .. } | Phase::Closing { .. } => None,
+            Phase::Online(link) => Some(link.deadline(RENEWAL_PATIENCE)),
+        }
+    }
+
+    pub fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Accepted => self.accepted(now.monotonic),
+            Input::Refused(refusal) => self.refused(now.monotonic, refusal),
+            Input::Lost { reason } => self.lost(now.monotonic, reason),
+            Input::Subscribed { granted } => self.subscribed(now.monotonic, granted),
+            Input::Received { topic, payload } => self.received(now.monotonic, &topic, payload),
+            Input::Taken { token } => self.taken(token),
+            Input::Send(message) => self.send(now.monotonic, message),
+            Input::Elapsed => self.elapsed(now),
+        }
+        self.renew_if_due(now.monotonic);
+    }
+
+    fn elapsed(&mut self, now: Now) {
+        match &mut self.phase {
+            Phase::Waiting { until, after } if *until <= now.monotonic => {
+                let after = after.take();
+                self.connect(now, after);
+            }
+            Phase::Online(link) => match link.stage {
+                Stage::Subscribing { deadline, .. } if deadline <= now.monotonic => {
+                    self.close("the hub did not answer the subscriptions".to_owned(), false);
+                }
+                Stage::GettingTwin { retry_at, .. } if retry_at <= now.monotonic => self.get_twin(now.monotonic),
+                _ => self.expire_reports(now.monotonic),
+            },
+            _ => {}
+        }
+    }
+
+    fn connect(&mut self, now: Now, after: Option<Failure>) {
+        let SessionSettings { device_id, host, key, token_lifetime, .. } = &self.settings;
+        let authority = host.authority();
+        let password = key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime);
+        let username = format!("{authority}/{device_id}/?api-version={API_VERSION}&DeviceClientType={CLIENT_TYPE}");
+        self.phase = Phase::Connecting { token_made: now.monotonic };
+        self.outputs.push_back(Output::State(LinkState::Connecting { after }));
+        self.outputs.push_back(Output::Connect(Credentials { username, password }));
+    }
+
+    fn accepted(&mut self, now: Instant) {
+        let Phase::Connecting { token_made } = self.phase else { return };
+        let share = self.rng.random_range(0.76..0.84);
+        let renewal = token_made + self.settings.token_lifetime.mul_f64(share);
+        let wanted = [Subscription::Methods, Subscription::TwinResponses, Subscription::Desired];
+        let stage = Stage::Subscribing { missing: wanted.len(), deadline: now + SUBSCRIBE_TIMEOUT };
+        self.phase = Phase::Online(Box::new(Link::new(now, renewal, stage)));
+        // One packet each, as every SDK does it.
+        for subscription in wanted {
+            self.outputs.push_back(Output::Subscribe { filter: subscription.filter(&self.settings.device_id) });
+        }
+    }
+
+    fn subscribed(&mut self, now: Instant, granted: bool) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        let Stage::Subscribing { missing, .. } = &mut link.stage else { return };
+        *missing = missing.saturating_sub(1);
+        let done = *missing == 0;
+        if !granted {
+            self.close("the hub refused a subscription".to_owned(), false);
+        } else if done {
+            let methods = std::mem::take(&mut link.early_methods);
+            let deliveries = std::iter::once(FromHub::Connected).chain(methods);
+            self.outputs.extend(deliveries.map(Output::Deliver));
+            self.get_twin(now);
+        }
+    }
+
+    /// Ask for the twin, first or again.
+    fn get_twin(&mut self, now: Instant) {
+        let (number, rid) = self.request_id();
+        if let Phase::Online(link) = &mut self.phase {
+            link.expect_twin(number, now);
+            self.publish(&FromDevice::TwinGet { rid }, b" ".to_vec());
+        }
+    }
+
+    fn received(&mut self, now: Instant, topic: &str, payload: Vec<u8>) {
+        if !matches!(self.phase, Phase::Online(_)) {
+            return;
+        }
+        match ToDevice::parse(topic) {
+            Some(ToDevice::Method { name, rid }) => {
+                let payload = if payload.is_empty() { b"null".to_vec() } else { payload };
+                match String::from_utf8(payload) {
+                    Ok(payload) => self.method(now, FromHub::Method { rid: rid.clone(), name, payload }, rid),
+                    Err(_) => self.answer(rid, 400, r#"{"message":"the payload is not UTF-8"}"#.to_owned()),
+                }
+            }
+            Some(ToDevice::TwinResponse { status, rid, version }) => {
+                if let Ok(number) = rid.as_str().parse() {
+                    self.twin_response(now, number, status, version, &payload);
+                }
+            }
+            Some(ToDevice::Desired { version }) => self.notice(now, version, &payload),
+            None => debug!(device = %self.settings.device_id, topic, "unknown topic ignored"),
+        }
+    }
+
+    fn method(&mut self, now: Instant, method: FromHub, rid: RequestId) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        link.method_started(rid, now);
+        if !matches!(link.stage, Stage::Subscribing { .. }) {
+            self.outputs.push_back(Output::Deliver(method));
+        } else if !link.keep_early(method) {
+            warn!(device = %self.settings.device_id, "too many methods before the subscriptions are made, one dropped");
+        }
+    }
+
+    fn notice(&mut self, now: Instant, version: u64, payload: &[u8]) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        match link.notice(version, payload) {
+            link::Notice::Deliver(notice) => self.outputs.push_back(Output::Deliver(notice)),
+            link::Notice::Nothing => {}
+            link::Notice::GetTwin { reason } => {
+                warn!(device = %self.settings.device_id, version, reason, "asking for the whole twin");
+                self.get_twin(now);
+            }
+        }
+    }
+
+    fn twin_response(&mut self, now: Instant, number: u64, status: u16, version: Option<u64>, body: &[u8]) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        if let Some(report) = link.reports.remove(&number) {
+            let message = link::message_of(body);
+            let reported = FromHub::Reported { token: report.token, status, version, message };
+            self.outputs.push_back(Output::Deliver(reported));
+            return;
+        }
+        match link.twin_answer(number, status, body, now, &mut self.rng) {
+            TwinAnswer::NotAsked => {}
+            TwinAnswer::Failed { message, retry_in } => {
+                warn!(device = %self.settings.device_id, status, message, ?retry_in, "no twin from the hub");
+            }
+            TwinAnswer::Twin { deliveries } => {
+                self.outputs.extend(deliveries.into_iter().map(Output::Deliver));
+                self.outputs.push_back(Output::State(LinkState::Ready));
+            }
+        }
+    }
+
+    fn taken(&mut self, token: u64) {
+        if let Phase::Online(_) = self.phase {
+            self.outputs.push_back(Output::Deliver(FromHub::TelemetryTaken { token }));
+        }
+    }
+
+    fn send(&mut self, now: Instant, message: ToHub) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        if !link.is_announced() {
+            return;
+        }
+        match message {
+            ToHub::MethodResponse { rid, status, payload } => {
+                if link.method_ended(&rid) {
+                    self.answer(rid, status, payload);
+                }
+            }
+            ToHub::Report { token, patch } => self.report(now, token, serde_json::Value::Object(patch).to_string()),
+            ToHub::Telemetry { token, message } => {
+                let topic = telemetry_topic(&self.settings.device_id, &message);
+                if fits(&topic, &message.body) {
+                    let publication = Publication { topic, payload: message.body, token: Some(token) };
+                    self.outputs.push_back(Output::Publish(publication));
+                } else {
+                    // No hub can ever take it; kept, it would hold up everything behind it for good.
+                    let (message_id, bytes) = (&message.message_id, message.body.len());
+                    error!(device = %self.settings.device_id, message_id, bytes, "message dropped: mqtt cannot carry it");
+                    self.taken(token);
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, rid: RequestId, status: i32, payload: String) {
+        let topic = FromDevice::MethodResponse { status, rid: rid.clone() };
+        if fits(&topic.format(&self.settings.device_id), payload.as_bytes()) {
+            self.publish(&topic, payload.into_bytes());
+        } else {
+            let text = r#"{"message":"the answer is larger than a packet may be"}"#;
+            self.publish(&FromDevice::MethodResponse { status: 500, rid }, text.into());
+        }
+    }
+
+    fn report(&mut self, now: Instant, token: u64, patch: String) {
+        let (number, rid) = self.request_id();
+        let Phase::Online(link) = &mut self.phase else { return };
+        let topic = FromDevice::ReportedPatch { rid, version: None };
+        let refusal = if !fits(&topic.format(&self.settings.device_id), patch.as_bytes()) {
+            Some((413, "the patch is larger than a packet may be"))
+        } else if link.reports.len() >= MAX_REPORTS {
+            Some((429, "too many patches without an answer"))
+        } else {
+            None
+        };
+        match refusal {
+            Some((status, text)) => self.outputs.push_back(Output::Deliver(unreported(token, status, text))),
+            None => {
+                link.reports.insert(number, link::PendingReport { token, deadline: now + REPORT_TIMEOUT });
+                self.publish(&topic, patch.into_bytes());
+            }
+        }
+    }
+
+    fn expire_reports(&mut self, now: Instant) {
+        let Phase::Online(link) = &mut self.phase else { return };
+        let expired = link.reports.extract_if(.., |_, report| report.deadline <= now);
+        let expired = expired.map(|(_, report)| unreported(report.token, 504, "no answer within 30 s"));
+        self.outputs.extend(expired.map(Output::Deliver));
+    }
+
+    fn renew_if_due(&mut self, now: Instant) {
+        let Phase::Online(link) = &self.phase else { return };
+        if link.renewal_due(now, RENEWAL_PATIENCE) {
+            self.close("the connection is renewed with a new token".to_owned(), true);
+        }
+    }
+
+    /// End the connection from this side.
+    fn close(&mut self, reason: String, renewal: bool) {
+        self.end_link(&reason);
+        self.outputs.push_back(Output::Disconnect);
+        self.phase = Phase::Closing { reason, renewal };
+    }
+
+    fn lost(&mut self, now: Instant, reason: String) {
+        let (reason, renewal) = match &mut self.phase {
+            Phase::Waiting { .. } => return,
+            Phase::Closing { reason, renewal } => (std::mem::take(reason), *renewal),
+            Phase::Connecting { .. } => (reason, false),
+            Phase::Online(link) => {
+                if now.saturating_duration_since(link.since) >= STABLE {
+                    self.backoff.reset();
+                }
+                self.end_link(&reason);
+                (reason, false)
+            }
+        };
+        if renewal {
+            self.backoff.reset();
+            self.phase = Phase::Waiting { until: now, after: None };
+        } else {
+            let retry_in = self.backoff.after_failure(&mut self.rng);
+            self.wait(now, Failure { refused: false, reason }, retry_in);
+        }
+    }
+
+    fn refused(&mut self, now: Instant, refusal: Refusal) {
+        let unavailable = refusal == Refusal::Unavailable;
+        let retry_in = if unavailable {
+            self.backoff.after_busy(&mut self.rng)
+        } else {
+            self.backoff.after_refusal(&mut self.rng)
+        };
+        self.wait(now, Failure { refused: !unavailable, reason: refusal.to_string() }, retry_in);
+    }
+
+    fn wait(&mut self, now: Instant, failure: Failure, retry_in: Duration) {
+        self.phase = Phase::Waiting { until: now + retry_in, after: Some(failure.clone()) };
+        self.outputs.push_back(Output::State(LinkState::Waiting { failure, retry_in }));
+    }
+
+    /// Tell the actor that the link is gone, if it was told that there is one.
+    fn end_link(&mut self, reason: &str) {
+        if let Phase::Online(link) = &self.phase
+            && link.is_announced()
+        {
+            self.outputs.push_back(Output::Deliver(FromHub::Disconnected { reason: reason.to_owned() }));
+        }
+    }
+
+    fn publish(&mut self, topic: &FromDevice, payload: Vec<u8>) {
+        let topic = topic.format(&self.settings.device_id);
+        self.outputs.push_back(Output::Publish(Publication { topic, payload, token: None }));
+    }
+
+    fn request_id(&mut self) -> (u64, RequestId) {
+        let number = self.next_rid;
+        self.next_rid += 1;
+        (number, RequestId::parse(&number.to_string()).expect("digits make a request id"))
+    }
+}
+
+/// Whether MQTT can carry it: a packet over the limit would end the connection, and wildcards are no topic.
+fn fits(topic: &str, payload: &[u8]) -> bool {
+    topic.len() <= MAX_TOPIC && !topic.contains(['+', '#']) && topic.len() + payload.len() + 16 <= MAX_PACKET
+}
+
+fn unreported(token: u64, status: u16, message: &str) -> FromHub {
+    FromHub::Reported { token, status, version: None, message: message.to_owned() }
+}

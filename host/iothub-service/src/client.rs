@@ -1,0 +1,270 @@
+//! Sends the calls.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::connection_string::{
+    ConnectionStringError, DeviceConnectionString, HostName, ServiceConnectionString,
+};
+use iothub_protocol::error::HubError;
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::{JobRequest, TwinUpdate};
+use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::sas::SharedKey;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Response, StatusCode, redirect};
+use rustls::ClientConfig;
+use serde_json::{Map, Value};
+use tracing::debug;
+
+use crate::error::{Problem, ServiceError};
+use crate::request::{JobFilter, PageRequest, ServiceRequest};
+
+#[cfg(test)]
+mod tests;
+
+/// Signed for an hour, as the SDKs do, and used for most of it: a token made for each call costs more than it gains.
+const TOKEN_LIFETIME: TimeDelta = TimeDelta::minutes(60);
+const TOKEN_RESERVE: TimeDelta = TimeDelta::minutes(10);
+/// How often a call is sent in all while the hub is throttling or unavailable.
+const ATTEMPTS: u32 = 4;
+/// The longest wait between two of them, whatever the hub asks for: someone is waiting at the other end.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A client of one hub, with one policy's key. Connections are kept and shared by all who hold a reference.
+#[derive(Debug)]
+pub struct ServiceClient {
+    http: reqwest::Client,
+    host: HostName,
+    policy: String,
+    key: SharedKey,
+    token: Mutex<Option<Token>>,
+}
+
+#[derive(Debug, Clone)]
+struct Token {
+    /// Marked sensitive: never shown.
+    header: HeaderValue,
+    expiry: DateTime<Utc>,
+}
+
+/// One page of a long answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    pub items: Vec<Value>,
+    /// For [`PageRequest::continuation`]; `None` on the last page.
+    pub continuation: Option<String>,
+    /// `Twin`, `DeviceJob`, `JobResponse` or `Raw`; only queries have one.
+    pub item_type: Option<String>,
+}
+
+impl ServiceClient {
+    /// Without a port in the connection string it is 443. No connection is made yet.
+    ///
+    /// # Errors
+    /// [`ServiceError::Setup`] if the TLS settings cannot be used.
+    pub fn new(connection: ServiceConnectionString, tls: Arc<ClientConfig>) -> Result<ServiceClient, ServiceError> {
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(ClientConfig::clone(&tls))
+            .https_only(true)
+            .redirect(redirect::Policy::none())
+            .tcp_nodelay(true)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("latch/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(ServiceError::Setup)?;
+        let ServiceConnectionString { host, policy, key } = connection;
+        Ok(ServiceClient { http, host, policy, key, token: Mutex::new(None) })
+    }
+
+    pub fn host(&self) -> &HostName {
+        &self.host
+    }
+
+    /// Register a device; the hub makes the keys that are not given. The identity, with keys.
+    pub async fn create_device(&self, device: &DeviceId, identity: &IdentityRequest) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::create_device(device, identity)).await
+    }
+
+    /// The identity, with keys.
+    pub async fn get_device(&self, device: &DeviceId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_device(device)).await
+    }
+
+    /// Without an etag, whatever its state.
+    pub async fn delete_device(&self, device: &DeviceId, etag: Option<&str>) -> Result<(), ServiceError> {
+        self.send(&ServiceRequest::delete_device(device, etag)).await.map(|_| ())
+    }
+
+    /// All devices, as twins.
+    pub async fn list_devices(&self, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.query("SELECT * FROM devices", page).await
+    }
+
+    pub async fn get_twin(&self, device: &DeviceId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_twin(device)).await
+    }
+
+    /// Merge into tags and desired properties; the whole twin after that. With an etag, only if the twin still has it.
+    pub async fn patch_twin(
+        &self,
+        device: &DeviceId,
+        update: &TwinUpdate,
+        etag: Option<&str>,
+    ) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::patch_twin(device, update, etag)).await
+    }
+
+    /// Any status of the device is a result; an error means that there is no answer of the device.
+    pub async fn invoke_method(
+        &self,
+        device: &DeviceId,
+        method: &DirectMethod,
+    ) -> Result<MethodResponse, ServiceError> {
+        let request = ServiceRequest::invoke_method(device, method);
+        let (_, body) = self.send(&request).await?;
+        decode(&request, &body)
+    }
+
+    pub async fn query(&self, query: &str, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::query(query, page)).await
+    }
+
+    /// All pages of a query.
+    pub async fn query_all(&self, query: &str) -> Result<Vec<Value>, ServiceError> {
+        let mut items = Vec::new();
+        let mut next = PageRequest { max_items: Some(1000), continuation: None };
+        loop {
+            let page = self.query(query, &next).await?;
+            items.extend(page.items);
+            match page.continuation {
+                Some(continuation) => next.continuation = Some(continuation),
+                None => return Ok(items),
+            }
+        }
+    }
+
+    /// `{"jobId", "type", "status"}`.
+    pub async fn create_job(&self, job: &JobRequest) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::create_job(job)).await
+    }
+
+    pub async fn get_job(&self, job: &JobId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_job(job)).await
+    }
+
+    pub async fn cancel_job(&self, job: &JobId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::cancel_job(job)).await
+    }
+
+    pub async fn query_jobs(&self, filter: JobFilter<'_>, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::query_jobs(filter, page)).await
+    }
+
+    /// Each device's row of a job.
+    pub async fn device_jobs(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::device_jobs(job, page)).await
+    }
+
+    async fn object(&self, request: ServiceRequest) -> Result<Value, ServiceError> {
+        let (_, body) = self.send(&request).await?;
+        decode::<Map<String, Value>>(&request, &body).map(Value::Object)
+    }
+
+    async fn page(&self, request: ServiceRequest) -> Result<Page, ServiceError> {
+        let (headers, body) = self.send(&request).await?;
+        let items = decode(&request, &body)?;
+        let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
+        let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
+        Ok(Page { items, continuation, item_type: header("x-ms-item-type") })
+    }
+
+    /// Headers and body of a successful answer.
+    ///
+    /// A throttled call was not carried out, so it may always be sent again; one that met an unavailable hub perhaps
+    /// was.
+    async fn send(&self, request: &ServiceRequest) -> Result<(HeaderMap, Vec<u8>), ServiceError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let response = self.send_once(request).await?;
+            let status = response.status();
+            let headers = response.headers().clone();
+            let body = response.bytes().await.map_err(|error| self.transport(&error))?;
+            if status.is_success() {
+                return Ok((headers, body.into()));
+            }
+            let again = match status {
+                StatusCode::TOO_MANY_REQUESTS => true,
+                StatusCode::SERVICE_UNAVAILABLE => request.repeatable,
+                _ => false,
+            };
+            if !again || attempt >= ATTEMPTS {
+                return Err(HubError::from_response(status.as_u16(), &String::from_utf8_lossy(&body)).into());
+            }
+            let wait = wait_before_retry(&headers, attempt);
+            debug!(target = request.target, %status, ?wait, "sent again after a wait");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn send_once(&self, request: &ServiceRequest) -> Result<Response, ServiceError> {
+        let url = format!("https://{}{}", self.host.authority(), request.target);
+        let mut call = self.http.request(request.method.clone(), url).timeout(request.timeout);
+        call = call.header(AUTHORIZATION, self.authorization(Utc::now()));
+        for (name, value) in &request.headers {
+            call = call.header(*name, value);
+        }
+        if let Some(body) = &request.body {
+            call = call.header(CONTENT_TYPE, "application/json; charset=utf-8").body(body.to_string());
+        }
+        call.send().await.map_err(|error| self.transport(&error))
+    }
+
+    fn transport(&self, error: &reqwest::Error) -> ServiceError {
+        ServiceError::Transport { host: self.host.authority(), problem: Problem::of(error) }
+    }
+
+    fn authorization(&self, now: DateTime<Utc>) -> HeaderValue {
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*token {
+            Some(token) if now + TOKEN_RESERVE < token.expiry => token.header.clone(),
+            _ => {
+                let expiry = now + TOKEN_LIFETIME;
+                let text = self.key.sign(&self.host.authority(), Some(&self.policy), expiry);
+                let mut header = HeaderValue::from_str(&text).expect("a token is percent-encoded ASCII");
+                header.set_sensitive(true);
+                *token = Some(Token { header: header.clone(), expiry });
+                header
+            }
+        }
+    }
+}
+
+/// What the device of this identity connects with; `host` as its MQTT side has it, which may be another port.
+///
+/// # Errors
+/// If the registry's answer holds no device id or no key, as with X.509 devices.
+pub fn device_connection(identity: &Value, host: HostName) -> Result<DeviceConnectionString, ConnectionStringError> {
+    let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let device_id = DeviceId::parse(text("/deviceId"))?;
+    let key = SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?;
+    Ok(DeviceConnectionString { host, device_id, key })
+}
+
+/// What the hub asks for, else 1 s, 2 s, 4 s.
+fn wait_before_retry(headers: &HeaderMap, attempt: u32) -> Duration {
+    let asked =
+        headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
+    asked.map_or_else(|| Duration::from_secs(1 << (attempt - 1).min(5)), Duration::from_secs).min(LONGEST_WAIT)
+}
+
+fn decode<T: serde::de::DeserializeOwned>(request: &ServiceRequest, body: &[u8]) -> Result<T, ServiceError> {
+    serde_json::from_slice(body).map_err(|error| ServiceError::Decode {
+        call: format!("{} {}", request.method, request.target),
+        reason: format!("cannot be read: {error}"),
+    })
+}

@@ -1,0 +1,262 @@
+//! The calls of the service API, written down but not sent.
+
+use std::time::Duration;
+
+use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
+use iothub_protocol::method::DirectMethod;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// What every current SDK sends.
+const API_VERSION: &str = "2021-04-12";
+/// For a call that the hub answers by itself.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// On top of the hub's own time-outs for a direct method, so that the hub's answer, which says more, comes first.
+const METHOD_MARGIN: Duration = Duration::from_secs(10);
+const UNRESERVED_KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// One call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceRequest {
+    pub method: Method,
+    /// Path and query.
+    pub target: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Option<Value>,
+    /// For the whole call.
+    pub timeout: Duration,
+    /// Sending it twice is the same as sending it once.
+    pub repeatable: bool,
+}
+
+/// Which page of a long answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PageRequest {
+    /// At most this many items; the hub's default if `None`, and its limit of 1000 in any case.
+    pub max_items: Option<u32>,
+    /// From the page before; `None` for the first.
+    pub continuation: Option<String>,
+}
+
+/// Which jobs to list; the default is all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobFilter<'a> {
+    /// A job's `type`, such as `scheduleDeviceMethod`.
+    pub job_type: Option<&'a str>,
+    pub status: Option<JobStatus>,
+}
+
+impl ServiceRequest {
+    pub fn create_device(device: &DeviceId, identity: &IdentityRequest) -> ServiceRequest {
+        // An empty key asks the hub to make one.
+        let key = |key: &Option<_>| key.as_ref().map(iothub_protocol::sas::SharedKey::to_base64).unwrap_or_default();
+        let mut body = json!({
+            "deviceId": device,
+            "status": if identity.disabled { "disabled" } else { "enabled" },
+            "authentication": {
+                "type": "sas",
+                "symmetricKey": {
+                    "primaryKey": key(&identity.primary_key),
+                    "secondaryKey": key(&identity.secondary_key),
+                },
+            },
+        });
+        if let Some(reason) = &identity.status_reason {
+            body["statusReason"] = json!(reason);
+        }
+        ServiceRequest::new(Method::PUT, &["devices", device.as_str()]).with_body(body)
+    }
+
+    pub fn get_device(device: &DeviceId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["devices", device.as_str()])
+    }
+
+    pub fn delete_device(device: &DeviceId, etag: Option<&str>) -> ServiceRequest {
+        ServiceRequest::new(Method::DELETE, &["devices", device.as_str()]).with_if_match(etag)
+    }
+
+    pub fn get_twin(device: &DeviceId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["twins", device.as_str()])
+    }
+
+    pub fn patch_twin(device: &DeviceId, update: &TwinUpdate, etag: Option<&str>) -> ServiceRequest {
+        let mut request = ServiceRequest::new(Method::PATCH, &["twins", device.as_str()])
+            .with_body(update.to_json())
+            .with_if_match(etag);
+        // With an etag, the second of two would meet the first one's result and fail.
+        request.repeatable = etag.is_none();
+        request
+    }
+
+    pub fn invoke_method(device: &DeviceId, method: &DirectMethod) -> ServiceRequest {
+        let mut request =
+            ServiceRequest::new(Method::POST, &["twins", device.as_str(), "methods"]).with_body(json!(method));
+        let hub = u64::from(method.response_timeout()) + u64::from(method.connect_timeout());
+        request.timeout = Duration::from_secs(hub) + METHOD_MARGIN;
+        request
+    }
+
+    pub fn query(query: &str, page: &PageRequest) -> ServiceRequest {
+        let mut request =
+            ServiceRequest::new(Method::POST, &["devices", "query"]).with_body(json!({"query": query})).with_page(page);
+        request.repeatable = true;
+        request
+    }
+
+    /// Each device's row of a job.
+    pub fn device_jobs(job: &JobId, page: &PageRequest) -> ServiceRequest {
+        // An id may hold the one character that ends a string in a query.
+        let id = job.as_str().replace('\'', "\\'");
+        ServiceRequest::query(&format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'"), page)
+    }
+
+    pub fn create_job(job: &JobRequest) -> ServiceRequest {
+        ServiceRequest::new(Method::PUT, &["jobs", "v2", job.job_id.as_str()]).with_body(job.to_json())
+    }
+
+    pub fn get_job(job: &JobId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str()])
+    }
+
+    pub fn cancel_job(job: &JobId) -> ServiceRequest {
+        ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "cancel"])
+    }
+
+    pub fn query_jobs(filter: JobFilter<'_>, page: &PageRequest) -> ServiceRequest {
+        let mut request = ServiceRequest::new(Method::GET, &["jobs", "v2", "query"]).with_page(page);
+        let filters = [("jobType", filter.job_type), ("jobStatus", filter.status.map(JobStatus::name))];
+        for (name, value) in filters.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+            request.target.push_str(&format!("&{name}={}", utf8_percent_encode(value, UNRESERVED_KEPT)));
+        }
+        request
+    }
+
+    fn new(method: Method, path: &[&str]) -> ServiceRequest {
+        let mut target = String::new();
+        for segment in path {
+            target.push('/');
+            target.extend(utf8_percent_encode(segment, UNRESERVED_KEPT));
+        }
+        target.push_str("?api-version=");
+        target.push_str(API_VERSION);
+        let repeatable = method == Method::GET;
+        ServiceRequest { method, target, headers: Vec::new(), body: None, timeout: TIMEOUT, repeatable }
+    }
+
+    fn with_body(mut self, body: Value) -> ServiceRequest {
+        self.body = Some(body);
+        self
+    }
+
+    /// Quoted, as RFC 7232 has it; without an etag, whatever there is.
+    fn with_if_match(mut self, etag: Option<&str>) -> ServiceRequest {
+        self.headers.push(("if-match", format!("\"{}\"", etag.unwrap_or("*").trim_matches('"'))));
+        self
+    }
+
+    fn with_page(mut self, page: &PageRequest) -> ServiceRequest {
+        let max_items = page.max_items.map(|n| n.to_string());
+        let headers = [("x-ms-max-item-count", max_items), ("x-ms-continuation", page.continuation.clone())];
+        self.headers.extend(headers.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iothub_protocol::job::JobAction;
+
+    use super::*;
+
+    fn device(id: &str) -> DeviceId {
+        DeviceId::parse(id).expect("an id")
+    }
+
+    fn job(id: &str) -> JobId {
+        JobId::parse(id).expect("an id")
+    }
+
+    fn method() -> DirectMethod {
+        serde_json::from_value(json!({"methodName": "lockDoor", "payload": {"a": 1},
+            "responseTimeoutInSeconds": 20, "connectTimeoutInSeconds": 5}))
+        .expect("a method")
+    }
+
+    fn check(request: &ServiceRequest, line: &str, headers: &[(&'static str, &str)], body: Value) {
+        assert_eq!(format!("{} {}", request.method, request.target), line);
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        assert_eq!(request.headers, headers, "{line}");
+        assert_eq!(request.body.clone().unwrap_or(Value::Null), body, "{line}");
+    }
+
+    #[test]
+    fn registry_and_twin_calls() {
+        let d1 = device("d1");
+        check(
+            &ServiceRequest::create_device(&d1, &IdentityRequest::default()),
+            "PUT /devices/d1?api-version=2021-04-12",
+            &[],
+            json!({"deviceId": "d1", "status": "enabled",
+                "authentication": {"type": "sas", "symmetricKey": {"primaryKey": "", "secondaryKey": ""}}}),
+        );
+        let odd = device("a?b#c%d:e@f");
+        let line = "GET /devices/a%3Fb%23c%25d%3Ae%40f?api-version=2021-04-12";
+        check(&ServiceRequest::get_device(&odd), line, &[], Value::Null);
+        let line = "DELETE /devices/d1?api-version=2021-04-12";
+        check(&ServiceRequest::delete_device(&d1, None), line, &[("if-match", "\"*\"")], Value::Null);
+        check(&ServiceRequest::get_twin(&d1), "GET /twins/d1?api-version=2021-04-12", &[], Value::Null);
+
+        let desired = json!({"floor": 3, "gone": null}).as_object().cloned();
+        let update = TwinUpdate { tags: None, desired };
+        let line = "PATCH /twins/d1?api-version=2021-04-12";
+        let body = json!({"properties": {"desired": {"floor": 3, "gone": null}}});
+        for etag in ["AAA=", "\"AAA=\""] {
+            let request = ServiceRequest::patch_twin(&d1, &update, Some(etag));
+            check(&request, line, &[("if-match", "\"AAA=\"")], body.clone());
+            assert!(!request.repeatable);
+        }
+        assert!(ServiceRequest::patch_twin(&d1, &update, None).repeatable);
+    }
+
+    #[test]
+    fn a_method_call_outlasts_the_hubs_own_time_outs() {
+        let request = ServiceRequest::invoke_method(&device("d1"), &method());
+        let body = json!({"methodName": "lockDoor", "payload": {"a": 1},
+            "responseTimeoutInSeconds": 20, "connectTimeoutInSeconds": 5});
+        check(&request, "POST /twins/d1/methods?api-version=2021-04-12", &[], body);
+        assert_eq!((request.timeout, request.repeatable), (Duration::from_secs(35), false));
+    }
+
+    #[test]
+    fn job_and_query_calls() {
+        let page = PageRequest { max_items: Some(100), continuation: Some("abc".into()) };
+        let headers = [("x-ms-max-item-count", "100"), ("x-ms-continuation", "abc")];
+        let line = "POST /devices/query?api-version=2021-04-12";
+        let query = ServiceRequest::query("SELECT * FROM devices", &page);
+        check(&query, line, &headers, json!({"query": "SELECT * FROM devices"}));
+        assert!(query.repeatable);
+        let rows = ServiceRequest::device_jobs(&job("it's"), &PageRequest::default());
+        let text = r"SELECT * FROM devices.jobs WHERE devices.jobs.jobId = 'it\'s'";
+        check(&rows, line, &[], json!({"query": text}));
+
+        let request = JobRequest {
+            job_id: job("j1"),
+            action: JobAction::Method(method()),
+            query_condition: "*".into(),
+            start_time: None,
+            max_execution_time_in_seconds: 60,
+        };
+        let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
+        check(&ServiceRequest::create_job(&request), line, &[], request.to_json());
+        let line = "GET /jobs/v2/j%2B1?api-version=2021-04-12";
+        check(&ServiceRequest::get_job(&job("j+1")), line, &[], Value::Null);
+        let line = "POST /jobs/v2/j1/cancel?api-version=2021-04-12";
+        check(&ServiceRequest::cancel_job(&job("j1")), line, &[], Value::Null);
+        let filter = JobFilter { job_type: Some("scheduleUpdateTwin"), status: Some(JobStatus::Running) };
+        let line = "GET /jobs/v2/query?api-version=2021-04-12&jobType=scheduleUpdateTwin&jobStatus=running";
+        check(&ServiceRequest::query_jobs(filter, &page), line, &headers, Value::Null);
+    }
+}
