@@ -1,0 +1,248 @@
+//! Between generated code and ours: the only place that names generated types.
+//!
+//! The host asks a component for no world. Each interface that a plugin may export has a private world of its own
+//! here, and is bound by itself, so that a plugin exports what it has and nothing else.
+
+use wasmtime::Store;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+
+use crate::context::{OutgoingTelemetry, Refused};
+use crate::guest::Guest;
+use crate::inspect::{self, METHODS, REACTIONS};
+use crate::instance::{GuestResponse, Verdict};
+use crate::output::Level;
+use crate::signature;
+use crate::version::LoadError;
+
+use imports::iothub::device::{config, log, state, telemetry, twin, types};
+
+mod imports {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        world: "iothub:plugin/imports@0.1.0",
+    });
+}
+
+mod methods {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world answers-methods { export iothub:plugin/methods@0.1.0; }",
+        world: "latch:host/answers-methods",
+        exports: { default: async },
+        with: { "iothub:device/types": super::imports::iothub::device::types },
+    });
+}
+
+mod reactions {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world reacts { export iothub:plugin/reactions@0.1.0; }",
+        world: "latch:host/reacts",
+        exports: { default: async },
+        with: { "iothub:device/types": super::imports::iothub::device::types },
+    });
+}
+
+/// Offer `iothub:device` to guests.
+pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    imports::Imports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
+}
+
+/// Which of our interfaces a component exports, looked up once for each version.
+#[derive(Clone)]
+pub(crate) struct Exports {
+    methods: Option<methods::AnswersMethodsIndices>,
+    reactions: Option<reactions::ReactsIndices>,
+}
+
+impl Exports {
+    /// Find them, and check the type of every function in them.
+    pub(crate) fn find(component: &Component, pre: &InstancePre<Guest>) -> Result<Exports, LoadError> {
+        let compile = |error: wasmtime::Error| LoadError::Compile { reason: format!("{error:#}") };
+        let mut exports = Exports { methods: None, reactions: None };
+        if check(component, METHODS, METHODS_FUNCTIONS)? {
+            exports.methods = Some(methods::AnswersMethodsIndices::new(pre).map_err(compile)?);
+        }
+        if check(component, REACTIONS, REACTIONS_FUNCTIONS)? {
+            exports.reactions = Some(reactions::ReactsIndices::new(pre).map_err(compile)?);
+        }
+        Ok(exports)
+    }
+
+    pub(crate) async fn instantiate(
+        &self,
+        pre: &InstancePre<Guest>,
+        store: &mut Store<Guest>,
+    ) -> wasmtime::Result<Bound> {
+        let instance = pre.instantiate_async(&mut *store).await?;
+        let methods = self.methods.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        let reactions = self.reactions.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        Ok(Bound { methods, reactions })
+    }
+}
+
+/// The exports of one instance. Each function answers `None` if the component does not export its interface.
+pub(crate) struct Bound {
+    methods: Option<methods::AnswersMethods>,
+    reactions: Option<reactions::Reacts>,
+}
+
+impl Bound {
+    pub(crate) async fn names(&self, store: &mut Store<Guest>) -> wasmtime::Result<Option<Vec<String>>> {
+        let Some(bound) = &self.methods else { return Ok(None) };
+        bound.iothub_plugin_methods().call_names(store).await.map(Some)
+    }
+
+    pub(crate) async fn call(
+        &self,
+        store: &mut Store<Guest>,
+        name: &str,
+        payload: &str,
+    ) -> wasmtime::Result<Option<GuestResponse>> {
+        let Some(bound) = &self.methods else { return Ok(None) };
+        let request =
+            methods::exports::iothub::plugin::methods::Request { name: name.to_owned(), payload: payload.to_owned() };
+        let response = bound.iothub_plugin_methods().call_call(store, &request).await?;
+        Ok(Some(GuestResponse { status: response.status, payload: response.payload }))
+    }
+
+    pub(crate) async fn watched(&self, store: &mut Store<Guest>) -> wasmtime::Result<Option<Vec<String>>> {
+        let Some(bound) = &self.reactions else { return Ok(None) };
+        bound.iothub_plugin_reactions().call_watched(store).await.map(Some)
+    }
+
+    pub(crate) async fn changed(
+        &self,
+        store: &mut Store<Guest>,
+        version: u64,
+        patch: &str,
+    ) -> wasmtime::Result<Option<Verdict>> {
+        use reactions::exports::iothub::plugin::reactions as generated;
+        let Some(bound) = &self.reactions else { return Ok(None) };
+        let change = generated::Change { version, patch: patch.to_owned() };
+        let verdict = match bound.iothub_plugin_reactions().call_changed(store, &change).await? {
+            generated::Verdict::Done => Verdict::Done,
+            generated::Verdict::Retry(reason) => Verdict::Retry(reason),
+        };
+        Ok(Some(verdict))
+    }
+}
+
+/// Whether `component` exports `interface`; if it does, its functions have the types that the host calls.
+fn check(
+    component: &Component,
+    interface: &str,
+    functions: &[(&'static str, &'static str)],
+) -> Result<bool, LoadError> {
+    let engine = component.engine();
+    let ty = component.component_type();
+    let Some((name, export)) = ty.exports(engine).find(|(name, _)| inspect::is_interface(name, interface)) else {
+        return Ok(false);
+    };
+    for &(function, expected) in functions {
+        let found = match &export.ty {
+            ComponentItem::ComponentInstance(instance) => match instance.get_export(engine, function) {
+                Some(item) => signature::describe(&item.ty),
+                None => "nothing of that name".to_owned(),
+            },
+            _ => "no interface".to_owned(),
+        };
+        if found != expected {
+            return Err(LoadError::Type { interface: name.to_owned(), function, expected, found });
+        }
+    }
+    Ok(true)
+}
+
+/// The functions of `methods.wit`, as [`signature::describe`] writes their types.
+const METHODS_FUNCTIONS: &[(&str, &str)] = &[
+    ("names", "func() -> list<string>"),
+    ("call", "func(record{name: string, payload: string}) -> record{status: s32, payload: string}"),
+];
+
+/// The functions of `reactions.wit`.
+const REACTIONS_FUNCTIONS: &[(&str, &str)] = &[
+    ("watched", "func() -> list<string>"),
+    ("changed", "func(record{version: u64, patch: string}) -> variant{done, retry(string)}"),
+];
+
+impl From<Refused> for types::Error {
+    fn from(refused: Refused) -> types::Error {
+        match refused {
+            Refused::Denied => types::Error::Denied,
+            Refused::Invalid(reason) => types::Error::Invalid(reason),
+            Refused::TooLarge => types::Error::TooLarge,
+            Refused::Busy => types::Error::Busy,
+        }
+    }
+}
+
+impl types::Host for Guest {}
+
+impl config::Host for Guest {
+    fn get(&mut self, key: String) -> Option<String> {
+        self.config.get(&key).cloned()
+    }
+
+    fn all(&mut self) -> Vec<(String, String)> {
+        self.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    fn device_id(&mut self) -> String {
+        self.call.device_id().to_owned()
+    }
+}
+
+impl log::Host for Guest {
+    fn log(&mut self, level: log::Level, message: String) {
+        let level = match level {
+            log::Level::Trace => Level::Trace,
+            log::Level::Debug => Level::Debug,
+            log::Level::Info => Level::Info,
+            log::Level::Warn => Level::Warn,
+            log::Level::Error => Level::Error,
+        };
+        self.output.line(level, &message);
+    }
+}
+
+impl state::Host for Guest {
+    fn get(&mut self, key: String) -> Option<Vec<u8>> {
+        self.call.state(&key).cloned()
+    }
+
+    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), types::Error> {
+        Ok(self.call.set_state(key, value)?)
+    }
+
+    fn delete(&mut self, key: String) {
+        self.call.delete_state(key);
+    }
+
+    fn keys(&mut self) -> Vec<String> {
+        self.call.state_keys()
+    }
+}
+
+impl telemetry::Host for Guest {
+    fn send(&mut self, message: telemetry::Message) -> Result<(), types::Error> {
+        let telemetry::Message { body, content_type, properties } = message;
+        Ok(self.call.send(OutgoingTelemetry { body, content_type, properties })?)
+    }
+}
+
+impl twin::Host for Guest {
+    fn desired(&mut self) -> twin::DesiredProperties {
+        let (version, properties) = self.call.desired();
+        twin::DesiredProperties { version, properties }
+    }
+
+    fn reported(&mut self) -> String {
+        self.call.reported()
+    }
+
+    fn report(&mut self, patch: String) -> Result<(), types::Error> {
+        Ok(self.call.report(&patch)?)
+    }
+}

@@ -1,0 +1,171 @@
+use std::fs;
+use std::time::Duration;
+
+use super::*;
+use crate::testing::{Component, runtime, with_version};
+
+fn plugin(method: &str, version: &str) -> Vec<u8> {
+    with_version(Component::echo(method).wasm(), version)
+}
+
+fn name(text: &str) -> PluginName {
+    PluginName::parse(text).expect("a name")
+}
+
+async fn open(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Catalog) {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (file, content) in files {
+        fs::write(directory.path().join(file), content).expect("written");
+    }
+    let catalog = Catalog::open(directory.path(), runtime()).await.expect("a catalog");
+    (directory, catalog)
+}
+
+fn running(set: &PluginSet) -> Vec<String> {
+    set.plugins.iter().map(|version| format!("{} {}", version.name(), version.label())).collect()
+}
+
+fn refusal(catalog: &Catalog, stem: &str) -> Option<String> {
+    let entry = catalog.list().into_iter().find(|entry| entry.name == stem)?;
+    entry.refusal.map(|refusal| refusal.reason)
+}
+
+/// The next set that is published, while the directory is followed.
+async fn next(catalog: &Catalog, change: impl FnOnce()) -> Arc<PluginSet> {
+    let mut sets = catalog.subscribe();
+    change();
+    tokio::select! {
+        never = catalog.watch() => match never {},
+        set = tokio::time::timeout(Duration::from_secs(30), sets.changed()) => {
+            set.expect("in time").expect("a catalog");
+        }
+    }
+    catalog.current()
+}
+
+/// Follow the directory until `condition` holds.
+async fn until(catalog: &Catalog, condition: impl Fn() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let holds = async {
+        while !condition() {
+            looks.tick().await;
+        }
+    };
+    tokio::select! {
+        never = catalog.watch() => match never {},
+        result = tokio::time::timeout(Duration::from_secs(30), holds) => result.expect("in time"),
+    }
+}
+
+#[tokio::test]
+async fn a_directory_is_loaded_and_broken_files_are_kept_as_refused() {
+    let door = plugin("lockDoor", "1.0.0");
+    let lamp = plugin("light", "2.0.0");
+    let (_directory, catalog) = open(&[
+        ("lock-door.wasm", &door),
+        ("lamp.wasm", &lamp),
+        ("broken.wasm", &lamp[..100]),
+        ("Upper.wasm", &lamp),
+        ("notes.txt", b"not a plugin"),
+        (".hidden.wasm", b"not a plugin"),
+    ])
+    .await;
+    assert_eq!(running(&catalog.current()), ["lamp 2.0.0", "lock-door 1.0.0"]);
+    assert_eq!(refusal(&catalog, "broken").as_deref(), Some("the file ends early, after 100 bytes"));
+    assert!(refusal(&catalog, "Upper").is_some_and(|reason| reason.contains("'U'")));
+    assert_eq!(catalog.list().len(), 4);
+
+    let set = catalog.current();
+    let method = crate::testing::name("light");
+    assert_eq!(set.answering(&method).map(|version| version.name().as_str()), Some("lamp"));
+    assert_eq!(set.get(&name("lock-door")).map(|version| version.label()), Some("1.0.0"));
+}
+
+#[tokio::test]
+async fn no_directory_is_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let missing = directory.path().join("plugins");
+    let error = Catalog::open(&missing, runtime()).await.expect_err("missing");
+    assert!(error.to_string().starts_with(&format!("the plugin directory {} cannot be read", missing.display())));
+}
+
+#[tokio::test]
+async fn the_later_of_two_plugins_with_one_method_is_refused() {
+    let door = plugin("lockDoor", "1.0.0");
+    let (_directory, catalog) = open(&[("b.wasm", &door), ("a.wasm", &door)]).await;
+    assert_eq!(running(&catalog.current()), ["a 1.0.0"]);
+    let reason = "the plugins b and a both answer the method lockDoor; a was there first";
+    assert_eq!(refusal(&catalog, "b").as_deref(), Some(reason));
+    let error = catalog.swap(&name("c"), door).await.expect_err("a conflict");
+    assert!(matches!(error, LoadError::Conflict { .. }));
+}
+
+#[tokio::test]
+async fn a_swap_is_published_once_and_kept_on_disk() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let (old, new) = (catalog.current(), plugin("lockDoor", "1.1.0"));
+    for (from, generation) in [("1.0.0", 2), ("1.1.0", 2)] {
+        let report = catalog.swap(&name("lock-door"), new.clone()).await.expect("a swap");
+        let (from, to) = (Some(from.to_owned()), "1.1.0".to_owned());
+        assert_eq!(report, SwapReport { name: name("lock-door"), from, to, generation });
+    }
+    assert_eq!(running(&old), ["lock-door 1.0.0"]);
+    assert_eq!(running(&catalog.current()), ["lock-door 1.1.0"]);
+    assert_eq!(fs::read(directory.path().join("lock-door.wasm")).expect("the file"), new);
+    assert_eq!(fs::read_dir(directory.path()).expect("the directory").count(), 1);
+}
+
+#[tokio::test]
+async fn a_swap_that_is_refused_changes_nothing() {
+    let good = plugin("lockDoor", "1.0.0");
+    let (directory, catalog) = open(&[("lock-door.wasm", &good)]).await;
+    let error = catalog.swap(&name("lock-door"), good[..50].to_vec()).await.expect_err("refused");
+    assert_eq!(error, LoadError::Truncated { bytes: 50 });
+    assert_eq!(catalog.current().generation, 1);
+    assert_eq!(fs::read(directory.path().join("lock-door.wasm")).expect("the file"), good);
+}
+
+#[tokio::test]
+async fn files_that_arrive_by_copy_rename_or_link_are_taken() {
+    let (directory, catalog) = open(&[]).await;
+    let elsewhere = tempfile::tempdir_in(directory.path()).expect("a directory");
+    let (from, to) = (elsewhere.path().join("new.wasm"), directory.path().join("lock-door.wasm"));
+
+    let set = next(&catalog, || fs::write(&to, plugin("lockDoor", "1.0.0")).expect("written")).await;
+    assert_eq!(running(&set), ["lock-door 1.0.0"]);
+
+    fs::write(&from, plugin("lockDoor", "1.1.0")).expect("written");
+    let set = next(&catalog, || fs::rename(&from, &to).expect("renamed")).await;
+    assert_eq!(running(&set), ["lock-door 1.1.0"]);
+
+    fs::write(&from, plugin("lockDoor", "1.2.0")).expect("written");
+    let set = next(&catalog, || {
+        fs::remove_file(&to).expect("removed");
+        fs::hard_link(&from, &to).expect("linked");
+    })
+    .await;
+    assert_eq!(running(&set), ["lock-door 1.2.0"]);
+}
+
+#[tokio::test]
+async fn a_broken_file_leaves_the_old_version_and_a_good_one_clears_the_refusal() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let path = directory.path().join("lock-door.wasm");
+    let new = plugin("lockDoor", "1.1.0");
+
+    fs::write(&path, &new[..new.len() / 2]).expect("written");
+    until(&catalog, || refusal(&catalog, "lock-door").is_some()).await;
+    assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
+
+    let set = next(&catalog, || fs::write(&path, &new).expect("written")).await;
+    assert_eq!(running(&set), ["lock-door 1.1.0"]);
+    assert_eq!(refusal(&catalog, "lock-door"), None);
+}
+
+#[tokio::test]
+async fn a_plugin_whose_file_goes_keeps_running() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    fs::remove_file(directory.path().join("lock-door.wasm")).expect("removed");
+    until(&catalog, || catalog.list().iter().any(|entry| entry.removed)).await;
+    assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
+}

@@ -1,0 +1,68 @@
+//! What a store holds beside the guest: its call, its limits, its empty WASI.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+
+use crate::context::{CallContext, Effects, Snapshot};
+use crate::limiter::Limiter;
+use crate::output::{Output, Standard};
+
+/// The data of a store.
+pub(crate) struct Guest {
+    pub(crate) call: CallContext,
+    pub(crate) config: Arc<BTreeMap<String, String>>,
+    pub(crate) limiter: Limiter,
+    pub(crate) output: Output,
+    /// When the guest must have returned.
+    pub(crate) deadline: Instant,
+    wasi: WasiCtx,
+    table: ResourceTable,
+}
+
+impl Guest {
+    pub(crate) fn new(output: Output, config: Arc<BTreeMap<String, String>>, memory: usize, time: Duration) -> Guest {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_LIMIT);
+        let wasi = wasi(&output);
+        let limiter = Limiter::new(memory);
+        Guest { call: CallContext::default(), config, limiter, output, deadline: Instant::now() + time, wasi, table }
+    }
+
+    pub(crate) fn begin(&mut self, snapshot: Option<Snapshot>, time: Duration) {
+        self.call = CallContext::new(snapshot);
+        self.output.begin(self.call.device_id());
+        self.limiter.begin();
+        self.deadline = Instant::now() + time;
+    }
+
+    pub(crate) fn end(&mut self) -> Effects {
+        self.output.end();
+        std::mem::take(&mut self.call).into_effects()
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Clocks, randomness and a voice. The rest is linked, because toolchains import it whether it is used or not, but
+/// nothing is granted: no environment, no folder, no socket, no name lookup.
+fn wasi(output: &Output) -> WasiCtx {
+    WasiCtx::builder()
+        .stdout(output.stream(Standard::Output))
+        .stderr(output.stream(Standard::Error))
+        .allow_tcp(false)
+        .allow_udp(false)
+        .max_random_size(RANDOM_LIMIT)
+        .build()
+}
+
+/// Handles that a guest may hold (streams, pollables): a leak ends in an error, not in the host's memory.
+const RESOURCES_LIMIT: usize = 1000;
+/// Random bytes at once; the host allocates them before the guest has room for them.
+const RANDOM_LIMIT: u64 = 64 << 10;

@@ -1,0 +1,349 @@
+//! One instance of one version: it takes one call at a time and dies of any failure.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iothub_protocol::id::MethodName;
+use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
+
+use crate::bindings::Bound;
+use crate::context::{Effects, Snapshot};
+use crate::guest::Guest;
+use crate::inspect::{METHODS, REACTIONS};
+use crate::output::Output;
+use crate::settings::RuntimeSettings;
+use crate::version::PluginVersion;
+
+/// A guest in memory. Serves one device: what it keeps in its globals would otherwise travel between devices.
+///
+/// It is only a cache. After a [`CallFailure`], or a call whose future was dropped, it answers [`CallFailure::Ended`]
+/// for ever and must be dropped.
+pub struct Instance {
+    store: Store<Guest>,
+    bound: Bound,
+    version: Arc<PluginVersion>,
+    time_limit: Duration,
+    memory_limit: usize,
+    ready: bool,
+}
+
+/// What a guest answers to a direct method, as it gave it: whether the payload is JSON is for the caller to check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestResponse {
+    pub status: i32,
+    pub payload: String,
+}
+
+/// What should become of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Dealt with.
+    Done,
+    /// Bring it again later, for this reason.
+    Retry(String),
+}
+
+/// Why a guest did not answer. The instance is lost, and so is everything that the call did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallFailure {
+    #[error("the plugin trapped: {message}")]
+    Trap { message: String },
+    #[error("the plugin ran longer than {} s", limit.as_secs_f64())]
+    Timeout { limit: Duration },
+    #[error("the plugin wanted {wanted} bytes of memory; the limit is {limit}")]
+    Memory { wanted: usize, limit: usize },
+    #[error("no instance of the plugin can be made: {reason}")]
+    Instantiate { reason: String },
+    #[error("the plugin does not export `{interface}`")]
+    Missing { interface: &'static str },
+    #[error("the instance has ended in an earlier call")]
+    Ended,
+}
+
+impl Instance {
+    pub(crate) async fn new(version: Arc<PluginVersion>, settings: &RuntimeSettings) -> Result<Instance, CallFailure> {
+        let (time_limit, memory_limit) = (settings.call_time_limit, settings.memory_limit);
+        let output = Output::new(version.name.clone(), version.label.clone());
+        let guest = Guest::new(output, version.config.clone(), memory_limit, time_limit);
+        let mut store = store(version.pre.engine(), guest);
+        let making = version.exports.instantiate(&version.pre, &mut store);
+        match tokio::time::timeout(time_limit, making).await {
+            Ok(Ok(bound)) => Ok(Instance { store, bound, version, time_limit, memory_limit, ready: true }),
+            Ok(Err(error)) => Err(failure(&error, store.data(), time_limit, memory_limit)
+                .unwrap_or_else(|| CallFailure::Instantiate { reason: format!("{error:#}") })),
+            Err(_) => Err(CallFailure::Timeout { limit: time_limit }),
+        }
+    }
+
+    pub fn version(&self) -> &Arc<PluginVersion> {
+        &self.version
+    }
+
+    /// Call `iothub:plugin/methods.call`.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn call_method(
+        &mut self,
+        snapshot: Snapshot,
+        name: &MethodName,
+        payload: &str,
+    ) -> Result<(GuestResponse, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let call = self.bound.call(&mut self.store, name.as_str(), payload);
+        let outcome = in_time(self.time_limit, call).await;
+        self.end(outcome, METHODS)
+    }
+
+    /// Call `iothub:plugin/reactions.changed`. A change that comes again has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn changed(
+        &mut self,
+        snapshot: Snapshot,
+        version: u64,
+        patch: &str,
+    ) -> Result<(Verdict, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let call = self.bound.changed(&mut self.store, version, patch);
+        let outcome = in_time(self.time_limit, call).await;
+        let (verdict, effects) = self.end(outcome, REACTIONS)?;
+        match verdict {
+            Verdict::Done => Ok((Verdict::Done, effects)),
+            retry @ Verdict::Retry(_) => Ok((retry, Effects::default())),
+        }
+    }
+
+    /// Ask for the methods that the plugin answers; none if it does not export the interface.
+    pub(crate) async fn names(&mut self) -> Result<Vec<String>, CallFailure> {
+        self.begin(None)?;
+        let outcome = in_time(self.time_limit, self.bound.names(&mut self.store)).await;
+        self.asked(outcome, METHODS)
+    }
+
+    /// Ask for the paths that the plugin watches; none if it does not export the interface.
+    pub(crate) async fn watched(&mut self) -> Result<Vec<String>, CallFailure> {
+        self.begin(None)?;
+        let outcome = in_time(self.time_limit, self.bound.watched(&mut self.store)).await;
+        self.asked(outcome, REACTIONS)
+    }
+
+    fn asked(&mut self, outcome: Outcome<Vec<String>>, interface: &'static str) -> Result<Vec<String>, CallFailure> {
+        match self.end(outcome, interface) {
+            Ok((texts, _)) => Ok(texts),
+            Err(CallFailure::Missing { .. }) => {
+                self.ready = true;
+                Ok(Vec::new())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn begin(&mut self, snapshot: Option<Snapshot>) -> Result<(), CallFailure> {
+        // Stays so if the call fails, or if its future is dropped while the guest runs.
+        if !std::mem::take(&mut self.ready) {
+            return Err(CallFailure::Ended);
+        }
+        self.store.data_mut().begin(snapshot, self.time_limit);
+        self.store.set_epoch_deadline(1);
+        Ok(())
+    }
+
+    fn end<T>(&mut self, outcome: Outcome<T>, interface: &'static str) -> Result<(T, Effects), CallFailure> {
+        let effects = self.store.data_mut().end();
+        match outcome {
+            Some(Ok(Some(answer))) => {
+                self.ready = true;
+                Ok((answer, effects))
+            }
+            Some(Ok(None)) => Err(CallFailure::Missing { interface }),
+            Some(Err(error)) => Err(self.failure(&error)),
+            None => Err(CallFailure::Timeout { limit: self.time_limit }),
+        }
+    }
+
+    fn failure(&self, error: &wasmtime::Error) -> CallFailure {
+        let guest = self.store.data();
+        failure(error, guest, self.time_limit, self.memory_limit).unwrap_or_else(|| {
+            if let Some(functions) = error.downcast_ref::<WasmBacktrace>().and_then(summary) {
+                guest.output.backtrace(&functions);
+            }
+            CallFailure::Trap { message: message(error, guest) }
+        })
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance").field("version", &self.version).field("ready", &self.ready).finish_non_exhaustive()
+    }
+}
+
+/// What a call comes to: `None` if it took too long; `Some(Ok(None))` if there was nothing to call.
+type Outcome<T> = Option<wasmtime::Result<Option<T>>>;
+
+/// The limit for a guest that waits (a WASI timer). One that computes meets it in [`look`].
+async fn in_time<T>(limit: Duration, call: impl Future<Output = wasmtime::Result<Option<T>>>) -> Outcome<T> {
+    tokio::time::timeout(limit, call).await.ok()
+}
+
+fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.limiter);
+    store.set_hostcall_fuel(HOSTCALL_FUEL);
+    store.epoch_deadline_callback(look);
+    store.set_epoch_deadline(1);
+    store
+}
+
+/// Called at each tick of the epoch while a guest computes: let others run, or end it. A time-out around the call
+/// would not do, since the runtime may be too busy with such guests to look at its timers.
+fn look(store: StoreContextMut<'_, Guest>) -> wasmtime::Result<UpdateDeadline> {
+    if Instant::now() >= store.data().deadline {
+        return Err(wasmtime::Error::new(OutOfTime));
+    }
+    Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("out of time")]
+struct OutOfTime;
+
+/// A limit, if that is what `error` came from.
+fn failure(error: &wasmtime::Error, guest: &Guest, time: Duration, memory: usize) -> Option<CallFailure> {
+    if error.is::<OutOfTime>() {
+        return Some(CallFailure::Timeout { limit: time });
+    }
+    // A refused growth is an answer to the guest, and few guests do anything but trap on it.
+    guest.limiter.refused().map(|wanted| CallFailure::Memory { wanted, limit: memory })
+}
+
+fn message(error: &wasmtime::Error, guest: &Guest) -> String {
+    let cause = match (error.downcast_ref::<I32Exit>(), error.downcast_ref::<Trap>()) {
+        (Some(exit), _) => format!("it called exit with status {}", exit.0),
+        (None, Some(trap)) => trap.to_string(),
+        (None, None) => error.root_cause().to_string(),
+    };
+    let cause = cause.lines().next().unwrap_or_default().trim_start_matches("wasm trap: ").to_owned();
+    match guest.output.last_words() {
+        Some(words) => format!("{cause}; its last words: {words}"),
+        None => cause,
+    }
+}
+
+/// The functions that were running, innermost first, on one line; nothing if the component was stripped of their names.
+fn summary(backtrace: &WasmBacktrace) -> Option<String> {
+    if backtrace.frames().iter().all(|frame| frame.func_name().is_none()) {
+        return None;
+    }
+    // Its text has the names as people write them; each line ends in ` - MODULE!FUNCTION`.
+    let text = backtrace.to_string();
+    let frames = text.lines().filter_map(|line| line.split_once(" - "));
+    let functions = frames.map(|(_, frame)| frame.split_once('!').map_or(frame, |(_, function)| function));
+    Some(functions.collect::<Vec<_>>().join(" < "))
+}
+
+/// Bytes that one call from the guest may bring to the host. The largest legal argument is a message of 256 KiB; twice
+/// that lets a guest learn that it asked too much (`too-large`), instead of being ended.
+const HOSTCALL_FUEL: usize = 512 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::runtime::Runtime;
+    use crate::testing::{Component, name, snapshot, source};
+
+    async fn instance(component: Component) -> Instance {
+        let settings = RuntimeSettings { call_time_limit: Duration::from_millis(100), ..RuntimeSettings::default() };
+        let runtime = Runtime::new(settings).expect("a runtime");
+        let loading = runtime.clone();
+        let load = move || loading.load(source("echo", component.wasm())).expect("a good plugin");
+        let version = tokio::task::spawn_blocking(load).await.expect("no panic");
+        runtime.instantiate(&version).await.expect("an instance")
+    }
+
+    async fn fail(component: Component) -> CallFailure {
+        let mut instance = instance(component).await;
+        let failure = instance.call_method(snapshot(), &name("lockDoor"), "{}").await.expect_err("a failure");
+        let again = instance.call_method(snapshot(), &name("lockDoor"), "{}").await;
+        assert_eq!(again, Err(CallFailure::Ended));
+        failure
+    }
+
+    #[tokio::test]
+    async fn a_call_answers_and_its_effects_come_out() {
+        let mut instance = instance(Component::echo("lockDoor")).await;
+        let mut before = snapshot();
+        before.state = Arc::new(BTreeMap::from([("\"key\"".to_owned(), vec![1])]));
+        for _ in 0..2 {
+            let (response, effects) =
+                instance.call_method(before.clone(), &name("lockDoor"), "\"key\"").await.expect("an answer");
+            assert_eq!(response, GuestResponse { status: 200, payload: "\"key\"".to_owned() });
+            // The fixture deletes the key that the payload names.
+            assert_eq!(effects.state, BTreeMap::from([("\"key\"".to_owned(), None)]));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_gets_its_verdict() {
+        let mut instance = instance(Component::echo("lockDoor").reacting("lock")).await;
+        assert_eq!(instance.version().watched(), ["lock"]);
+        let done = instance.changed(snapshot(), 1, "").await.expect("a verdict");
+        assert_eq!(done, (Verdict::Done, Effects::default()));
+        let retry = instance.changed(snapshot(), 1, "not now").await.expect("a verdict");
+        assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_trap_is_named_and_ends_the_instance() {
+        let failure = fail(Component::method("lockDoor", "unreachable")).await;
+        assert_eq!(failure.to_string(), "the plugin trapped: wasm `unreachable` instruction executed");
+    }
+
+    #[tokio::test]
+    async fn an_endless_loop_ends_at_the_limit_even_on_a_single_thread() {
+        let started = Instant::now();
+        let failure = fail(Component::method("lockDoor", "(loop $again (br $again)) unreachable")).await;
+        assert_eq!(failure, CallFailure::Timeout { limit: Duration::from_millis(100) });
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test]
+    async fn memory_over_the_limit_is_named() {
+        let hoard = "(if (i32.eq (memory.grow (i32.const 2000)) (i32.const -1)) (then unreachable)) unreachable";
+        let failure = fail(Component::method("lockDoor", hoard)).await;
+        assert_eq!(failure, CallFailure::Memory { wanted: 2002 << 16, limit: 64 << 20 });
+    }
+
+    #[tokio::test]
+    async fn a_call_that_was_given_up_leaves_an_ended_instance() {
+        let mut instance = instance(Component::method("lockDoor", "(loop $again (br $again)) unreachable")).await;
+        let method = name("lockDoor");
+        let call = instance.call_method(snapshot(), &method, "{}");
+        let gave_up = tokio::time::timeout(Duration::from_millis(1), call).await;
+        assert!(gave_up.is_err());
+        assert_eq!(instance.call_method(snapshot(), &method, "{}").await, Err(CallFailure::Ended));
+    }
+
+    #[tokio::test]
+    async fn a_call_can_move_between_threads() {
+        let mut instance = instance(Component::echo("lockDoor")).await;
+        let task = async move {
+            instance.call_method(snapshot(), &name("lockDoor"), "1").await.map(|(answer, _)| answer.status)
+        };
+        assert_eq!(tokio::spawn(task).await.expect("no panic"), Ok(200));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_exported_cannot_be_called() {
+        let mut instance = instance(Component::echo("lockDoor")).await;
+        let failure = instance.changed(snapshot(), 1, "{}").await.expect_err("no reactions");
+        assert_eq!(failure, CallFailure::Missing { interface: REACTIONS });
+    }
+}

@@ -1,0 +1,42 @@
+//! Runs plugins: WebAssembly components that answer a device's direct methods or react to its desired properties.
+//!
+//! This crate alone knows wasmtime. It does not know connections, mailboxes or databases: whoever owns a device hands
+//! over a [`Snapshot`] for one call and gets [`Effects`] back, which it then makes durable. It reads no environment and
+//! no configuration file.
+//!
+//! How the parts fit:
+//!
+//! - A [`Runtime`] holds the engine. [`Runtime::load`] turns bytes into a [`PluginVersion`]: inspected, type-checked,
+//!   compiled and asked for what it answers. A version is immutable.
+//! - [`Runtime::instantiate`] makes an [`Instance`] of a version in microseconds. It takes one call at a time; after
+//!   any [`CallFailure`] it is worth nothing and is dropped.
+//! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
+//!
+//! A guest sees the interfaces of `wit/` and an empty WASI: clocks, randomness, standard output and error (which arrive
+//! in the log), no environment, no folder, no address.
+
+mod bindings;
+mod catalog;
+mod context;
+mod engine;
+mod guest;
+mod inspect;
+mod instance;
+mod limiter;
+mod name;
+mod output;
+mod reported;
+mod runtime;
+mod settings;
+mod signature;
+#[cfg(test)]
+mod testing;
+mod version;
+
+pub use catalog::{Catalog, CatalogEntry, CatalogError, PluginConfigs, PluginSet, Refusal, SwapReport};
+pub use context::{Effects, OutgoingTelemetry, Snapshot};
+pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
+pub use name::{PluginName, PluginNameError};
+pub use runtime::Runtime;
+pub use settings::{RuntimeError, RuntimeSettings};
+pub use version::{LoadError, PluginSource, PluginVersion};

@@ -1,0 +1,171 @@
+//! Components for tests, written by hand so that no toolchain is needed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use iothub_protocol::id::{DeviceId, MethodName};
+use serde_json::Map;
+
+use crate::{PluginName, PluginSource, Runtime, RuntimeSettings, Snapshot};
+
+/// A small plugin in text form.
+pub(crate) struct Component {
+    text: String,
+}
+
+impl Component {
+    /// Answers `method` with status 200 and the payload, and deletes the state that the payload names.
+    pub(crate) fn echo(method: &str) -> Component {
+        let body = "
+            (call $delete (local.get $payload) (local.get $payload_len))
+            (i32.store (i32.const 32) (i32.const 200))
+            (i32.store (i32.const 36) (local.get $payload))
+            (i32.store (i32.const 40) (local.get $payload_len))
+            (i32.const 32)";
+        Component::method(method, body)
+    }
+
+    /// Answers `method` by running `body`.
+    pub(crate) fn method(method: &str, body: &str) -> Component {
+        let length = format!("\\{:02x}\\00\\00\\00", method.len());
+        let text = TEXT.replace("METHOD_LENGTH", &length).replace("METHOD", method).replace("BODY", body);
+        Component { text }
+    }
+
+    /// Also reacts to `path`: done if the patch is empty, else retry with the patch as the reason.
+    pub(crate) fn reacting(self, path: &str) -> Component {
+        let length = format!("\\{:02x}\\00\\00\\00", path.len());
+        let reactions = REACTIONS.replace("PATH_LENGTH", &length).replace("PATH", path);
+        self.replace(";; reactions", &reactions)
+    }
+
+    /// With `from` in its text replaced by `to`, in which `$0` stands for what was there.
+    pub(crate) fn replace(self, from: &str, to: &str) -> Component {
+        assert!(self.text.contains(from), "{from}");
+        Component { text: self.text.replace(from, &to.replace("$0", from)) }
+    }
+
+    pub(crate) fn wasm(&self) -> Vec<u8> {
+        wat::parse_str(&self.text).expect("a component")
+    }
+}
+
+/// `wasm` with a custom section `latch:version`.
+pub(crate) fn with_version(mut wasm: Vec<u8>, version: &str) -> Vec<u8> {
+    let name = b"latch:version";
+    let size = u8::try_from(1 + name.len() + version.len()).expect("short");
+    wasm.extend([0, size, name.len() as u8]);
+    wasm.extend(name);
+    wasm.extend(version.as_bytes());
+    wasm
+}
+
+pub(crate) fn runtime() -> Runtime {
+    Runtime::new(RuntimeSettings { max_resident: 4, max_in_flight: 4, ..RuntimeSettings::default() })
+        .expect("a runtime")
+}
+
+pub(crate) fn source(name: &str, wasm: Vec<u8>) -> PluginSource {
+    PluginSource { name: PluginName::parse(name).expect("a name"), wasm, config: BTreeMap::new() }
+}
+
+pub(crate) fn name(text: &str) -> MethodName {
+    MethodName::parse(text).expect("a name")
+}
+
+/// A device with nothing on it.
+pub(crate) fn snapshot() -> Snapshot {
+    Snapshot {
+        device_id: DeviceId::parse("door-0001").expect("an id"),
+        desired: Arc::new(Map::new()),
+        desired_version: 3,
+        reported: Arc::new(Map::new()),
+        state: Arc::new(BTreeMap::new()),
+        telemetry_room: 256 << 10,
+    }
+}
+
+/// Memory: the list of names at 0, the answer at 32, the method's name at 64, the list of paths at 128, the verdict at
+/// 160, the path at 192; arguments from 4096 on.
+const TEXT: &str = r#"
+(component
+  (import "iothub:device/state@0.1.0" (instance $state (export "delete" (func (param "key" string)))))
+  (core module $libc
+    (memory (export "memory") 2)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096)))
+  (core instance $libc (instantiate $libc))
+  (core func $delete (canon lower (func $state "delete") (memory (core memory $libc "memory"))))
+  (core module $guest
+    (import "libc" "memory" (memory 2))
+    (import "host" "delete" (func $delete (param i32 i32)))
+    (data (i32.const 0) "\08\00\00\00\01\00\00\00\40\00\00\00METHOD_LENGTH")
+    (data (i32.const 64) "METHOD")
+    (func (export "names") (result i32) (i32.const 0))
+    (func (export "call")
+      (param $name i32) (param $name_len i32) (param $payload i32) (param $payload_len i32) (result i32)
+      BODY))
+  (core instance $guest (instantiate $guest
+    (with "libc" (instance $libc))
+    (with "host" (instance (export "delete" (func $delete))))))
+  (type $request (record (field "name" string) (field "payload" string)))
+  (type $response (record (field "status" s32) (field "payload" string)))
+  (func $names (result (list string)) (canon lift (core func $guest "names") (memory (core memory $libc "memory"))))
+  (func $call (param "request" $request) (result $response)
+    (canon lift (core func $guest "call") (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
+  (component $methods
+    (type $request (record (field "name" string) (field "payload" string)))
+    (import "import-request" (type $request' (eq $request)))
+    (type $response (record (field "status" s32) (field "payload" string)))
+    (import "import-response" (type $response' (eq $response)))
+    (import "import-names" (func $names (result (list string))))
+    (import "import-call" (func $call (param "request" $request') (result $response')))
+    (export $request'' "request" (type $request'))
+    (export $response'' "response" (type $response'))
+    (export "names" (func $names))
+    (export "call" (func $call) (func (param "request" $request'') (result $response''))))
+  (instance $methods (instantiate $methods
+    (with "import-request" (type $request))
+    (with "import-response" (type $response))
+    (with "import-names" (func $names))
+    (with "import-call" (func $call))))
+  (export "iothub:plugin/methods@0.1.0" (instance $methods))
+  ;; reactions
+)"#;
+
+const REACTIONS: &str = r#"
+  (core module $reactor
+    (import "libc" "memory" (memory 2))
+    (data (i32.const 128) "\88\00\00\00\01\00\00\00\c0\00\00\00PATH_LENGTH")
+    (data (i32.const 192) "PATH")
+    (func (export "watched") (result i32) (i32.const 128))
+    (func (export "changed") (param $version i64) (param $patch i32) (param $patch_len i32) (result i32)
+      (i32.store (i32.const 160) (i32.ne (local.get $patch_len) (i32.const 0)))
+      (i32.store (i32.const 164) (local.get $patch))
+      (i32.store (i32.const 168) (local.get $patch_len))
+      (i32.const 160)))
+  (core instance $reactor (instantiate $reactor (with "libc" (instance $libc))))
+  (type $change (record (field "version" u64) (field "patch" string)))
+  (type $verdict (variant (case "done") (case "retry" string)))
+  (func $watched (result (list string))
+    (canon lift (core func $reactor "watched") (memory (core memory $libc "memory"))))
+  (func $changed (param "change" $change) (result $verdict)
+    (canon lift (core func $reactor "changed") (memory (core memory $libc "memory"))
+      (realloc (core func $libc "realloc"))))
+  (component $reactions
+    (type $change (record (field "version" u64) (field "patch" string)))
+    (import "import-change" (type $change' (eq $change)))
+    (type $verdict (variant (case "done") (case "retry" string)))
+    (import "import-verdict" (type $verdict' (eq $verdict)))
+    (import "import-watched" (func $watched (result (list string))))
+    (import "import-changed" (func $changed (param "change" $change') (result $verdict')))
+    (export $change'' "change" (type $change'))
+    (export $verdict'' "verdict" (type $verdict'))
+    (export "watched" (func $watched))
+    (export "changed" (func $changed) (func (param "change" $change'') (result $verdict''))))
+  (instance $reactions (instantiate $reactions
+    (with "import-change" (type $change))
+    (with "import-verdict" (type $verdict))
+    (with "import-watched" (func $watched))
+    (with "import-changed" (func $changed))))
+  (export "iothub:plugin/reactions@0.1.0" (instance $reactions))
+"#;
