@@ -1,0 +1,226 @@
+//! One device: its mailbox, its state and what it owes the hub. Decides everything, waits for nothing.
+//!
+//! Whoever drives an actor hands it each [`Input`] with the time, then takes every [`Output`], then waits for the next
+//! input or the deadline. The actor has at most one message in hand: a direct method or a change of desired
+//! properties, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
+//! the hub, swaps) is taken when it comes, which is between two calls as far as plugins can see.
+
+mod from_hub;
+mod in_hand;
+mod recording;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use iothub_protocol::id::{DeviceId, MethodName, RequestId};
+use iothub_protocol::link::{FromHub, ToHub};
+use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Verdict};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use self::in_hand::InHand;
+use self::recording::Records;
+use crate::desired::Desired;
+use crate::failure::{Failure, LastFailure};
+use crate::health::Health;
+use crate::limits::Limits;
+use crate::lineup::{Lineup, Plugin};
+use crate::outbox::Outbox;
+use crate::record::{Changes, DeviceRecord, PluginState};
+use crate::view::ActorView;
+
+/// What can happen to an actor.
+#[derive(Debug)]
+pub enum Input {
+    Hub(FromHub),
+    /// Another set of plugins is current. The first one comes right after the start.
+    Plugins(Arc<Lineup>),
+    /// The call of the last [`Output::Call`] is over.
+    Called(Outcome),
+    /// The record `id` is durable, or it could not be written and nothing of it is.
+    Recorded {
+        id: u64,
+        written: bool,
+    },
+    /// Others need the room of this device's unused instances.
+    Evict,
+    /// The deadline passed.
+    Timeout,
+    /// Finish what is in hand and in the mailbox; take nothing more.
+    Stop,
+}
+
+/// What an actor wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Call a plugin, and answer with [`Input::Called`]. Not another one before that.
+    Call(Box<Call>),
+    /// Write, and answer with [`Input::Recorded`]. Records are to be written in the order in which they come.
+    Record {
+        id: u64,
+        changes: Box<Changes>,
+    },
+    ToHub(ToHub),
+    /// The instance of the version with this [`Plugin::id`] is not needed, if there is one.
+    DropInstance(Arc<str>),
+    /// Everything is done and recorded; the last output.
+    Stopped,
+}
+
+#[derive(Debug)]
+pub struct Call {
+    pub plugin: Arc<Plugin>,
+    pub snapshot: Snapshot,
+    pub work: Work,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Work {
+    Method { name: MethodName, payload: String },
+    Change { version: u64, patch: String },
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub enum Outcome {
+    Answered { response: GuestResponse, effects: Effects },
+    Reacted { verdict: Verdict, effects: Effects },
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+pub struct Actor {
+    device: DeviceId,
+    limits: Limits,
+    rng: SmallRng,
+    lineup: Arc<Lineup>,
+    link: Link,
+    /// Counts connections, so that no answer reaches a caller on a later one.
+    connection: u64,
+    mailbox: VecDeque<Waiting>,
+    in_hand: InHand,
+    desired: Desired,
+    state: BTreeMap<PluginName, Arc<PluginState>>,
+    outbox: Outbox,
+    health: Health,
+    /// Versions with an unused instance, and since when.
+    resident: HashMap<Arc<str>, Instant>,
+    records: Records,
+    stop: Stop,
+    calls: u64,
+    failures: u64,
+    last_failure: Option<Arc<LastFailure>>,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down,
+    /// Connected, and the twin is on its way; methods wait for it until then.
+    Greeting {
+        until: Instant,
+    },
+    Up,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    Asked,
+    Done,
+}
+
+/// A method in the mailbox.
+#[derive(Debug)]
+struct Waiting {
+    rid: RequestId,
+    name: MethodName,
+    payload: String,
+    received: Instant,
+}
+
+impl Actor {
+    /// `seed` makes delays and message ids; it must differ between devices and between starts.
+    pub fn new(device: DeviceId, recovered: DeviceRecord, limits: Limits, seed: u64) -> Actor {
+        let state = recovered.state.into_iter().map(|(name, state)| (name, Arc::new(state))).collect();
+        Actor {
+            device,
+            limits,
+            rng: SmallRng::seed_from_u64(seed),
+            lineup: Arc::default(),
+            link: Link::Down,
+            connection: 0,
+            mailbox: VecDeque::new(),
+            in_hand: InHand::Nothing,
+            desired: Desired::new(recovered.desired, recovered.desired_version, recovered.applied),
+            state,
+            outbox: Outbox::new(recovered.reported, recovered.unsent, recovered.telemetry),
+            health: Health::default(),
+            resident: HashMap::new(),
+            records: Records::default(),
+            stop: Stop::No,
+            calls: 0,
+            failures: 0,
+            last_failure: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    pub fn handle(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Hub(message) => self.on_hub(now, message),
+            Input::Plugins(lineup) => self.take_lineup(now, lineup),
+            Input::Called(outcome) => self.called(now, outcome),
+            Input::Recorded { id, written } => self.recorded(now, id, written),
+            Input::Evict => self.drop_resident(|_, _| true),
+            Input::Timeout => {}
+            Input::Stop => self.stop = if self.stop == Stop::No { Stop::Asked } else { self.stop },
+        }
+        self.advance(now);
+    }
+
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Actor::handle`] with [`Input::Timeout`] if nothing happens before.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.stop == Stop::Done {
+            return None;
+        }
+        let idle = self.resident.values().min().map(|since| *since + self.limits.idle);
+        let outbox = if self.link == Link::Up { self.outbox.deadline() } else { None };
+        [idle, outbox, self.records.retry_at(), self.next_message_at()].into_iter().flatten().min()
+    }
+
+    pub fn view(&self) -> ActorView {
+        ActorView {
+            lineup: self.lineup.clone(),
+            mailbox: self.mailbox.len(),
+            busy: !matches!(self.in_hand, InHand::Nothing),
+            connected: self.link != Link::Down,
+            resident: self.resident.len() + usize::from(matches!(self.in_hand, InHand::Calling { .. })),
+            calls: self.calls,
+            failures: self.failures,
+            last_failure: self.last_failure.clone(),
+            desired_version: self.desired.version(),
+            queued_telemetry: self.outbox.queued(),
+        }
+    }
+
+    /// Whatever has become possible.
+    fn advance(&mut self, now: Instant) {
+        if self.stop == Stop::Done {
+            return;
+        }
+        let idle = self.limits.idle;
+        self.drop_resident(|_, since| since + idle <= now);
+        self.start_next(now);
+        self.send(now);
+        self.record_dirty(now);
+        self.finish_stop();
+    }
+}

@@ -1,0 +1,271 @@
+//! The message in hand: taking one, calling its plugin, and what becomes of it.
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Instant;
+
+use iothub_protocol::id::RequestId;
+use iothub_protocol::link::ToHub;
+use plugin_runtime::{Effects, Snapshot, Verdict};
+use serde_json::{Map, Value};
+
+use super::{Actor, Call, Link, Outcome, Output, Stop, Waiting, Work};
+use crate::answer::Answer;
+use crate::desired::Change;
+use crate::failure::{Failure, LastFailure};
+use crate::lineup::{Lineup, Plugin};
+use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges};
+
+/// The message that is being dealt with.
+#[derive(Debug, Default)]
+pub(super) enum InHand {
+    #[default]
+    Nothing,
+    Calling {
+        message: Message,
+        plugin: Arc<Plugin>,
+    },
+    Recording {
+        record: u64,
+        message: Message,
+        plugin: Arc<Plugin>,
+        done: Done,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Message {
+    Method { rid: RequestId, connection: u64 },
+    Change(Change),
+}
+
+/// What a call did, until it is recorded.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) answer: Option<Answer>,
+    pub(super) state: Arc<StateChanges>,
+    pub(super) reported: Map<String, Value>,
+    pub(super) telemetry: Vec<QueuedTelemetry>,
+}
+
+impl Actor {
+    pub(super) fn take_lineup(&mut self, now: Instant, lineup: Arc<Lineup>) {
+        self.lineup = lineup.clone();
+        self.health.keep(&lineup);
+        self.drop_resident(|id, _| !lineup.has_version(id));
+        self.desired.reconsider(now, &lineup);
+    }
+
+    /// The change that is due first, unless none may be taken.
+    fn next_change(&self) -> Option<(Instant, &Arc<Plugin>)> {
+        if self.stop != Stop::No {
+            return None;
+        }
+        self.desired.next(&self.lineup, |plugin| self.health.paused_until(&plugin.id))
+    }
+
+    /// The method at the front of the mailbox, and from when on it may be taken.
+    fn next_method(&self) -> Option<(Instant, &Waiting)> {
+        let waiting = self.mailbox.front()?;
+        let from = if let Link::Greeting { until } = self.link { until } else { waiting.received };
+        Some((from, waiting))
+    }
+
+    pub(super) fn next_message_at(&self) -> Option<Instant> {
+        if !matches!(self.in_hand, InHand::Nothing) {
+            return None;
+        }
+        let change = self.next_change().map(|(due, _)| due);
+        let method = self.next_method().map(|(from, _)| from);
+        change.into_iter().chain(method).min()
+    }
+
+    /// Take messages until one is in hand or none may be taken, in the order in which they came.
+    pub(super) fn start_next(&mut self, now: Instant) {
+        while matches!(self.in_hand, InHand::Nothing) {
+            let change = self.next_change().filter(|(due, _)| *due <= now);
+            let method = self.next_method().filter(|(from, _)| *from <= now);
+            match (change, method) {
+                (Some((due, _)), Some((_, method))) if method.received < due => self.start_method(now),
+                (Some((_, plugin)), _) => {
+                    let plugin = plugin.clone();
+                    self.start_change(plugin);
+                }
+                (None, Some(_)) => self.start_method(now),
+                (None, None) => return,
+            }
+        }
+    }
+
+    fn start_method(&mut self, now: Instant) {
+        let Some(waiting) = self.mailbox.pop_front() else { return };
+        let Waiting { rid, name, payload, received } = waiting;
+        if received + self.limits.method_expiry <= now {
+            tracing::warn!(device = %self.device, method = %name, "method waited too long and is not run");
+            return;
+        }
+        let Some(plugin) = self.lineup.answering(&name).cloned() else {
+            let answer = Answer::no_such_method(&self.lineup, &name);
+            return self.answer(rid, answer);
+        };
+        if let Some(left) = self.health.pause(now, &plugin.id) {
+            return self.answer(rid, Answer::paused(&plugin, left));
+        }
+        let message = Message::Method { rid, connection: self.connection };
+        self.call(plugin, message, Work::Method { name, payload });
+    }
+
+    fn start_change(&mut self, plugin: Arc<Plugin>) {
+        let change = self.desired.take(&plugin);
+        let patch = Value::Object(change.patch.clone()).to_string();
+        let work = Work::Change { version: change.version, patch };
+        self.call(plugin, Message::Change(change), work);
+    }
+
+    fn call(&mut self, plugin: Arc<Plugin>, message: Message, work: Work) {
+        let snapshot = Snapshot {
+            device_id: self.device.clone(),
+            desired: self.desired.shown().clone(),
+            desired_version: self.desired.version(),
+            reported: self.outbox.reported().clone(),
+            state: self.state.get(&plugin.name).cloned().unwrap_or_default(),
+            telemetry_room: self.outbox.telemetry_room(&self.limits),
+        };
+        self.calls += 1;
+        // In use, so neither idle nor to be evicted.
+        self.resident.remove(&plugin.id);
+        self.outputs.push_back(Output::Call(Box::new(Call { plugin: plugin.clone(), snapshot, work })));
+        self.in_hand = InHand::Calling { message, plugin };
+    }
+
+    pub(super) fn called(&mut self, now: Instant, outcome: Outcome) {
+        let (message, plugin) = match mem::take(&mut self.in_hand) {
+            InHand::Calling { message, plugin } => (message, plugin),
+            other => {
+                self.in_hand = other;
+                return;
+            }
+        };
+        match outcome {
+            Outcome::Failed(failure) => self.call_failed(now, message, &plugin, failure),
+            Outcome::Answered { response, effects } => {
+                self.call_returned(now, &plugin);
+                let answer = Answer::of_guest(&plugin, response);
+                self.settle(message, plugin, Some(answer), effects);
+            }
+            Outcome::Reacted { verdict: Verdict::Done, effects } => {
+                self.call_returned(now, &plugin);
+                self.settle(message, plugin, None, effects);
+            }
+            Outcome::Reacted { verdict: Verdict::Retry(reason), .. } => {
+                self.call_returned(now, &plugin);
+                let (device, version) = (&self.device, &plugin.label);
+                tracing::info!(%device, plugin = %plugin.name, %version, reason, "plugin wants the change again later");
+                self.change_failed(now, message, &plugin);
+            }
+        }
+    }
+
+    fn call_returned(&mut self, now: Instant, plugin: &Plugin) {
+        self.health.worked(&plugin.id);
+        if self.lineup.has_version(&plugin.id) {
+            self.resident.insert(plugin.id.clone(), now);
+        } else {
+            self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
+        }
+    }
+
+    fn call_failed(&mut self, now: Instant, message: Message, plugin: &Arc<Plugin>, failure: Failure) {
+        let (device, version) = (&self.device, &plugin.label);
+        let (kind, detail) = (failure.kind, &failure.detail);
+        tracing::warn!(%device, plugin = %plugin.name, %version, ?kind, detail, "call failed");
+        self.failures += 1;
+        self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
+        if self.lineup.has_version(&plugin.id) {
+            self.health.failed(now, &plugin.id, &self.limits);
+        }
+        if let Message::Method { rid, connection } = &message {
+            self.answer_on(*connection, rid.clone(), Answer::failed(plugin, &failure));
+        }
+        let (plugin_name, version) = (plugin.name.clone(), plugin.label.clone());
+        self.last_failure = Some(Arc::new(LastFailure { at: now, plugin: plugin_name, version, failure }));
+        self.change_failed(now, message, plugin);
+    }
+
+    /// A change comes again; nothing of a method does.
+    fn change_failed(&mut self, now: Instant, message: Message, plugin: &Plugin) {
+        let Message::Change(change) = message else { return };
+        let (retry, rng) = (self.limits.retry, &mut self.rng);
+        self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
+        self.desired.reconsider(now, &self.lineup);
+    }
+
+    /// The call returned: record what it did and consumed, and let the answer go after that.
+    fn settle(&mut self, message: Message, plugin: Arc<Plugin>, answer: Option<Answer>, effects: Effects) {
+        if let Message::Method { rid, connection } = &message
+            && effects.is_empty()
+        {
+            if let Some(answer) = answer {
+                self.answer_on(*connection, rid.clone(), answer);
+            }
+            return;
+        }
+        let done = Done {
+            answer,
+            state: Arc::new(effects.state),
+            reported: effects.reported,
+            telemetry: self.outbox.number(effects.telemetry, &mut self.rng),
+        };
+        let record = self.record_call(&message, &plugin, &done);
+        self.in_hand = InHand::Recording { record, message, plugin, done };
+    }
+
+    pub(super) fn call_recorded(&mut self, now: Instant, message: Message, plugin: &Plugin, done: Done) {
+        if !done.state.is_empty() {
+            let state = Arc::make_mut(self.state.entry(plugin.name.clone()).or_default());
+            apply_state(state, &done.state);
+        }
+        self.outbox.report(&done.reported);
+        self.outbox.queue(done.telemetry);
+        match (message, done.answer) {
+            (Message::Method { rid, connection }, Some(answer)) => self.answer_on(connection, rid, answer),
+            (Message::Change(change), _) => {
+                self.desired.done(&plugin.name, Applied { version: change.version, view: change.view });
+                self.desired.reconsider(now, &self.lineup);
+            }
+            (Message::Method { .. }, None) => {}
+        }
+    }
+
+    pub(super) fn call_not_recorded(&mut self, now: Instant, message: Message, plugin: &Plugin) {
+        if let Message::Method { rid, connection } = &message {
+            self.answer_on(*connection, rid.clone(), Answer::not_recorded(plugin));
+        }
+        self.change_failed(now, message, plugin);
+    }
+
+    pub(super) fn answer(&mut self, rid: RequestId, answer: Answer) {
+        let Answer { status, payload } = answer;
+        self.outputs.push_back(Output::ToHub(ToHub::MethodResponse { rid, status, payload }));
+    }
+
+    fn answer_on(&mut self, connection: u64, rid: RequestId, answer: Answer) {
+        if connection == self.connection {
+            self.answer(rid, answer);
+        }
+    }
+
+    pub(super) fn drop_resident(&mut self, unwanted: impl Fn(&str, Instant) -> bool) {
+        let dropped = self.resident.extract_if(|id, since| unwanted(id, *since));
+        self.outputs.extend(dropped.map(|(id, _)| Output::DropInstance(id)));
+    }
+}
+
+fn apply_state(state: &mut PluginState, changes: &StateChanges) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => state.insert(key.clone(), value.clone()),
+            None => state.remove(key),
+        };
+    }
+}

@@ -1,0 +1,7 @@
+//! Scenarios with a fake clock, then all of them shuffled.
+
+mod bench;
+mod messages;
+mod outbox;
+mod shuffled;
+mod twin;

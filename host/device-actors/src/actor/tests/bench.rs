@@ -1,0 +1,253 @@
+//! An actor on a bench: a clock that the test turns, a store that writes when told, a hub that only listens.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iothub_protocol::id::{DeviceId, MethodName, RequestId};
+use iothub_protocol::link::{FromHub, ToHub, TwinDocument};
+use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, PluginName, Verdict};
+use serde_json::{Map, Value, json};
+
+use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
+use crate::failure::{Failure, FailureKind};
+use crate::limits::Limits;
+use crate::lineup::{Lineup, Plugin};
+use crate::record::{Changes, DeviceRecord, Unsent};
+
+pub(super) struct Bench {
+    pub(super) actor: Actor,
+    pub(super) now: Instant,
+    /// What is written.
+    pub(super) db: DeviceRecord,
+    pub(super) call: Option<Call>,
+    pub(super) records: VecDeque<(u64, Changes)>,
+    pub(super) sent: Vec<ToHub>,
+    pub(super) dropped: Vec<String>,
+    pub(super) stopped: bool,
+}
+
+impl Bench {
+    /// On `db`, with these plugins, not connected.
+    pub(super) fn on(db: DeviceRecord, plugins: &[Arc<Plugin>]) -> Bench {
+        let device = DeviceId::parse("door-0001").expect("an id");
+        let actor = Actor::new(device, db.clone(), Limits::default(), 42);
+        let (now, call, records, sent) = (Instant::now(), None, VecDeque::new(), Vec::new());
+        let mut bench = Bench { actor, now, db, call, records, sent, dropped: Vec::new(), stopped: false };
+        bench.plugins(1, plugins);
+        bench
+    }
+
+    /// A new device, connected, with its twin at desired version 1.
+    pub(super) fn connected(plugins: &[Arc<Plugin>]) -> Bench {
+        let mut bench = Bench::on(DeviceRecord::default(), plugins);
+        bench.connect(json!({}), 1);
+        bench.write_all();
+        bench
+    }
+
+    pub(super) fn input(&mut self, input: Input) {
+        self.actor.handle(self.now, input);
+        while let Some(output) = self.actor.poll() {
+            match output {
+                Output::Call(call) => assert!(self.call.replace(*call).is_none(), "one call at a time"),
+                Output::Record { id, changes } => self.records.push_back((id, *changes)),
+                Output::ToHub(message) => self.sent.push(message),
+                Output::DropInstance(id) => self.dropped.push(id.to_string()),
+                Output::Stopped => assert!(!std::mem::replace(&mut self.stopped, true)),
+            }
+        }
+        assert!(self.actor.deadline().is_none_or(|at| at > self.now), "a deadline in the past would spin");
+    }
+
+    pub(super) fn hub(&mut self, message: FromHub) {
+        self.input(Input::Hub(message));
+    }
+
+    pub(super) fn plugins(&mut self, generation: u64, plugins: &[Arc<Plugin>]) {
+        self.input(Input::Plugins(Arc::new(Lineup { generation, plugins: plugins.to_vec() })));
+    }
+
+    pub(super) fn connect(&mut self, desired: Value, version: u64) {
+        self.hub(FromHub::Connected);
+        self.twin(desired, version);
+    }
+
+    pub(super) fn twin(&mut self, desired: Value, desired_version: u64) {
+        let reported = self.db.reported.clone();
+        self.hub(FromHub::Twin(TwinDocument {
+            desired: object(desired),
+            desired_version,
+            reported,
+            reported_version: 1,
+        }));
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.hub(FromHub::Disconnected { reason: "test".into() });
+    }
+
+    pub(super) fn desired(&mut self, version: u64, patch: Value) {
+        self.hub(FromHub::Desired { version, patch: object(patch) });
+    }
+
+    pub(super) fn method(&mut self, id: &str, name: &str) {
+        let name = MethodName::parse(name).expect("a name");
+        self.hub(FromHub::Method { rid: rid(id), name, payload: "null".into() });
+    }
+
+    /// The call in hand returns.
+    pub(super) fn returns(&mut self, effects: Effects) {
+        let call = self.call.take().expect("a call");
+        let outcome = match call.work {
+            Work::Method { .. } => {
+                let payload = json!({"version": &*call.plugin.label}).to_string();
+                Outcome::Answered { response: GuestResponse { status: 200, payload }, effects }
+            }
+            Work::Change { .. } => Outcome::Reacted { verdict: Verdict::Done, effects },
+        };
+        self.input(Input::Called(outcome));
+    }
+
+    pub(super) fn fails(&mut self, kind: FailureKind) {
+        self.call.take().expect("a call");
+        self.input(Input::Called(Outcome::Failed(Failure { kind, detail: "wasm backtrace".into() })));
+    }
+
+    pub(super) fn wants_it_later(&mut self) {
+        self.call.take().expect("a call");
+        let verdict = Verdict::Retry("not now".into());
+        self.input(Input::Called(Outcome::Reacted { verdict, effects: Effects::default() }));
+    }
+
+    /// The oldest record becomes durable.
+    pub(super) fn write(&mut self) -> Changes {
+        let (id, changes) = self.records.pop_front().expect("a record");
+        apply(&mut self.db, changes.clone());
+        self.input(Input::Recorded { id, written: true });
+        changes
+    }
+
+    pub(super) fn write_all(&mut self) {
+        while !self.records.is_empty() {
+            self.write();
+        }
+    }
+
+    pub(super) fn cannot_write(&mut self) {
+        let (id, _) = self.records.pop_front().expect("a record");
+        self.input(Input::Recorded { id, written: false });
+    }
+
+    pub(super) fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.input(Input::Timeout);
+    }
+
+    /// Turn the clock to the deadline; how long that took.
+    pub(super) fn wait_for_deadline(&mut self) -> Duration {
+        let time = self.actor.deadline().expect("a deadline") - self.now;
+        self.wait(time);
+        time
+    }
+
+    pub(super) fn take_sent(&mut self) -> Vec<ToHub> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Answers since the last look: request, status, payload.
+    pub(super) fn answers(&mut self) -> Vec<(String, i32, Value)> {
+        let sent = self.take_sent().into_iter();
+        let answers = sent.filter_map(|message| match message {
+            ToHub::MethodResponse { rid, status, payload } => {
+                Some((rid.to_string(), status, serde_json::from_str(&payload).expect("JSON")))
+            }
+            _ => None,
+        });
+        answers.collect()
+    }
+
+    /// The change in hand: plugin version, desired version, patch.
+    pub(super) fn change(&self) -> Option<(String, u64, Value)> {
+        let call = self.call.as_ref()?;
+        match &call.work {
+            Work::Change { version, patch } => {
+                Some((call.plugin.label.to_string(), *version, serde_json::from_str(patch).expect("JSON")))
+            }
+            Work::Method { .. } => None,
+        }
+    }
+}
+
+/// What a store does with changes.
+pub(super) fn apply(db: &mut DeviceRecord, changes: Changes) {
+    if let Some((desired, version)) = changes.desired {
+        (db.desired, db.desired_version) = (Map::clone(&desired), version);
+    }
+    if let Some(reported) = changes.reported {
+        db.reported = Map::clone(&reported);
+    }
+    if let Some(unsent) = changes.unsent {
+        db.unsent = unsent;
+    }
+    if let Some((plugin, state)) = changes.state {
+        let kept = db.state.entry(plugin).or_default();
+        for (key, value) in &*state {
+            match value {
+                Some(value) => kept.insert(key.clone(), value.clone()),
+                None => kept.remove(key),
+            };
+        }
+    }
+    db.applied.extend(changes.applied);
+    db.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
+    db.telemetry.extend(changes.telemetry_queued);
+}
+
+pub(super) fn object(value: Value) -> Map<String, Value> {
+    value.as_object().cloned().expect("an object")
+}
+
+pub(super) fn rid(text: &str) -> RequestId {
+    RequestId::parse(text).expect("an id")
+}
+
+pub(super) fn name(text: &str) -> PluginName {
+    PluginName::parse(text).expect("a name")
+}
+
+fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Arc<Plugin> {
+    Arc::new(Plugin {
+        name: name(plugin),
+        id: Arc::from(format!("{plugin}@{version}")),
+        hash: Arc::from(version),
+        label: Arc::from(version),
+        methods: methods.iter().map(|name| MethodName::parse(name).expect("a name")).collect(),
+        watched: watched.iter().map(|&path| path.to_owned()).collect(),
+    })
+}
+
+pub(super) fn lock_door(version: &str) -> Arc<Plugin> {
+    plugin("lock-door", version, &["lockDoor", "unlockDoor"], &[])
+}
+
+pub(super) fn reactor(version: &str, watched: &[&str]) -> Arc<Plugin> {
+    plugin("reactor", version, &[], watched)
+}
+
+pub(super) fn unsent(in_flight: Value, pending: Value) -> Unsent {
+    Unsent { in_flight: object(in_flight), pending: object(pending) }
+}
+
+pub(super) fn reports(patch: Value) -> Effects {
+    Effects { reported: object(patch), ..Effects::default() }
+}
+
+pub(super) fn sets(key: &str, value: &str) -> Effects {
+    Effects { state: BTreeMap::from([(key.to_owned(), Some(value.into()))]), ..Effects::default() }
+}
+
+pub(super) fn sends(bodies: &[&str]) -> Effects {
+    let message = |body: &&str| OutgoingTelemetry { body: (*body).into(), content_type: None, properties: Vec::new() };
+    Effects { telemetry: bodies.iter().map(message).collect(), ..Effects::default() }
+}

@@ -1,0 +1,72 @@
+//! Answers to direct methods that come from the host and not from a plugin.
+
+use std::time::Duration;
+
+use iothub_protocol::id::MethodName;
+use iothub_protocol::method::MAX_PAYLOAD;
+use plugin_runtime::GuestResponse;
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, FailureKind};
+use crate::lineup::{Lineup, Plugin};
+
+/// A status and a payload that is JSON and within the limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: i32,
+    pub(crate) payload: String,
+}
+
+impl Answer {
+    fn host(status: i32, payload: &Value) -> Answer {
+        Answer { status, payload: payload.to_string() }
+    }
+
+    /// What the plugin answered, or 500 if it is nothing that the hub would take.
+    pub(crate) fn of_guest(plugin: &Plugin, response: GuestResponse) -> Answer {
+        let reason = if response.payload.len() > MAX_PAYLOAD {
+            "the answer is larger than 128 KiB"
+        } else if serde_json::from_str::<IgnoredAny>(&response.payload).is_err() {
+            "the answer is not JSON"
+        } else {
+            return Answer { status: response.status, payload: response.payload };
+        };
+        Answer::host(500, &about(plugin, "invalid-answer", reason))
+    }
+
+    /// The plugin did not return. Its own words go to the log: they may hold what a caller must not see.
+    pub(crate) fn failed(plugin: &Plugin, failure: &Failure) -> Answer {
+        let (status, error) = match failure.kind {
+            FailureKind::Timeout => (504, "timeout"),
+            FailureKind::Trap => (500, "trap"),
+            FailureKind::Memory => (500, "memory"),
+            FailureKind::Start => (500, "start"),
+        };
+        Answer::host(status, &about(plugin, error, failure.kind.reason()))
+    }
+
+    pub(crate) fn not_recorded(plugin: &Plugin) -> Answer {
+        Answer::host(500, &about(plugin, "not-recorded", "what the plugin did could not be recorded and was undone"))
+    }
+
+    pub(crate) fn paused(plugin: &Plugin, left: Duration) -> Answer {
+        let mut payload = about(plugin, "paused", "the plugin failed several times in a row");
+        payload["retryAfterMs"] = json!(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+        Answer::host(503, &payload)
+    }
+
+    pub(crate) fn no_such_method(lineup: &Lineup, name: &MethodName) -> Answer {
+        let reason = format!("no plugin answers {name}");
+        Answer::host(404, &json!({"error": "no-such-method", "reason": reason, "methods": lineup.methods()}))
+    }
+
+    pub(crate) fn mailbox_full(limit: usize) -> Answer {
+        let reason = format!("{limit} methods are waiting for this device already");
+        Answer::host(429, &json!({"error": "mailbox-full", "reason": reason}))
+    }
+}
+
+fn about(plugin: &Plugin, error: &str, reason: &str) -> Value {
+    json!({"error": error, "plugin": plugin.name.as_str(), "version": &*plugin.label, "reason": reason})
+}

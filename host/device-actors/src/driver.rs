@@ -1,0 +1,352 @@
+//! The task of one device: waits for what its actor must know, and does what it decides.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::{FromHub, ToHub};
+use plugin_runtime::{CallFailure, Instance, PluginSet, PluginVersion, Runtime};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
+use crate::failure::{Failure, FailureKind};
+use crate::lineup::{self, Lineup};
+use crate::residency::{Place, Residency};
+use crate::store::StateStore;
+use crate::view::ActorView;
+
+/// What all drivers share.
+pub(crate) struct Shared {
+    pub(crate) runtime: Runtime,
+    pub(crate) store: StateStore,
+    pub(crate) residency: Residency,
+    pub(crate) current: CurrentPlugins,
+}
+
+/// The two ends of a device's connection.
+pub(crate) struct HubLink {
+    pub(crate) from_hub: mpsc::Receiver<FromHub>,
+    pub(crate) to_hub: mpsc::Sender<ToHub>,
+}
+
+pub(crate) struct Driver {
+    device: DeviceId,
+    actor: Actor,
+    shared: Arc<Shared>,
+    from_hub: mpsc::Receiver<FromHub>,
+    to_hub: mpsc::Sender<ToHub>,
+    plugins: watch::Receiver<Arc<PluginSet>>,
+    versions: Arc<Versions>,
+    instances: HashMap<Arc<str>, Resident>,
+    calling: Option<Calling>,
+    /// Filled from the store's thread.
+    recorded: (mpsc::UnboundedSender<Recorded>, mpsc::UnboundedReceiver<Recorded>),
+    /// Waits for room in `to_hub`.
+    outgoing: VecDeque<ToHub>,
+    evict: Arc<Notify>,
+    view: watch::Sender<ActorView>,
+    open: Open,
+    stopped: bool,
+}
+
+/// Which sources can still wake the driver; one that is closed is ready for ever.
+struct Open {
+    from_hub: bool,
+    to_hub: bool,
+    plugins: bool,
+    stop: bool,
+}
+
+type Calling = Pin<Box<dyn Future<Output = Box<Finished>> + Send>>;
+
+struct Resident {
+    instance: Instance,
+    place: Place,
+}
+
+/// A call that is over. The instance is gone if it failed.
+struct Finished {
+    id: Arc<str>,
+    resident: Option<Resident>,
+    outcome: Outcome,
+}
+
+struct Recorded {
+    id: u64,
+    written: bool,
+}
+
+enum Event {
+    Hub(Option<FromHub>),
+    Plugins { open: bool },
+    Called(Box<Finished>),
+    Recorded(Recorded),
+    Evict,
+    Sent { open: bool },
+    Timeout,
+    Stop,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        device: DeviceId,
+        actor: Actor,
+        link: HubLink,
+        plugins: watch::Receiver<Arc<PluginSet>>,
+        shared: Arc<Shared>,
+    ) -> Driver {
+        let view = watch::Sender::new(actor.view());
+        let HubLink { from_hub, to_hub } = link;
+        Driver {
+            device,
+            actor,
+            shared,
+            from_hub,
+            to_hub,
+            plugins,
+            versions: Arc::default(),
+            instances: HashMap::new(),
+            calling: None,
+            recorded: mpsc::unbounded_channel(),
+            outgoing: VecDeque::new(),
+            evict: Arc::new(Notify::new()),
+            view,
+            open: Open { from_hub: true, to_hub: true, plugins: true, stop: true },
+            stopped: false,
+        }
+    }
+
+    pub(crate) fn view(&self) -> watch::Receiver<ActorView> {
+        self.view.subscribe()
+    }
+
+    /// Until the actor has stopped, which it does on `stop` or when its connection is dropped.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        self.take_plugins();
+        while !self.stopped || !self.outgoing.is_empty() {
+            let event = self.next(&stop).await;
+            self.on(event);
+        }
+    }
+
+    /// Every branch may be dropped before it is ready without losing anything.
+    async fn next(&mut self, stop: &CancellationToken) -> Event {
+        let deadline = self.actor.deadline().map(Instant::from_std);
+        tokio::select! {
+            message = self.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
+            changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
+            finished = called(&mut self.calling) => Event::Called(finished),
+            Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
+            permit = self.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
+                let open = permit.is_ok();
+                if let (Ok(permit), Some(message)) = (permit, self.outgoing.pop_front()) {
+                    permit.send(message);
+                }
+                Event::Sent { open }
+            }
+            () = self.evict.notified() => Event::Evict,
+            () = passed(deadline) => Event::Timeout,
+            () = stop.cancelled(), if self.open.stop => Event::Stop,
+        }
+    }
+
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Hub(Some(message)) => self.on_hub(message),
+            Event::Hub(None) => {
+                self.open.from_hub = false;
+                self.on_hub(FromHub::Disconnected { reason: "the connection was removed".to_owned() });
+                self.handle(Input::Stop);
+            }
+            Event::Plugins { open: true } => self.take_plugins(),
+            Event::Plugins { open: false } => self.open.plugins = false,
+            Event::Called(finished) => self.on_called(finished),
+            Event::Recorded(Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
+            Event::Evict => self.handle(Input::Evict),
+            Event::Sent { open: true } => {}
+            Event::Sent { open: false } => {
+                self.open.to_hub = false;
+                self.outgoing.clear();
+            }
+            Event::Timeout => self.handle(Input::Timeout),
+            Event::Stop => {
+                self.open.stop = false;
+                self.handle(Input::Stop);
+            }
+        }
+    }
+
+    fn on_hub(&mut self, message: FromHub) {
+        match message {
+            // What has not left belongs to the connection before; the actor says again what it still wants sent.
+            FromHub::Connected | FromHub::Disconnected { .. } => self.outgoing.clear(),
+            // Whoever swapped a plugin and then called the method must not be answered by the old version.
+            FromHub::Method { .. } if self.plugins.has_changed().unwrap_or(false) => self.take_plugins(),
+            _ => {}
+        }
+        self.handle(Input::Hub(message));
+    }
+
+    fn take_plugins(&mut self) {
+        let set = self.plugins.borrow_and_update().clone();
+        self.versions = self.shared.current.of(&set);
+        self.handle(Input::Plugins(self.versions.lineup.clone()));
+    }
+
+    fn on_called(&mut self, finished: Box<Finished>) {
+        self.calling = None;
+        let Finished { id, resident, outcome } = *finished;
+        if let Some(mut resident) = resident {
+            resident.place.park();
+            self.instances.insert(id, resident);
+        }
+        self.handle(Input::Called(outcome));
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.actor.handle(Instant::now().into_std(), input);
+        while let Some(output) = self.actor.poll() {
+            self.perform(output);
+        }
+        self.view.send_replace(self.actor.view());
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::Call(call) => self.calling = Some(self.call(*call)),
+            Output::Record { id, changes } => {
+                let (device, answer) = (self.device.clone(), self.recorded.0.clone());
+                self.shared.store.write(self.device.clone(), *changes, move |result| {
+                    if let Err(error) = &result {
+                        tracing::error!(%device, %error, "state could not be written");
+                    }
+                    // A device that was dropped meanwhile does not want to know.
+                    drop(answer.send(Recorded { id, written: result.is_ok() }));
+                });
+            }
+            Output::ToHub(message) => self.send(message),
+            Output::DropInstance(id) => {
+                self.instances.remove(&id);
+            }
+            Output::Stopped => self.stopped = true,
+        }
+    }
+
+    fn send(&mut self, message: ToHub) {
+        if !self.open.to_hub {
+            return;
+        }
+        if self.outgoing.len() >= OUTGOING_LIMIT {
+            tracing::warn!(device = %self.device, "connection takes no messages, one is dropped");
+            return;
+        }
+        self.outgoing.push_back(message);
+    }
+
+    fn call(&mut self, call: Call) -> Calling {
+        let id = call.plugin.id.clone();
+        let Some(version) = self.versions.by_id.get(&id).cloned() else {
+            let detail = "the version is not current".to_owned();
+            let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
+            return Box::pin(async { Box::new(Finished { id, resident: None, outcome }) });
+        };
+        let mut resident = self.instances.remove(&id);
+        if let Some(resident) = &mut resident {
+            resident.place.take();
+        }
+        let (shared, evict) = (self.shared.clone(), self.evict.clone());
+        Box::pin(async move {
+            let (resident, outcome) = match call_instance(&shared, evict, &version, resident, call).await {
+                Ok((resident, outcome)) => (Some(resident), outcome),
+                Err(failure) => (None, Outcome::Failed(described(&failure))),
+            };
+            Box::new(Finished { id, resident, outcome })
+        })
+    }
+}
+
+async fn call_instance(
+    shared: &Shared,
+    evict: Arc<Notify>,
+    version: &Arc<PluginVersion>,
+    resident: Option<Resident>,
+    call: Call,
+) -> Result<(Resident, Outcome), CallFailure> {
+    let mut resident = match resident {
+        Some(resident) => resident,
+        None => {
+            let place = shared.residency.admit(evict).await;
+            Resident { instance: shared.runtime.instantiate(version).await?, place }
+        }
+    };
+    let outcome = match call.work {
+        Work::Method { name, payload } => {
+            let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
+            Outcome::Answered { response, effects }
+        }
+        Work::Change { version, patch } => {
+            let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;
+            Outcome::Reacted { verdict, effects }
+        }
+    };
+    Ok((resident, outcome))
+}
+
+fn described(failure: &CallFailure) -> Failure {
+    let kind = match failure {
+        CallFailure::Trap { .. } => FailureKind::Trap,
+        CallFailure::Timeout { .. } => FailureKind::Timeout,
+        CallFailure::Memory { .. } => FailureKind::Memory,
+        CallFailure::Instantiate { .. } | CallFailure::Missing { .. } | CallFailure::Ended => FailureKind::Start,
+    };
+    Failure { kind, detail: failure.to_string() }
+}
+
+async fn called(calling: &mut Option<Calling>) -> Box<Finished> {
+    match calling {
+        Some(calling) => calling.await,
+        None => pending().await,
+    }
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// The versions that are current, as actors see them and as the runtime needs them.
+#[derive(Default)]
+pub(crate) struct Versions {
+    pub(crate) lineup: Arc<Lineup>,
+    by_id: HashMap<Arc<str>, Arc<PluginVersion>>,
+}
+
+/// Describes each plugin set once for all devices.
+#[derive(Default)]
+pub(crate) struct CurrentPlugins {
+    last: Mutex<Option<(Arc<PluginSet>, Arc<Versions>)>>,
+}
+
+impl CurrentPlugins {
+    fn of(&self, set: &Arc<PluginSet>) -> Arc<Versions> {
+        // A value that is replaced as a whole is whole, even after a panic.
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, versions)) = last.as_ref().filter(|(known, _)| Arc::ptr_eq(known, set)) {
+            return versions.clone();
+        }
+        let by_id = set.plugins.iter().map(|version| (lineup::identity(version), version.clone())).collect();
+        let versions = Arc::new(Versions { lineup: Arc::new(Lineup::of(set)), by_id });
+        *last = Some((set.clone(), versions.clone()));
+        versions
+    }
+}
+
+/// Messages that wait because the connection takes none: far more than one patch, a window of telemetry and a mailbox
+/// of answers come to, so that only a connection that hangs loses any. A lost patch is sent again after its time-out.
+const OUTGOING_LIMIT: usize = 1024;

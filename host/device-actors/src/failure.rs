@@ -1,0 +1,44 @@
+//! Why a call of a plugin did not return.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use plugin_runtime::PluginName;
+
+/// The cases that a caller treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    Trap,
+    Timeout,
+    Memory,
+    /// No instance could be made.
+    Start,
+}
+
+impl FailureKind {
+    /// For whoever called the method.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            FailureKind::Trap => "the plugin trapped",
+            FailureKind::Timeout => "the plugin ran past its time limit",
+            FailureKind::Memory => "the plugin ran out of its memory limit",
+            FailureKind::Start => "the plugin could not be started",
+        }
+    }
+}
+
+/// A failed call: the kind for its caller, the detail for the log and the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub detail: String,
+}
+
+/// The last failed call of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastFailure {
+    pub at: Instant,
+    pub plugin: PluginName,
+    pub version: Arc<str>,
+    pub failure: Failure,
+}

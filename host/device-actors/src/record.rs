@@ -1,0 +1,109 @@
+//! What an actor keeps for ever, and the changes to it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use iothub_protocol::link::TelemetryMessage;
+use plugin_runtime::{OutgoingTelemetry, PluginName};
+use serde_json::{Map, Value};
+
+/// State of one plugin on one device.
+pub(crate) type PluginState = BTreeMap<String, Vec<u8>>;
+
+/// Values set, or removed, by key.
+pub(crate) type StateChanges = BTreeMap<String, Option<Vec<u8>>>;
+
+/// Everything that a device's actor starts from. The default is a device that was never seen.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeviceRecord {
+    /// The last desired document seen, whole.
+    pub desired: Map<String, Value>,
+    pub desired_version: u64,
+    /// Reported properties that the hub is known to hold.
+    pub reported: Map<String, Value>,
+    pub unsent: Unsent,
+    pub state: BTreeMap<PluginName, PluginState>,
+    pub applied: BTreeMap<PluginName, Applied>,
+    /// In order of `sequence`.
+    pub telemetry: Vec<QueuedTelemetry>,
+}
+
+/// Reported patches that the hub has not confirmed, in their order; empty if there are none.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Unsent {
+    /// The hub may have it.
+    pub in_flight: Map<String, Value>,
+    /// Relative to what the hub holds after the one in flight.
+    pub pending: Map<String, Value>,
+}
+
+/// What a plugin saw last of the desired properties.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Applied {
+    pub version: u64,
+    /// The part that it watched, as it was in that version. What is left to deliver is the difference to this.
+    pub view: Map<String, Value>,
+}
+
+/// A message that the hub has not taken yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueuedTelemetry {
+    /// Grows by one with each message of a device while any is queued.
+    pub sequence: u64,
+    pub message: Arc<TelemetryMessage>,
+}
+
+impl QueuedTelemetry {
+    /// Bytes that count against the device's queue, as [`plugin_runtime::OutgoingTelemetry::queue_cost`] has it.
+    pub(crate) fn queue_cost(&self) -> usize {
+        let message = &self.message;
+        let outgoing = OutgoingTelemetry {
+            body: Vec::new(),
+            content_type: message.content_type.clone(),
+            properties: message.properties.clone(),
+        };
+        outgoing.queue_cost() + message.body.len()
+    }
+}
+
+/// One transaction's worth of changes; `None` and empty leave things as they are.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Changes {
+    /// The desired document and its version.
+    pub desired: Option<(Arc<Map<String, Value>>, u64)>,
+    pub reported: Option<Arc<Map<String, Value>>>,
+    pub unsent: Option<Unsent>,
+    /// Of the plugin that was called.
+    pub state: Option<(PluginName, Arc<StateChanges>)>,
+    pub applied: Vec<(PluginName, Applied)>,
+    pub telemetry_queued: Vec<QueuedTelemetry>,
+    /// Sequence numbers that the hub has taken.
+    pub telemetry_taken: Vec<u64>,
+}
+
+/// What differs between memory and the store, to be written when there is a chance.
+///
+/// All of it may be lost in a crash: a confirmed patch or message is then sent again, and the twin is asked for on
+/// the next connect anyway.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Dirty {
+    pub(crate) desired: bool,
+    pub(crate) reported: bool,
+    pub(crate) unsent: bool,
+    pub(crate) applied: bool,
+    pub(crate) telemetry_taken: Vec<u64>,
+}
+
+impl Dirty {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Dirty::default()
+    }
+
+    pub(crate) fn merge(&mut self, other: Dirty) {
+        self.desired |= other.desired;
+        self.reported |= other.reported;
+        self.unsent |= other.unsent;
+        self.applied |= other.applied;
+        self.telemetry_taken.extend(other.telemetry_taken);
+    }
+}

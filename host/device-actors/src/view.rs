@@ -1,0 +1,28 @@
+//! What an actor shows of itself.
+
+use std::sync::Arc;
+
+use crate::failure::LastFailure;
+use crate::lineup::Lineup;
+
+/// A snapshot of one actor; cheap to take.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ActorView {
+    /// The plugin versions that the next message runs on.
+    pub lineup: Arc<Lineup>,
+    /// Methods that wait for their turn.
+    pub mailbox: usize,
+    /// Whether a message is in hand.
+    pub busy: bool,
+    pub connected: bool,
+    /// Instances, in use or not.
+    pub resident: usize,
+    /// Calls of plugins since the start, and how many of them did not return.
+    pub calls: u64,
+    pub failures: u64,
+    pub last_failure: Option<Arc<LastFailure>>,
+    /// Version of the last desired properties seen.
+    pub desired_version: u64,
+    /// Messages that the hub has not taken yet.
+    pub queued_telemetry: usize,
+}
