@@ -1,0 +1,370 @@
+//! The command line as it is typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use iothub_protocol::id::{DeviceId, JobId, MethodName};
+
+use crate::exit;
+
+/// Runs the behaviour of a fleet of Azure IoT Hub devices as sandboxed WebAssembly plugins, and schedules jobs over them.
+#[derive(Debug, Parser)]
+#[command(name = "latch", version, after_help = exit::HELP, propagate_version = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct GlobalArgs {
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Folder that a hub or host keeps its data in, and that clients find it by
+    #[arg(long, global = true, value_name = "DIR", default_value = ".latch")]
+    pub(crate) data: PathBuf,
+    /// File with the hub's service connection string; else LATCH_HUB or IOTHUB_CONNECTION_STRING, else the data folder's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) hub: Option<PathBuf>,
+    /// PEM file with the hub's certificate authority; else LATCH_CA, else the data folder's, else the system's
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Log more: -v what happens, -vv everything (or set LATCH_LOG, such as LATCH_LOG=device_actors=debug)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// See it all in seconds: a hub, a fleet of doors, jobs through WebAssembly, a live swap
+    Demo(DemoArgs),
+    /// Run the embedded hub and a host with devices and plugins, in one process
+    #[command(after_help = "Examples:
+  latch up --devices 100 --plugins target/plugins
+  latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884")]
+    Up(UpArgs),
+    /// Run the embedded hub alone, for devices and back ends of your own
+    Hub(HubArgs),
+    /// Run the host alone, against Azure IoT Hub or any other hub
+    #[command(after_help = "Examples:
+  latch run --connections devices.txt --plugins target/plugins
+  latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host")]
+    Run(RunArgs),
+    /// Create, list, show and delete devices
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Show and update twins
+    #[command(subcommand)]
+    Twin(TwinCommand),
+    /// Invoke a direct method on one device
+    #[command(after_help = "Example:
+  latch method door-0001 lockDoor --payload '{\"by\": \"ann\"}'")]
+    Method(MethodArgs),
+    /// Query twins or job results in IoT Hub's query language
+    #[command(after_help = "Examples:
+  latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
+  latch query \"SELECT COUNT() AS n FROM devices\"
+  latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
+    Query(QueryArgs),
+    /// Schedule jobs over many devices, and follow them
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Follow what happens on the embedded hub: telemetry, reported properties, devices coming and going
+    #[command(after_help = "Examples:
+  latch events --follow
+  latch events --device door-0001 --kind telemetry,reported --json")]
+    Events(EventsArgs),
+    /// Build, check, list and swap plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DemoArgs {
+    /// Number of doors
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    pub(crate) devices: u32,
+    /// Folder with the plugins' source
+    #[arg(long, value_name = "DIR", default_value = "plugins")]
+    pub(crate) source: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+    /// Make sure that door-0001 to door-N exist, and run them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) devices: u32,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HubArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+    /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) devices: u32,
+    /// Also serve the admin API on this address; its token is in admin.token in the data folder
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RunArgs {
+    /// Device connection strings: a file with one a line, or a folder of .connstr files
+    #[arg(long, value_name = "PATH")]
+    pub(crate) connections: PathBuf,
+    #[command(flatten)]
+    pub(crate) host: HostArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ListenArgs {
+    /// Where REST listens [default: 127.0.0.1:443, or port 8443 where 443 cannot be had]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) https: Option<SocketAddr>,
+    /// Where MQTT listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8883")]
+    pub(crate) mqtt: SocketAddr,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct HostArgs {
+    /// Folder of components; each .wasm directly in it runs on every device, and is swapped when the file is replaced
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugins: Option<PathBuf>,
+    /// Also serve the admin API on this address; its token is in admin.token in the data folder
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Seconds that a plugin may take for one call
+    #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub(crate) call_limit: u32,
+    /// MiB of memory that one plugin instance may have
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) memory_limit: u32,
+    /// Milliseconds after which an instance without work is dropped
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub(crate) idle: u32,
+    /// Instances kept at once, over all devices
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub(crate) max_instances: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Create a device with new keys; prints its connection string's file, or with --json its identity
+    Create { id: DeviceId },
+    /// List devices and whether they are connected
+    List,
+    /// Show a device's identity, without its keys
+    Show { id: DeviceId },
+    /// Delete a device with its twin
+    Delete { id: DeviceId },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TwinCommand {
+    /// Show a device's twin
+    Show { id: DeviceId },
+    /// Merge into a device's tags or desired properties; null removes
+    #[command(after_help = "Example:
+  latch twin update door-0001 --desired '{\"building\": \"43\", \"floor\": 3}'")]
+    Update {
+        id: DeviceId,
+        #[command(flatten)]
+        change: TwinChange,
+        /// Only if the twin still has this etag
+        #[arg(long)]
+        etag: Option<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+#[group(required = true, multiple = true)]
+pub(crate) struct TwinChange {
+    /// Desired properties, a JSON object
+    #[arg(long, value_name = "JSON")]
+    pub(crate) desired: Option<String>,
+    /// Tags, a JSON object
+    #[arg(long, value_name = "JSON")]
+    pub(crate) tags: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct MethodArgs {
+    pub(crate) device: DeviceId,
+    pub(crate) name: MethodName,
+    #[command(flatten)]
+    pub(crate) call: CallArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CallArgs {
+    /// JSON for the method [default: null]
+    #[arg(long, value_name = "JSON")]
+    pub(crate) payload: Option<String>,
+    /// Seconds to wait for the answer, 5 to 300 [default: 30]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(5..=300))]
+    pub(crate) response_timeout: Option<u32>,
+    /// Seconds to wait for an offline device to connect, 0 to 300 [default: 0]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(0..=300))]
+    pub(crate) connect_timeout: Option<u32>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct QueryArgs {
+    /// SELECT … FROM devices | devices.jobs …
+    pub(crate) query: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Schedule a direct method
+    #[command(after_help = "Example:
+  latch job method lockDoor --query \"tags.site = 'A'\" --wait")]
+    Method {
+        name: MethodName,
+        #[command(flatten)]
+        call: CallArgs,
+        #[command(flatten)]
+        schedule: ScheduleArgs,
+    },
+    /// Schedule an update of desired properties or tags
+    #[command(after_help = "Example:
+  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait")]
+    Twin {
+        #[command(flatten)]
+        change: TwinChange,
+        #[command(flatten)]
+        schedule: ScheduleArgs,
+    },
+    /// List jobs, the newest first
+    List,
+    /// Show a job
+    Show { id: JobId },
+    /// Follow a job until it ends
+    Watch { id: JobId },
+    /// Cancel a job; outcomes that are known stay
+    Cancel { id: JobId },
+    /// Show each device's outcome
+    Results {
+        id: JobId,
+        /// Only the devices that failed
+        #[arg(long)]
+        failed: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ScheduleArgs {
+    /// The devices: a condition on twins, or '*' for all
+    #[arg(long, value_name = "CONDITION")]
+    pub(crate) query: String,
+    /// The job's id [default: made up]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<JobId>,
+    /// When to start, such as 2026-12-24T18:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) start: Option<String>,
+    /// Seconds from the start until the job ends, whatever is left of it
+    #[arg(long, value_name = "S", default_value_t = iothub_protocol::job::DEFAULT_MAX_EXECUTION,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(iothub_protocol::job::MAX_MAX_EXECUTION)))]
+    pub(crate) max_execution: u32,
+    /// Follow the job until it ends
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct EventsArgs {
+    /// Keep following
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only of this device
+    #[arg(long, value_name = "ID")]
+    pub(crate) device: Option<DeviceId>,
+    /// Only these kinds
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    pub(crate) kind: Vec<EventKind>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EventKind {
+    Telemetry,
+    Reported,
+    Connected,
+    Disconnected,
+    Created,
+    Deleted,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Compile plugins to components
+    #[command(after_help = "Examples:
+  latch plugin build
+  latch plugin build --workspace my-plugin --out target/plugins")]
+    Build(BuildArgs),
+    /// Say what a component is, and whether the host would take it
+    Check { file: PathBuf },
+    /// List the plugins of the running host
+    List,
+    /// Replace a plugin of the running host, without a restart and without losing a call
+    #[command(after_help = "Example:
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm")]
+    Swap {
+        /// The plugin's name
+        name: String,
+        /// The component to run from now on
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BuildArgs {
+    /// Only these packages
+    pub(crate) packages: Vec<String>,
+    /// A workspace of plugins, or one plugin's crate
+    #[arg(long, value_name = "DIR", default_value = "plugins")]
+    pub(crate) workspace: PathBuf,
+    /// Where the components go
+    #[arg(long, value_name = "DIR", default_value = "target/plugins")]
+    pub(crate) out: PathBuf,
+    /// Where tools that have to be installed go
+    #[arg(long, value_name = "DIR", default_value = "target/tools")]
+    pub(crate) tools: PathBuf,
+    /// Which Rust compiles them
+    #[arg(long, value_enum, default_value_t = Toolchain::Auto)]
+    pub(crate) toolchain: Toolchain,
+    /// Also build the fixtures that misbehave on purpose
+    #[arg(long)]
+    pub(crate) fixtures: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Toolchain {
+    /// Whichever works here
+    Auto,
+    /// The Rust on PATH, with the wasm32-wasip2 target
+    Rustup,
+    /// Debian's packages
+    Debian,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,179 @@
+//! `latch job`.
+
+use anyhow::bail;
+use chrono::Utc;
+use iothub_protocol::id::JobId;
+use iothub_protocol::job::{JobAction, JobRequest};
+use iothub_protocol::time;
+use iothub_service::{JobFilter, PageRequest, ServiceClient};
+use serde_json::{Value, json};
+
+use crate::args::{JobCommand, ScheduleArgs};
+use crate::context::Context;
+use crate::exit::EndedBadly;
+use crate::output::{cell, document, line, table};
+use crate::progress;
+
+pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
+    match command {
+        JobCommand::Method { name, call, schedule } => {
+            let action = JobAction::Method(super::direct_method(name, &call)?);
+            create(action, schedule, context).await
+        }
+        JobCommand::Twin { change, schedule } => {
+            let action = JobAction::UpdateTwin(super::twin_update(&change)?);
+            create(action, schedule, context).await
+        }
+        JobCommand::List => list(context).await,
+        JobCommand::Show { id } => document(&context.service()?.get_job(&id).await?),
+        JobCommand::Watch { id } => watch(&context.service()?, &id, context).await,
+        JobCommand::Cancel { id } => {
+            let job = context.service()?.cancel_job(&id).await?;
+            if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
+        }
+        JobCommand::Results { id, failed } => results(&id, failed, context).await,
+    }
+}
+
+async fn create(action: JobAction, schedule: ScheduleArgs, context: &Context) -> anyhow::Result<()> {
+    let start_time = match schedule.start.as_deref() {
+        None => None,
+        Some(text) => match time::parse(text) {
+            Some(time) => Some(time),
+            None => bail!("--start {text:?} is not a time with a zone, such as 2026-12-24T18:00:00Z"),
+        },
+    };
+    let job_id = schedule.id.map_or_else(made_up_id, Ok)?;
+    let request = JobRequest {
+        job_id: job_id.clone(),
+        action,
+        query_condition: schedule.query,
+        start_time,
+        max_execution_time_in_seconds: schedule.max_execution,
+    };
+    let service = context.service()?;
+    let created = service.create_job(&request).await?;
+    if schedule.wait {
+        return watch(&service, &job_id, context).await;
+    }
+    if context.json { document(&created) } else { line(&format!("{job_id} {}", cell(&created["status"]))) }
+}
+
+/// Sorts by time, and does not collide with one made elsewhere in the same second.
+fn made_up_id() -> anyhow::Result<JobId> {
+    let id = format!("job-{}-{:06x}", Utc::now().format("%Y%m%d-%H%M%S"), rand::random::<u32>() & 0xff_ffff);
+    Ok(JobId::parse(&id)?)
+}
+
+async fn watch(service: &ServiceClient, id: &JobId, context: &Context) -> anyhow::Result<()> {
+    let job = progress::follow_job(service, id).await?;
+    if context.json {
+        document(&job)?;
+    } else {
+        line(&summary(&job))?;
+    }
+    judge(id, &job)
+}
+
+/// `completed: 97 of 100 devices succeeded, 3 failed`.
+fn summary(job: &Value) -> String {
+    let statistics = &job["deviceJobStatistics"];
+    let count = |name: &str| statistics[name].as_u64().unwrap_or(0);
+    let mut text = format!(
+        "{} {}: {} of {} devices succeeded",
+        cell(&job["jobId"]),
+        cell(&job["status"]),
+        count("succeededCount"),
+        count("deviceCount")
+    );
+    if count("failedCount") > 0 {
+        text.push_str(&format!(", {} failed", count("failedCount")));
+    }
+    if let Some(reason) = job["failureReason"].as_str() {
+        text.push_str(&format!(" ({reason})"));
+    }
+    text
+}
+
+fn judge(id: &JobId, job: &Value) -> anyhow::Result<()> {
+    let failed = job["deviceJobStatistics"]["failedCount"].as_u64().unwrap_or(0);
+    match job["status"].as_str() {
+        Some("completed") if failed == 0 => Ok(()),
+        Some("completed") => {
+            bail!(EndedBadly(format!("{failed} devices failed\nhint: latch job results {id} --failed")))
+        }
+        status => bail!(EndedBadly(format!("the job ended as {}", status.unwrap_or("unknown")))),
+    }
+}
+
+async fn list(context: &Context) -> anyhow::Result<()> {
+    let service = context.service()?;
+    let mut request = PageRequest::default();
+    let mut jobs = Vec::new();
+    loop {
+        let page = service.query_jobs(JobFilter::default(), &request).await?;
+        jobs.extend(page.items);
+        request.continuation = page.continuation;
+        if request.continuation.is_none() {
+            break;
+        }
+    }
+    if context.json {
+        return document(&Value::Array(jobs));
+    }
+    let rows: Vec<_> = jobs
+        .iter()
+        .map(|job| {
+            let statistics = &job["deviceJobStatistics"];
+            vec![
+                cell(&job["jobId"]),
+                cell(&job["type"]),
+                cell(&job["status"]),
+                cell(&statistics["deviceCount"]),
+                cell(&statistics["succeededCount"]),
+                cell(&statistics["failedCount"]),
+                cell(&job["startTime"]),
+            ]
+        })
+        .collect();
+    table(&["JOB", "TYPE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
+}
+
+async fn results(id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
+    let service = context.service()?;
+    // A job that does not exist has no rows; say so rather than print nothing.
+    service.get_job(id).await?;
+    let mut request = PageRequest::default();
+    let mut rows = Vec::new();
+    loop {
+        let page = service.device_jobs(id, &request).await?;
+        rows.extend(page.items.into_iter().filter(|row| !failed || row["status"] == json!("failed")));
+        request.continuation = page.continuation;
+        if request.continuation.is_none() {
+            break;
+        }
+    }
+    if context.json {
+        return document(&Value::Array(rows));
+    }
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| vec![cell(&row["deviceId"]), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])])
+        .collect();
+    table(&["DEVICE", "STATUS", "OUTCOME", "ENDED"], &rows)
+}
+
+fn outcome(row: &Value) -> String {
+    let method = &row["outcome"]["deviceMethodResponse"];
+    if method.is_object() {
+        return format!("{} {}", method["status"], method["payload"]);
+    }
+    match row["error"].as_object() {
+        Some(error) => {
+            let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
+            format!("{}: {}", text("code"), text("description"))
+        }
+        None if row["outcome"].is_object() => "twin updated".to_owned(),
+        None => "-".to_owned(),
+    }
+}

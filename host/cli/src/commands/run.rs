@@ -1,0 +1,100 @@
+//! `latch run`: the host alone, against any hub.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use iothub_protocol::connection_string::DeviceConnectionString;
+
+use crate::admin_server::AdminServer;
+use crate::args::RunArgs;
+use crate::context::Context;
+use crate::data_folder::DataFolder;
+use crate::fleet::{Fleet, Plugins, check_descriptors};
+use crate::output::{line, say};
+use crate::signals;
+
+pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> {
+    let devices = connections(&args.connections)?;
+    check_descriptors(u32::try_from(devices.len()).unwrap_or(u32::MAX), 1)?;
+    let tls = context.tls()?;
+    let data = DataFolder::open(&context.data)?;
+    let plugins = Plugins::load(&args.host).await?;
+    let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
+    let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), args.host.admin).await?;
+    let ready = async {
+        fleet.connected().await?;
+        let plugins = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
+        line(&format!("ready devices={} plugins={plugins}", fleet.len()))?;
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    let result = tokio::select! {
+        result = ready => result,
+        result = signals::stop() => result,
+    };
+    say("stopping");
+    admin.stop();
+    fleet.stop().await;
+    result
+}
+
+/// All mistakes are told at once, by file and line, without the strings, which hold keys.
+fn connections(path: &Path) -> anyhow::Result<Vec<DeviceConnectionString>> {
+    let (mut devices, mut mistakes) = (Vec::new(), Vec::new());
+    for file in files(path)? {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        for (number, text) in (1..).zip(text.lines()) {
+            let text = text.trim();
+            if text.is_empty() || text.starts_with('#') {
+                continue;
+            }
+            match DeviceConnectionString::parse(text) {
+                Ok(device) => devices.push(device),
+                Err(error) => mistakes.push(format!("{}:{number}: {error}", file.display())),
+            }
+        }
+    }
+    if !mistakes.is_empty() {
+        bail!("{}", mistakes.join("\n"));
+    }
+    if devices.is_empty() {
+        bail!("{} holds no device connection string", path.display());
+    }
+    devices.sort_by(|a, b| a.device_id.cmp(&b.device_id));
+    if let Some(pair) = devices.windows(2).find(|pair| pair[0].device_id == pair[1].device_id) {
+        bail!("{} names the device {} twice", path.display(), pair[0].device_id);
+    }
+    Ok(devices)
+}
+
+fn files(path: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let file = entry?.path();
+        if file.extension().is_some_and(|extension| extension == "connstr") {
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_mistakes_are_told_without_the_keys() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("devices.txt");
+        fs::write(&file, "# doors\nHostName=h;DeviceId=a;SharedAccessKey=hush!\n\nnonsense\n").expect("written");
+        let error = connections(&file).map(|_| ()).expect_err("wrong").to_string();
+        assert!(error.contains("devices.txt:2: ") && error.contains("devices.txt:4: "), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+        assert!(connections(&folder.path().join("none")).is_err());
+        assert!(connections(folder.path()).map(|_| ()).expect_err("empty").to_string().contains("holds no device"));
+    }
+}

@@ -1,0 +1,67 @@
+//! `latch up` and `latch hub`.
+
+use std::sync::Arc;
+
+use crate::admin_server::AdminServer;
+use crate::args::{HubArgs, UpArgs};
+use crate::context::{Context, tls_for};
+use crate::data_folder::DataFolder;
+use crate::fleet::{Fleet, Plugins, check_descriptors};
+use crate::hub::RunningHub;
+use crate::output::{line, say};
+use crate::{listeners, signals};
+
+/// Each device has both ends of its connection in the process.
+const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
+
+pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
+    check_descriptors(args.devices, DESCRIPTORS_OF_A_DEVICE)?;
+    let data = Arc::new(DataFolder::open(&context.data)?);
+    let plugins = Plugins::load(&args.host).await?;
+    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
+    let devices = hub.ensure_doors(args.devices).await?;
+    let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;
+    let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
+    let router = admin::router(fleet.admin_state()).merge(hub.hub.events_router());
+    let admin = AdminServer::start(&data, router, args.host.admin).await?;
+    let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
+
+    let result = tokio::select! {
+        result = ready_then_wait(&fleet, &hub, plugin_count) => result,
+        result = signals::stop() => result,
+    };
+    say("stopping");
+    admin.stop();
+    fleet.stop().await;
+    hub.stop().await;
+    result
+}
+
+async fn ready_then_wait(fleet: &Fleet, hub: &RunningHub, plugins: usize) -> anyhow::Result<()> {
+    fleet.connected().await?;
+    line(&format!("ready https={} mqtt={} devices={} plugins={plugins}", hub.https, hub.mqtt, fleet.len()))?;
+    store_failure(hub).await
+}
+
+pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> {
+    check_descriptors(args.devices, 1)?;
+    let data = Arc::new(DataFolder::open(&context.data)?);
+    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
+    let devices = hub.ensure_doors(args.devices).await?;
+    let admin = AdminServer::start(&data, hub.hub.events_router(), args.admin).await?;
+    line(&format!("ready https={} mqtt={} devices={}", hub.https, hub.mqtt, devices.len()))?;
+    let result = tokio::select! {
+        result = store_failure(&hub) => result,
+        result = signals::stop() => result,
+    };
+    say("stopping");
+    admin.stop();
+    hub.stop().await;
+    result
+}
+
+/// Does not end while the hub can write.
+async fn store_failure(hub: &RunningHub) -> anyhow::Result<()> {
+    let error = hub.hub.handle.failed().await;
+    Err(anyhow::Error::new(error).context("the hub has stopped, since it cannot write its store"))
+}

@@ -1,0 +1,150 @@
+//! The folder that a hub or host keeps everything in: private, and of one process at a time.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use iothub_protocol::connection_string::{DeviceConnectionString, ServiceConnectionString};
+use iothub_protocol::id::DeviceId;
+
+/// The policy `iothubowner`, for back ends.
+pub(crate) const SERVICE_FILE: &str = "service.connstr";
+pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
+const ADMIN_TOKEN: &str = "admin.token";
+const DEVICES: &str = "devices";
+const LOCK: &str = "lock";
+
+/// A data folder that this process holds.
+pub(crate) struct DataFolder {
+    path: PathBuf,
+    /// Held until the process ends, however it ends.
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Make the folder if it is not there, and take it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<DataFolder> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.with_context(|| format!("cannot create the data folder {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot make the data folder {} private", path.display()))?;
+        let path = path.canonicalize().with_context(|| format!("cannot use the data folder {}", path.display()))?;
+        let lock = lock(&path)?;
+        let devices = path.join(DEVICES);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&devices)
+            .with_context(|| format!("cannot create {}", devices.display()))?;
+        Ok(DataFolder { path, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn write_service(&self, connection: &ServiceConnectionString) -> anyhow::Result<()> {
+        self.write_private(Path::new(SERVICE_FILE), &format!("{}\n", connection.reveal()))
+    }
+
+    pub(crate) fn write_device(&self, connection: &DeviceConnectionString) -> anyhow::Result<()> {
+        self.write_private(&device_file(&connection.device_id), &format!("{}\n", connection.reveal()))
+    }
+
+    pub(crate) fn remove_device(&self, id: &DeviceId) -> anyhow::Result<()> {
+        let path = self.path.join(device_file(id));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The token for the admin API over TCP, made the first time.
+    pub(crate) fn admin_token(&self) -> anyhow::Result<String> {
+        let path = self.path.join(ADMIN_TOKEN);
+        if let Ok(token) = fs::read_to_string(&path)
+            && token.trim().len() >= 32
+        {
+            return Ok(token.trim().to_owned());
+        }
+        let token = iothub_protocol::sas::SharedKey::from_random(rand::random()).to_base64();
+        self.write_private(Path::new(ADMIN_TOKEN), &format!("{token}\n"))?;
+        Ok(token)
+    }
+
+    /// Write a file of mode 0600 whole or not at all.
+    fn write_private(&self, name: &Path, content: &str) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        if fs::read_to_string(&path).is_ok_and(|there| there == content) {
+            return Ok(());
+        }
+        let temporary = path.with_added_extension("new");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(content.as_bytes())?;
+            fs::rename(&temporary, &path)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Ids cannot hold a slash, so this stays inside the folder.
+fn device_file(id: &DeviceId) -> PathBuf {
+    Path::new(DEVICES).join(format!("{id}.connstr"))
+}
+
+/// Where a device's connection string is.
+pub(crate) fn device_path(data: &Path, id: &DeviceId) -> PathBuf {
+    data.join(device_file(id))
+}
+
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = path.join(LOCK);
+    let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file);
+    let mut lock = open.with_context(|| format!("cannot open {}", file.display()))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // If it cannot be read, the message does without.
+            let _ = lock.read_to_string(&mut holder);
+            bail!(
+                "the data folder {} is in use by process {}\nhint: stop that one, or use another folder with --data",
+                path.display(),
+                holder.trim()
+            );
+        }
+        Err(TryLockError::Error(error)) => {
+            return Err(error).with_context(|| format!("cannot lock {}", file.display()));
+        }
+    }
+    lock.set_len(0)?;
+    lock.rewind()?;
+    write!(lock, "{}", std::process::id())?;
+    Ok(lock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_private_and_has_one_owner() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let path = parent.path().join("data");
+        let held = DataFolder::open(&path).expect("taken");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o700);
+        let error = DataFolder::open(&path).map(|_| ()).expect_err("held").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        let token = held.admin_token().expect("a token");
+        assert_eq!(held.admin_token().expect("the same"), token);
+        let mode = fs::metadata(path.join(ADMIN_TOKEN)).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(held);
+        DataFolder::open(&path).expect("free again");
+    }
+}

@@ -1,0 +1,125 @@
+//! The embedded hub as `up`, `hub` and `demo` run it, with the files that lead others to it.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use embedded_hub::events::{EventKind, EventLog};
+use embedded_hub::{EmbeddedHub, HubHandle, HubSettings};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
+use iothub_protocol::id::DeviceId;
+use tokio::task::JoinHandle;
+
+use crate::data_folder::DataFolder;
+use crate::listeners::Listeners;
+
+/// The policy whose key `service.connstr` holds.
+const OWNER: &str = "iothubowner";
+/// Devices made at once: each waits for the disk, together they share its commits.
+const CREATES: usize = 64;
+
+/// A hub that listens.
+pub(crate) struct RunningHub {
+    pub(crate) hub: EmbeddedHub,
+    pub(crate) https: std::net::SocketAddr,
+    pub(crate) mqtt: std::net::SocketAddr,
+    pub(crate) service: ServiceConnectionString,
+    mqtt_host: HostName,
+    data: Arc<DataFolder>,
+    files: JoinHandle<()>,
+}
+
+impl RunningHub {
+    /// Start the hub on `listeners`, and write its files into the folder.
+    pub(crate) async fn start(data: Arc<DataFolder>, listeners: Listeners) -> anyhow::Result<RunningHub> {
+        let (https, mqtt) = (listeners.https.local_addr()?, listeners.mqtt.local_addr()?);
+        let settings = HubSettings {
+            data: data.path().to_owned(),
+            mqtt: listeners.mqtt,
+            https: listeners.https,
+            machine_name: machine_name(),
+            jobs: Default::default(),
+        };
+        let hub = EmbeddedHub::start(settings).await.context("the hub cannot start")?;
+        let key = hub.policy_key(OWNER).context("the hub has lost its policies")?;
+        let service = ServiceConnectionString { host: listeners.https_host, policy: OWNER.to_owned(), key };
+        data.write_service(&service)?;
+        let keeper = FileKeeper { data: data.clone(), hub: hub.handle.clone(), host: listeners.mqtt_host.clone() };
+        let next = hub.handle.events().next();
+        keeper.write_all().await?;
+        let files = tokio::spawn(keeper.follow(hub.handle.events().clone(), next));
+        Ok(RunningHub { hub, https, mqtt, service, mqtt_host: listeners.mqtt_host, data, files })
+    }
+
+    /// Make sure that `door-0001` to `door-N` exist. Those that do keep keys, twin and state.
+    pub(crate) async fn ensure_doors(&self, count: u32) -> anyhow::Result<Vec<DeviceConnectionString>> {
+        stream::iter(1..=count)
+            .map(|number| async move {
+                let device_id = DeviceId::parse(&format!("door-{number:04}"))?;
+                let key = self.hub.handle.ensure_device(&device_id).await?;
+                let connection = DeviceConnectionString { host: self.mqtt_host.clone(), device_id, key };
+                self.data.write_device(&connection)?;
+                anyhow::Ok(connection)
+            })
+            .buffered(CREATES)
+            .try_collect()
+            .await
+    }
+
+    pub(crate) async fn stop(self) {
+        self.files.abort();
+        self.hub.stop().await;
+    }
+}
+
+/// Keeps `devices/*.connstr` as the registry is.
+struct FileKeeper {
+    data: Arc<DataFolder>,
+    hub: HubHandle,
+    host: HostName,
+}
+
+impl FileKeeper {
+    async fn write_all(&self) -> anyhow::Result<()> {
+        for id in self.hub.device_ids().await? {
+            self.write(&id).await?;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, device_id: &DeviceId) -> anyhow::Result<()> {
+        // It may have been deleted since.
+        let Some(key) = self.hub.device_key(device_id).await? else { return Ok(()) };
+        self.data.write_device(&DeviceConnectionString { host: self.host.clone(), device_id: device_id.clone(), key })
+    }
+
+    async fn follow(self, events: EventLog, mut next: u64) {
+        while events.wait(next).await {
+            let page = events.page(next, 1000);
+            next = page.next;
+            let mut result = Ok(());
+            if page.missed > 0 {
+                result = self.write_all().await;
+            }
+            for (_, event) in page.events {
+                let done = match event.kind {
+                    EventKind::Created => self.write(&event.device).await,
+                    EventKind::Deleted => self.data.remove_device(&event.device),
+                    _ => Ok(()),
+                };
+                result = result.and(done);
+            }
+            if let Err(error) = result {
+                tracing::warn!(error = format!("{error:#}"), "the devices' connection strings are not up to date");
+            }
+        }
+    }
+}
+
+/// For the certificate; a machine without a readable name does without.
+fn machine_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim();
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    (!name.is_empty() && name != "localhost" && name.chars().all(fits)).then(|| name.to_owned())
+}

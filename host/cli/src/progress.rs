@@ -1,0 +1,53 @@
+//! A job's progress as a bar on stderr, where that is a terminal.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use iothub_protocol::id::JobId;
+use iothub_service::ServiceClient;
+use serde_json::Value;
+
+/// First pause between looks at a job; short, as most jobs are.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a hub under quota must not be asked more often.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Look at a job until it ends.
+pub(crate) async fn follow_job(service: &ServiceClient, id: &JobId) -> anyhow::Result<Value> {
+    let bar = job_bar();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let job = service.get_job(id).await?;
+        show(&bar, &job);
+        if ended(&job) {
+            bar.finish_and_clear();
+            return Ok(job);
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 5 / 4).min(LONGEST_PAUSE);
+    }
+}
+
+/// A bar that hides itself where stderr is no terminal.
+pub(crate) fn job_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} devices {per_sec} {msg} eta {eta}");
+    bar.set_style(style.expect("the template is valid").progress_chars("=> "));
+    bar
+}
+
+/// Show a job, as the hub answers it.
+pub(crate) fn show(bar: &ProgressBar, job: &Value) {
+    let count = |name: &str| job["deviceJobStatistics"][name].as_u64().unwrap_or(0);
+    bar.set_prefix(job["status"].as_str().unwrap_or("unknown").to_owned());
+    bar.set_length(count("deviceCount"));
+    bar.set_position(count("succeededCount") + count("failedCount"));
+    bar.set_message(match count("failedCount") {
+        0 => String::new(),
+        failed => format!("{failed} failed"),
+    });
+}
+
+fn ended(job: &Value) -> bool {
+    matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"))
+}
