@@ -8,6 +8,11 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
+/// Where `--help` shows what every command has.
+const COMMON: &str = "Common options";
+/// Where `--help` shows what bounds plugins.
+const LIMITS: &str = "Limits of plugins";
+
 /// Runs the behaviour of a fleet of Azure IoT Hub devices as sandboxed WebAssembly plugins, and schedules jobs over them.
 #[derive(Debug, Parser)]
 #[command(name = "latch", version, after_help = exit::HELP, propagate_version = true)]
@@ -21,19 +26,19 @@ pub(crate) struct Args {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct GlobalArgs {
     /// Print data as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(crate) json: bool,
     /// Folder that a hub or host keeps its data in, and that clients find it by
-    #[arg(long, global = true, value_name = "DIR", default_value = ".latch")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "DIR", default_value = ".latch")]
     pub(crate) data: PathBuf,
     /// File with the hub's service connection string; else LATCH_HUB or IOTHUB_CONNECTION_STRING, else the data folder's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "FILE")]
     pub(crate) hub: Option<PathBuf>,
     /// PEM file with the hub's certificate authority; else LATCH_CA, else the data folder's, else the system's
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = COMMON, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// Log more: -v what happens, -vv everything (or set LATCH_LOG, such as LATCH_LOG=device_actors=debug)
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = COMMON, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 }
 
@@ -143,39 +148,58 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
     /// Seconds that a plugin may take for one call
-    #[arg(long, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=300))]
+    #[arg(long, help_heading = LIMITS, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub(crate) call_limit: u32,
     /// MiB of memory that one plugin instance may have
-    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, help_heading = LIMITS, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) memory_limit: u32,
     /// Milliseconds after which an instance without work is dropped
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    #[arg(long, help_heading = LIMITS, value_name = "MS", default_value_t = 1000)]
     pub(crate) idle: u32,
     /// Instances kept at once, over all devices
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
+    #[arg(long, help_heading = LIMITS, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
     pub(crate) max_instances: u32,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
-    /// Create a device with new keys; prints its connection string's file, or with --json its identity
-    Create { id: DeviceId },
+    /// Create a device with new keys; with --json, print its identity, keys included
+    #[command(after_help = "Examples:
+  latch device create door-0001
+  latch device create door-0001 --hub azure.connstr --save door-0001.connstr")]
+    Create {
+        /// The device's id
+        id: DeviceId,
+        /// Write the device's connection string into this new file, with mode 0600
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
     /// List devices and whether they are connected
     List,
     /// Show a device's identity, without its keys
-    Show { id: DeviceId },
+    Show {
+        /// The device's id
+        id: DeviceId,
+    },
     /// Delete a device with its twin
-    Delete { id: DeviceId },
+    Delete {
+        /// The device's id
+        id: DeviceId,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TwinCommand {
     /// Show a device's twin
-    Show { id: DeviceId },
+    Show {
+        /// The device's id
+        id: DeviceId,
+    },
     /// Merge into a device's tags or desired properties; null removes
     #[command(after_help = "Example:
   latch twin update door-0001 --desired '{\"building\": \"43\", \"floor\": 3}'")]
     Update {
+        /// The device's id
         id: DeviceId,
         #[command(flatten)]
         change: TwinChange,
@@ -198,7 +222,9 @@ pub(crate) struct TwinChange {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MethodArgs {
+    /// The device's id
     pub(crate) device: DeviceId,
+    /// The method's name
     pub(crate) name: MethodName,
     #[command(flatten)]
     pub(crate) call: CallArgs,
@@ -229,6 +255,7 @@ pub(crate) enum JobCommand {
     #[command(after_help = "Example:
   latch job method lockDoor --query \"tags.site = 'A'\" --wait")]
     Method {
+        /// The method's name
         name: MethodName,
         #[command(flatten)]
         call: CallArgs,
@@ -247,13 +274,23 @@ pub(crate) enum JobCommand {
     /// List jobs, the newest first
     List,
     /// Show a job
-    Show { id: JobId },
+    Show {
+        /// The job's id
+        id: JobId,
+    },
     /// Follow a job until it ends
-    Watch { id: JobId },
+    Watch {
+        /// The job's id
+        id: JobId,
+    },
     /// Cancel a job; outcomes that are known stay
-    Cancel { id: JobId },
+    Cancel {
+        /// The job's id
+        id: JobId,
+    },
     /// Show each device's outcome
     Results {
+        /// The job's id
         id: JobId,
         /// Only the devices that failed
         #[arg(long)]
@@ -312,7 +349,10 @@ pub(crate) enum PluginCommand {
   latch plugin build --workspace my-plugin --out target/plugins")]
     Build(BuildArgs),
     /// Say what a component is, and whether the host would take it
-    Check { file: PathBuf },
+    Check {
+        /// The component
+        file: PathBuf,
+    },
     /// List the plugins of the running host
     List,
     /// Replace a plugin of the running host, without a restart and without losing a call

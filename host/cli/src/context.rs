@@ -4,10 +4,12 @@ use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use iothub_device::tls::{Roots, client_config};
 use iothub_protocol::connection_string::ServiceConnectionString;
+use iothub_protocol::id::DeviceId;
 use iothub_service::ServiceClient;
 use rustls::ClientConfig;
 use tracing_subscriber::EnvFilter;
@@ -17,6 +19,10 @@ use crate::args::GlobalArgs;
 use crate::data_folder;
 use crate::exit::Unreachable;
 use crate::plugin_build::HostEnv;
+
+/// How often, and with what pause, to look for the file of a new device.
+const DEVICE_FILE_LOOKS: u32 = 50;
+const DEVICE_FILE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Settings that every command shares.
 pub(crate) struct Context {
@@ -107,6 +113,22 @@ impl Context {
             Some(file) => tls_for(&file),
             None => Ok(client_config(Roots::System)?),
         }
+    }
+
+    /// Where the hub of the data folder has put a device's connection string, right after the device was made.
+    pub(crate) async fn device_file(&self, id: &DeviceId) -> Option<PathBuf> {
+        if self.hub_file.is_some() || self.hub_string.is_some() {
+            return None;
+        }
+        let file = data_folder::device_path(&self.data, id);
+        // The hub writes it a moment after it has answered.
+        for _ in 0..DEVICE_FILE_LOOKS {
+            if file.exists() {
+                return Some(file);
+            }
+            tokio::time::sleep(DEVICE_FILE_PAUSE).await;
+        }
+        None
     }
 
     /// A client of the latch that runs on the data folder.

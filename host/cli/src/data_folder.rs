@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use iothub_protocol::connection_string::{DeviceConnectionString, ServiceConnectionString};
@@ -21,6 +22,8 @@ pub(crate) struct DataFolder {
     path: PathBuf,
     /// Held until the process ends, however it ends.
     _lock: File,
+    /// Two writers of one file would take each other's temporary file.
+    writing: Mutex<()>,
 }
 
 impl DataFolder {
@@ -38,7 +41,7 @@ impl DataFolder {
             .mode(0o700)
             .create(&devices)
             .with_context(|| format!("cannot create {}", devices.display()))?;
-        Ok(DataFolder { path, _lock: lock })
+        Ok(DataFolder { path, _lock: lock, writing: Mutex::new(()) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -79,6 +82,7 @@ impl DataFolder {
     /// Write a file of mode 0600 whole or not at all.
     fn write_private(&self, name: &Path, content: &str) -> anyhow::Result<()> {
         let path = self.path.join(name);
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if fs::read_to_string(&path).is_ok_and(|there| there == content) {
             return Ok(());
         }

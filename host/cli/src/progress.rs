@@ -31,7 +31,7 @@ pub(crate) async fn follow_job(service: &ServiceClient, id: &JobId) -> anyhow::R
 /// A bar that hides itself where stderr is no terminal.
 pub(crate) fn job_bar() -> ProgressBar {
     let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} devices {per_sec} {msg} eta {eta}");
+    let style = ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} devices{msg}, {elapsed}, eta {eta}");
     bar.set_style(style.expect("the template is valid").progress_chars("=> "));
     bar
 }
@@ -44,7 +44,7 @@ pub(crate) fn show(bar: &ProgressBar, job: &Value) {
     bar.set_position(count("succeededCount") + count("failedCount"));
     bar.set_message(match count("failedCount") {
         0 => String::new(),
-        failed => format!("{failed} failed"),
+        failed => format!(", {failed} failed"),
     });
 }
 

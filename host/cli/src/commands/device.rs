@@ -1,28 +1,41 @@
 //! `latch device`.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use iothub_protocol::connection_string::HostName;
 use iothub_protocol::identity::IdentityRequest;
+use iothub_service::device_connection;
 use serde_json::{Value, json};
 
 use crate::args::DeviceCommand;
 use crate::context::Context;
-use crate::data_folder::device_path;
 use crate::output::{cell, document, line, table};
 
 pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Result<()> {
     let service = context.service()?;
     match command {
-        DeviceCommand::Create { id } => {
+        DeviceCommand::Create { id, save } => {
+            // Before the device is made, so that its keys are not lost if the file cannot be.
+            let file = save.as_deref().map(new_private_file).transpose()?;
             let identity = service.create_device(&id, &IdentityRequest::default()).await?;
+            if let Some(mut file) = file {
+                // Devices reach the hub by the same name, on MQTT's own port.
+                let host = HostName { name: service.host().name.clone(), port: None };
+                writeln!(file, "{}", device_connection(&identity, host)?.reveal())?;
+            }
             if context.json {
                 // Whoever creates a device needs its keys; this is the one place that prints them.
                 return document(&identity);
             }
             line(&format!("created {id}"))?;
-            let file = device_path(&context.data, &id);
-            if file.exists() {
-                line(&format!("its connection string is in {}", file.display()))?;
+            match save.or(context.device_file(&id).await) {
+                Some(file) => line(&format!("its connection string is in {}", file.display())),
+                None => Ok(()),
             }
-            Ok(())
         }
         DeviceCommand::List => {
             let query = "SELECT deviceId, status, connectionState, lastActivityTime FROM devices";
@@ -52,4 +65,9 @@ pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Re
             Ok(())
         }
     }
+}
+
+fn new_private_file(path: &Path) -> anyhow::Result<File> {
+    let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    open.with_context(|| format!("cannot create {}", path.display()))
 }
