@@ -1,0 +1,187 @@
+//! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
+//!
+//! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
+//! `README.md` beside this file. Give a name (`fleet`, `swap`) to run one part.
+
+#![expect(clippy::print_stdout, reason = "figures are what it is for")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use iothub_device::tls::{Roots, client_config};
+use iothub_protocol::connection_string::ServiceConnectionString;
+use iothub_protocol::id::{DeviceId, JobId, MethodName};
+use iothub_protocol::job::{JobAction, JobRequest};
+use iothub_protocol::method::DirectMethod;
+use iothub_service::ServiceClient;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use harness::{FREE_PORTS, Latch, guests, latch_json, plugin_folder};
+
+/// Devices of the fleet part.
+const FLEET: u32 = 1000;
+/// Devices, calls in flight and swaps of the swap part.
+const DEVICES: u32 = 100;
+const IN_FLIGHT: u32 = 64;
+const SWAPS: usize = 50;
+/// How long calls run without swaps, for comparison.
+const BEFORE: Duration = Duration::from_secs(3);
+
+fn main() {
+    // cargo passes `--bench`, which is no name of a part.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let runtime = Runtime::new().expect("the async runtime starts");
+    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    if wants("fleet") {
+        fleet(&runtime);
+    }
+    if wants("swap") {
+        swap(&runtime);
+    }
+}
+
+/// A fleet comes up and runs a job.
+fn fleet(runtime: &Runtime) {
+    println!("== fleet");
+    let data = tempfile::tempdir().expect("a temporary folder can be made");
+    let plugins = guests().to_str().expect("a readable name").to_owned();
+    let begun = Instant::now();
+    let devices = FLEET.to_string();
+    let latch =
+        Latch::start(data.path(), &[&["up", "--devices", &devices, "--plugins", &plugins], FREE_PORTS].concat());
+    println!("{FLEET} devices ready (created, connected over TLS, subscribed, twin read): {:.2?}", begun.elapsed());
+    println!("resident memory when ready: {} MiB", resident(latch.pid()));
+    let service = client(data.path());
+    for (id, method) in [("first", "lockDoor"), ("second", "unlockDoor"), ("third", "unlockDoor")] {
+        let took = runtime.block_on(run_job(&service, id, method));
+        println!("job {method} on {FLEET} devices, outcome of each durable: {took:.2?}");
+    }
+    println!("resident memory after the jobs: {} MiB", resident(latch.pid()));
+    latch.stop();
+}
+
+async fn run_job(service: &ServiceClient, id: &str, method: &str) -> Duration {
+    let request = JobRequest {
+        job_id: JobId::parse(id).expect("an id"),
+        action: JobAction::Method(direct_method(method)),
+        query_condition: "*".to_owned(),
+        start_time: None,
+        max_execution_time_in_seconds: 60,
+    };
+    let begun = Instant::now();
+    service.create_job(&request).await.expect("a job");
+    loop {
+        let job = service.get_job(&request.job_id).await.expect("the job");
+        if job["status"] == json!("completed") {
+            assert_eq!(job["deviceJobStatistics"]["succeededCount"], json!(FLEET), "{job}");
+            return begun.elapsed();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{job}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Calls are always in flight while lock-door is swapped.
+fn swap(runtime: &Runtime) {
+    println!("== swap");
+    let data = tempfile::tempdir().expect("a temporary folder can be made");
+    let plugins = plugin_folder(&["lock-door"]);
+    let folder = plugins.path().to_str().expect("a readable name").to_owned();
+    let devices = DEVICES.to_string();
+    let latch = Latch::start(data.path(), &[&["up", "--devices", &devices, "--plugins", &folder], FREE_PORTS].concat());
+    let service = Arc::new(client(data.path()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers = runtime.block_on(async {
+        let mut callers = JoinSet::new();
+        for caller in 0..IN_FLIGHT {
+            callers.spawn(call_until(service.clone(), caller, stop.clone()));
+        }
+        callers
+    });
+    let begun = Instant::now();
+    harness::poll(BEFORE, || None::<()>);
+    let first_swap = begun.elapsed();
+    let versions = [guests().join("next/lock-door.wasm"), guests().join("lock-door.wasm")];
+    for turn in 0..SWAPS {
+        let file = versions[turn % 2].to_str().expect("a readable name");
+        latch_json(data.path(), &["plugin", "swap", "lock-door", file]);
+    }
+    let took = begun.elapsed() - first_swap;
+    stop.store(true, Ordering::Relaxed);
+    let calls: Vec<Call> = runtime.block_on(callers.join_all()).into_iter().flatten().collect();
+    report(&calls, begun + first_swap, took);
+    latch.stop();
+}
+
+struct Call {
+    at: Instant,
+    took: Duration,
+    /// `None` for a call that failed.
+    version: Option<String>,
+}
+
+async fn call_until(service: Arc<ServiceClient>, caller: u32, stop: Arc<AtomicBool>) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut turn = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let door = (caller + turn * IN_FLIGHT) % DEVICES + 1;
+        let method = if turn % 2 == 0 { "lockDoor" } else { "unlockDoor" };
+        turn += 1;
+        let device = DeviceId::parse(&format!("door-{door:04}")).expect("an id");
+        let at = Instant::now();
+        let answer = service.invoke_method(&device, &direct_method(method)).await;
+        let version = answer.ok().and_then(|answer| Some(answer.payload["version"].as_str()?.to_owned()));
+        calls.push(Call { at, took: at.elapsed(), version });
+    }
+    calls
+}
+
+fn report(calls: &[Call], first_swap: Instant, took: Duration) {
+    let failed = calls.iter().filter(|call| call.version.is_none()).count();
+    println!("{SWAPS} swaps in {took:.2?}, {} calls, {failed} failed", calls.len());
+    for (name, during) in [("before", false), ("during", true)] {
+        let mut times: Vec<Duration> =
+            calls.iter().filter(|call| (call.at >= first_swap) == during).map(|call| call.took).collect();
+        times.sort_unstable();
+        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+        println!(
+            "calls {name} the swaps: {} calls, median {:.1?}, p99 {:.1?}, longest {:.1?}",
+            times.len(),
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+    }
+}
+
+fn direct_method(name: &str) -> DirectMethod {
+    DirectMethod {
+        method_name: MethodName::parse(name).expect("a name"),
+        payload: Value::Null,
+        response_timeout_in_seconds: Some(30),
+        connect_timeout_in_seconds: None,
+    }
+}
+
+fn client(data: &Path) -> ServiceClient {
+    let text = std::fs::read_to_string(data.join("service.connstr")).expect("the hub wrote it");
+    let pem = std::fs::read(data.join("ca.pem")).expect("the hub wrote it");
+    let tls = client_config(Roots::Pem(&pem)).expect("a configuration");
+    let connection = ServiceConnectionString::parse(text.trim()).expect("a connection string");
+    ServiceClient::new(connection, tls).expect("a client")
+}
+
+/// Resident memory of a process, in MiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    kilobytes / 1024
+}
