@@ -41,7 +41,7 @@ pub const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(60);
 pub const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 /// For TCP, TLS and CONNACK together, and for one flush. Generous: thousands may be connecting on two cores.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a DISCONNECT may take to leave.
+/// How long the last acknowledgements may take to come, and a DISCONNECT to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Unacknowledged publications. Small, for the event loop keeps a slot for each from the start.
 const MAX_INFLIGHT: u16 = 32;
@@ -99,7 +99,7 @@ pub struct DeviceConnection {
 
 /// Connect, and stay connected until `cancel`; what the actor had sent before that still leaves.
 ///
-/// The task also ends when the actor's side of either channel is gone. Both channels may be small (8 is plenty), but
+/// The task ends in the same way when the actor's side of either channel is gone. Both channels may be small (8 is plenty), but
 /// an actor that waits for room in `from_actor` must go on reading what comes through `to_actor`: if each side waited
 /// for the other, neither would move.
 pub fn spawn(
@@ -194,19 +194,19 @@ impl Driver {
                 let has_room = wire.is_idle() && self.deliveries.len() < MAX_DELIVERIES;
                 tokio::select! {
                     biased;
-                    () = self.cancel.cancelled(), if !stopping => {
-                        stopping = true;
-                        self.last_words();
-                        self.carry_out(&mut wire);
-                        wire.close();
-                    }
+                    () = self.cancel.cancelled(), if !stopping => stopping = self.begin_stop(&mut wire),
                     () = sleep_until(wire.closing) => break Ok(Event::Outgoing(Outgoing::Disconnect)),
                     () = sleep_until(deadline), if !stopping => self.handle(Input::Elapsed),
-                    taken = deliver(&self.to_actor, &mut self.deliveries), if owed && !stopping => taken?,
-                    event = &mut event, if !owed || wire.closing.is_some() => break event,
-                    message = self.from_actor.recv(), if has_room && !stopping => {
-                        self.handle(Input::Send(message.ok_or(Stop)?));
+                    taken = deliver(&self.to_actor, &mut self.deliveries), if owed && !stopping => {
+                        if let Err(Stop) = taken {
+                            stopping = self.begin_stop(&mut wire);
+                        }
                     }
+                    event = &mut event, if !owed || wire.closing.is_some() => break event,
+                    message = self.from_actor.recv(), if has_room && !stopping => match message {
+                        Some(message) => self.handle(Input::Send(message)),
+                        None => stopping = self.begin_stop(&mut wire),
+                    },
                 }
             };
             let ended = match event {
@@ -257,11 +257,14 @@ impl Driver {
         }
     }
 
-    /// What the actor had sent when the end was asked for.
-    fn last_words(&mut self) {
+    /// The end was asked for, or the actor has gone: what it had sent leaves, then the connection closes.
+    fn begin_stop(&mut self, wire: &mut Wire) -> bool {
         while let Ok(message) = self.from_actor.try_recv() {
             self.handle(Input::Send(message));
         }
+        self.carry_out(wire);
+        wire.close();
+        true
     }
 
     /// `Some` if the connection has ended.
@@ -354,7 +357,7 @@ struct Wire {
     handed_over: usize,
     /// Tokens of publications without a packet id yet, in their order: the event loop numbers them in that order.
     unnumbered: VecDeque<Option<u64>>,
-    unacknowledged: Vec<(u16, u64)>,
+    unacknowledged: Vec<(u16, Option<u64>)>,
     /// Set once the connection is to close: until when that may take.
     closing: Option<Instant>,
     disconnect_sent: bool,
@@ -383,6 +386,12 @@ impl Wire {
         self.requests.is_empty()
     }
 
+    /// Whether the hub has everything. Closed before that, the hub's next acknowledgement would meet a closed socket,
+    /// and the reset that follows takes what the hub did not read yet with it.
+    fn is_acknowledged(&self) -> bool {
+        self.unnumbered.is_empty() && self.unacknowledged.is_empty()
+    }
+
     fn accepted(&mut self) {
         self.connecting = None;
     }
@@ -391,7 +400,7 @@ impl Wire {
     fn flush(&mut self) {
         while self.handed_over < MAX_REQUESTS {
             let Some(request) = self.requests.pop_front() else {
-                if self.closing.is_some() && !self.disconnect_sent {
+                if self.closing.is_some() && !self.disconnect_sent && self.is_acknowledged() {
                     self.disconnect_sent = self.client.try_disconnect().is_ok();
                 }
                 return;
@@ -414,7 +423,7 @@ impl Wire {
         }
     }
 
-    /// Send a DISCONNECT after everything else. Before the CONNACK there is nothing to say good-bye to.
+    /// Send a DISCONNECT once the hub has acknowledged everything else. Before the CONNACK there is nothing to say good-bye to.
     fn close(&mut self) {
         let grace = if self.connecting.is_some() { Duration::ZERO } else { CLOSE_TIMEOUT };
         self.closing.get_or_insert(Instant::now() + grace);
@@ -426,7 +435,7 @@ impl Wire {
 
     fn numbered(&mut self, packet_id: u16) {
         self.processed();
-        if let Some(token) = self.unnumbered.pop_front().flatten() {
+        if let Some(token) = self.unnumbered.pop_front() {
             self.unacknowledged.push((packet_id, token));
         }
     }
@@ -434,7 +443,7 @@ impl Wire {
     /// The token of the publication with this packet id, if it had one.
     fn acknowledged(&mut self, packet_id: u16) -> Option<u64> {
         let position = self.unacknowledged.iter().position(|(id, _)| *id == packet_id)?;
-        Some(self.unacknowledged.swap_remove(position).1)
+        self.unacknowledged.swap_remove(position).1
     }
 }
 

@@ -200,6 +200,24 @@ async fn a_device_lives_through_a_cut_and_says_good_bye() {
 }
 
 #[tokio::test]
+async fn what_an_actor_sent_last_leaves_although_the_actor_has_gone() {
+    let hub = Hub::start().await;
+    for message_at_the_end in [false, true] {
+        let mut device = hub.device(&hub.ca);
+        let mut peer = hub.accept_until_ready(&mut device).await;
+        if message_at_the_end {
+            peer.publish("$iothub/methods/POST/lockDoor/?$rid=a", "").await;
+        }
+        device.send(telemetry(9, 256 * 1024)).await;
+        let Device { connection, from_hub, to_hub, .. } = device;
+        drop((from_hub, to_hub));
+        assert_eq!(peer.published().await.payload.len(), 256 * 1024);
+        assert_eq!(peer.next().await, Packet::Disconnect);
+        soon(connection.task).await.expect("a clean end");
+    }
+}
+
+#[tokio::test]
 async fn acknowledgements_find_their_messages_in_any_order() {
     let hub = Hub::start().await;
     let mut device = hub.device(&hub.ca);
