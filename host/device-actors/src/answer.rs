@@ -5,7 +5,6 @@ use std::time::Duration;
 use iothub_protocol::id::MethodName;
 use iothub_protocol::method::MAX_PAYLOAD;
 use plugin_runtime::GuestResponse;
-use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, FailureKind};
@@ -23,11 +22,12 @@ impl Answer {
         Answer { status, payload: payload.to_string() }
     }
 
-    /// What the plugin answered, or 500 if it is nothing that the hub would take.
+    /// What the plugin answered, or 500 if it is nothing that the hub would take. Read whole, as a hub does: JSON in
+    /// form only, such as a thousand arrays in each other, would come to the caller as no answer at all.
     pub(crate) fn of_guest(plugin: &Plugin, response: GuestResponse) -> Answer {
         let reason = if response.payload.len() > MAX_PAYLOAD {
             "the answer is larger than 128 KiB"
-        } else if serde_json::from_str::<IgnoredAny>(&response.payload).is_err() {
+        } else if serde_json::from_str::<Value>(&response.payload).is_err() {
             "the answer is not JSON"
         } else {
             return Answer { status: response.status, payload: response.payload };

@@ -201,8 +201,12 @@ impl Driver {
         self.calling = None;
         let Finished { id, resident, outcome } = *finished;
         if let Some(mut resident) = resident {
-            resident.place.park();
-            self.instances.insert(id, resident);
+            if resident.place.park() {
+                self.instances.insert(id, resident);
+            } else {
+                // The actor is told as well: it counts what it has.
+                self.evict.notify_one();
+            }
         }
         self.handle(Input::Called(outcome));
     }

@@ -2,8 +2,8 @@
 //!
 //! An instance needs a [`Place`]. Whoever wants one when all are taken asks the device with the longest unused
 //! instance to give up its own, and waits in line. Only unused instances are asked for: those in use come free by
-//! themselves, since each call has a time limit, and a device that waits keeps nothing in use. So the line always
-//! moves.
+//! themselves, since each call has a time limit and none begins on them while somebody waits, and a device that waits
+//! keeps nothing in use. So the line always moves.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -66,17 +66,19 @@ impl Residency {
 }
 
 impl Place {
-    /// The instance is not in use. If somebody waits, its owner is asked at once to give it up.
-    pub(crate) fn park(&mut self) {
+    /// The instance is not in use. `false` if somebody waits: it is to go at once, before its owner can use it again,
+    /// since an owner with enough to do would never let go of it.
+    #[must_use]
+    pub(crate) fn park(&mut self) -> bool {
         let mut unused = self.residency.lock();
         if unused.waiting > 0 {
-            self.owner.notify_one();
-            return;
+            return false;
         }
         let stamp = unused.next_stamp;
         unused.next_stamp += 1;
         unused.owners.insert(stamp, self.owner.clone());
         self.stamp = Some(stamp);
+        true
     }
 
     /// The instance is in use again. If it was asked for, another one goes in its stead.
@@ -149,10 +151,9 @@ mod tests {
         let owners: Vec<Arc<Notify>> = (0..4).map(|_| Arc::default()).collect();
         let mut first = now(residency.admit(owners[0].clone())).expect("room");
         let mut second = now(residency.admit(owners[1].clone())).expect("room");
-        first.park();
-        second.park();
+        assert!(first.park() && second.park());
         first.take();
-        first.park();
+        assert!(first.park());
         let mut third = pin!(residency.admit(owners[2].clone()));
         assert!(poll(third.as_mut()).is_none());
         assert!(now(owners[1].notified()).is_some(), "unused for longest");
@@ -163,8 +164,7 @@ mod tests {
         drop(second);
         assert!(poll(fourth.as_mut()).is_none(), "not its turn");
         let mut third = poll(third.as_mut()).expect("its turn");
-        third.park();
-        assert!(now(owners[2].notified()).is_some(), "asked at once, as somebody waits");
+        assert!(!third.park(), "somebody waits");
         drop(third);
         assert!(poll(fourth.as_mut()).is_some());
     }
@@ -175,7 +175,7 @@ mod tests {
         let owners: Vec<Arc<Notify>> = (0..2).map(|_| Arc::default()).collect();
         let mut places: Vec<Place> =
             owners.iter().map(|owner| now(residency.admit(owner.clone())).expect("room")).collect();
-        places.iter_mut().for_each(Place::park);
+        assert!(places.iter_mut().all(Place::park));
         let mut waiting = pin!(residency.admit(Arc::default()));
         assert!(poll(waiting.as_mut()).is_none());
         assert!(now(owners[0].notified()).is_some() && now(owners[1].notified()).is_none());
@@ -194,7 +194,7 @@ mod tests {
             let mut given_up = pin!(residency.admit(Arc::default()));
             assert!(poll(given_up.as_mut()).is_none());
         }
-        place.park();
+        assert!(place.park());
         assert!(now(owner.notified()).is_none());
         place.take();
     }

@@ -101,7 +101,9 @@ fn what_the_host_answers_itself() {
     bench.method("1", "reboot");
     let (_, status, payload) = bench.answers().remove(0);
     assert_eq!((status, &payload["methods"]), (404, &json!(["lockDoor", "unlockDoor"])));
-    for payload in ["{", "", "\"".repeat(2).repeat(70_000).as_str()] {
+    for payload in
+        ["{", "", &format!("{}{}", "[".repeat(1000), "]".repeat(1000)), "\"".repeat(2).repeat(70_000).as_str()]
+    {
         bench.method("2", "lockDoor");
         bench.call.take();
         let response = GuestResponse { status: 200, payload: payload.to_owned() };
