@@ -39,6 +39,7 @@ pub fn router(state: AdminState) -> Router {
         .route("/plugins/{name}", put(swap))
         .route("/actors", get(actors))
         .route("/actors/{device}", get(actor))
+        .method_not_allowed_fallback(wrong_method)
         .with_state(state)
 }
 
@@ -88,6 +89,10 @@ async fn actor(State(state): State<AdminState>, Path(device): Path<String>) -> R
     let view = state.roster.snapshot(&device);
     let view = view.ok_or_else(|| AdminError(StatusCode::NOT_FOUND, format!("no actor runs for {device}")))?;
     Ok(axum::Json(actor_json(&device, &view)).into_response())
+}
+
+async fn wrong_method() -> AdminError {
+    AdminError(StatusCode::METHOD_NOT_ALLOWED, "this resource has no such method".to_owned())
 }
 
 fn entry_json(entry: &CatalogEntry) -> Value {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::topic;
 use iothub_protocol::twin::{self, Part};
 use serde_json::{Map, Value};
 
@@ -56,6 +57,14 @@ impl OutgoingTelemetry {
     pub fn size(&self) -> usize {
         let properties: usize = self.properties.iter().map(|(name, value)| name.len() + value.len()).sum();
         self.body.len() + self.content_type.as_ref().map_or(0, String::len) + properties
+    }
+
+    /// Bytes of the topic that carries everything but the body, percent-encoded.
+    fn topic_size(&self, device: &str) -> usize {
+        let properties = self.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let content_type = self.content_type.iter().map(|value| ("$.ct", value.as_str()));
+        let bag = topic::encode_bag(content_type.chain(properties));
+        bag.len() + device.len() + TOPIC_REST
     }
 
     /// Bytes that the message takes of the device's queue: its size and what keeping it costs, so that a guest cannot
@@ -138,7 +147,7 @@ impl CallContext {
 
     pub(crate) fn send(&mut self, message: OutgoingTelemetry) -> Result<(), Refused> {
         check_properties(&message.properties)?;
-        if message.size() > MESSAGE_LIMIT {
+        if message.size() > MESSAGE_LIMIT || message.topic_size(self.device_id()) > TOPIC_LIMIT {
             return Err(Refused::TooLarge);
         }
         // The last message may pass the mark: otherwise one of the largest size would never fit.
@@ -227,6 +236,10 @@ fn without_host_key(section: &Map<String, Value>) -> String {
 pub(crate) const HOST_KEY: &str = "latch";
 /// The hub refuses larger messages.
 const MESSAGE_LIMIT: usize = 256 << 10;
+/// MQTT writes a topic's length in two bytes. A message that no packet can carry would be queued for nothing.
+const TOPIC_LIMIT: usize = 65_535;
+/// The topic's fixed text, the message id and the content encoding.
+const TOPIC_REST: usize = 128;
 /// All of a plugin's state is copied into each call, so it is kept small.
 const STATE_LIMIT: usize = 64 << 10;
 /// A key is a name, not a value.
@@ -318,6 +331,15 @@ mod tests {
         assert_eq!(call.send(message(200 << 10)), Ok(()));
         assert_eq!(call.send(message(0)), Err(Refused::Busy));
         assert_eq!(call.into_effects().telemetry.len(), 2);
+    }
+
+    #[test]
+    fn properties_fit_into_a_topic_or_are_refused() {
+        for (value, fits) in [("x".repeat(60_000), true), ("x".repeat(66_000), false), ("ü".repeat(15_000), false)] {
+            let properties = vec![("name".to_owned(), value)];
+            let sent = call(|_| {}).send(OutgoingTelemetry { properties, ..message(1) });
+            assert_eq!(sent, if fits { Ok(()) } else { Err(Refused::TooLarge) });
+        }
     }
 
     #[test]

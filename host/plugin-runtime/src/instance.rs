@@ -1,8 +1,11 @@
 //! One instance of one version: it takes one call at a time and dies of any failure.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{self, AssertUnwindSafe};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use iothub_protocol::id::MethodName;
@@ -69,12 +72,12 @@ impl Instance {
         let output = Output::new(version.name.clone(), version.label.clone());
         let guest = Guest::new(output, version.config.clone(), memory_limit, time_limit);
         let mut store = store(version.pre.engine(), guest);
-        let making = version.exports.instantiate(&version.pre, &mut store);
-        match tokio::time::timeout(time_limit, making).await {
-            Ok(Ok(bound)) => Ok(Instance { store, bound, version, time_limit, memory_limit, ready: true }),
-            Ok(Err(error)) => Err(failure(&error, store.data(), time_limit, memory_limit)
+        let making = in_time(time_limit, version.exports.instantiate(&version.pre, &mut store)).await;
+        match making {
+            Some(Ok(bound)) => Ok(Instance { store, bound, version, time_limit, memory_limit, ready: true }),
+            Some(Err(error)) => Err(failure(&error, store.data(), time_limit, memory_limit)
                 .unwrap_or_else(|| CallFailure::Instantiate { reason: format!("{error:#}") })),
-            Err(_) => Err(CallFailure::Timeout { limit: time_limit }),
+            None => Err(CallFailure::Timeout { limit: time_limit }),
         }
     }
 
@@ -187,8 +190,15 @@ impl fmt::Debug for Instance {
 type Outcome<T> = Option<wasmtime::Result<Option<T>>>;
 
 /// The limit for a guest that waits (a WASI timer). One that computes meets it in [`look`].
-async fn in_time<T>(limit: Duration, call: impl Future<Output = wasmtime::Result<Option<T>>>) -> Outcome<T> {
-    tokio::time::timeout(limit, call).await.ok()
+///
+/// A panic is a fault of the host, but a guest led to it: it costs the instance, and not the device that waits here.
+async fn in_time<T>(limit: Duration, call: impl Future<Output = wasmtime::Result<T>>) -> Option<wasmtime::Result<T>> {
+    let mut call = pin!(call);
+    let caught = poll_fn(|context| {
+        let polled = panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(wasmtime::Error::msg("the host panicked, see its log"))))
+    });
+    tokio::time::timeout(limit, caught).await.ok()
 }
 
 fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
@@ -252,6 +262,9 @@ fn summary(backtrace: &WasmBacktrace) -> Option<String> {
 const HOSTCALL_FUEL: usize = 512 << 10;
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
@@ -259,7 +272,7 @@ mod tests {
     use crate::runtime::Runtime;
     use crate::testing::{Component, name, snapshot, source};
 
-    async fn instance(component: Component) -> Instance {
+    pub(super) async fn instance(component: Component) -> Instance {
         let settings = RuntimeSettings { call_time_limit: Duration::from_millis(100), ..RuntimeSettings::default() };
         let runtime = Runtime::new(settings).expect("a runtime");
         let loading = runtime.clone();
@@ -268,7 +281,7 @@ mod tests {
         runtime.instantiate(&version).await.expect("an instance")
     }
 
-    async fn fail(component: Component) -> CallFailure {
+    pub(super) async fn fail(component: Component) -> CallFailure {
         let mut instance = instance(component).await;
         let failure = instance.call_method(snapshot(), &name("lockDoor"), "{}").await.expect_err("a failure");
         let again = instance.call_method(snapshot(), &name("lockDoor"), "{}").await;

@@ -89,6 +89,13 @@ impl Output {
         words
     }
 
+    #[cfg(test)]
+    pub(crate) fn lines_said(&self) -> usize {
+        let mut said = 0;
+        self.with(|lines| said = lines.budget.lines);
+        said
+    }
+
     pub(crate) fn stream(&self, standard: Standard) -> Stream {
         Stream { output: self.clone(), standard }
     }

@@ -93,7 +93,7 @@ impl Runtime {
         let component = Component::from_binary(&self.inner.engine, wasm).map_err(error)?;
         // Otherwise the first instance would pay for it, which is in front of a caller.
         component.initialize_copy_on_write_image().map_err(error)?;
-        lock(&self.inner.compiled).put(hash, &component);
+        lock(&self.inner.compiled).put(hash, wasm.len(), &component);
         Ok(component)
     }
 
@@ -133,30 +133,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Components by hash, the last used one last, so that swapping back takes no compiling.
+/// Components by hash, with their size, the last used one last, so that swapping back takes no compiling.
 struct Compiled {
-    recent: Vec<(String, Component)>,
+    recent: Vec<(String, usize, Component)>,
 }
 
 impl Compiled {
     fn get(&mut self, hash: &str) -> Option<Component> {
-        let position = self.recent.iter().position(|(found, _)| found == hash)?;
+        let position = self.recent.iter().position(|(found, ..)| found == hash)?;
         let entry = self.recent.remove(position);
-        let component = entry.1.clone();
+        let component = entry.2.clone();
         self.recent.push(entry);
         Some(component)
     }
 
-    fn put(&mut self, hash: &str, component: &Component) {
-        if self.recent.len() == COMPILED_LIMIT {
+    fn put(&mut self, hash: &str, size: usize, component: &Component) {
+        self.recent.push((hash.to_owned(), size, component.clone()));
+        let bytes = |recent: &[(String, usize, Component)]| recent.iter().map(|(_, size, _)| size).sum::<usize>();
+        while self.recent.len() > COMPILED_LIMIT || self.recent.len() > 1 && bytes(&self.recent) > COMPILED_BYTES {
             self.recent.remove(0);
         }
-        self.recent.push((hash.to_owned(), component.clone()));
     }
 }
 
-/// A few versions of a few plugins. Code of a Rust plugin takes 0.3 MB, of a Python plugin 39 MB.
+/// A few versions of a few plugins.
 const COMPILED_LIMIT: usize = 16;
+/// Bytes of the components that are kept compiled. Code of a Rust plugin of 0.1 MB takes 0.3 MB, of a Python plugin of
+/// 20 MB 39 MB.
+const COMPILED_BYTES: usize = 64 << 20;
 /// As many as Git and container tools show.
 const LABEL_DIGITS: usize = 12;
 
@@ -220,5 +224,16 @@ mod tests {
         let recent = &lock(&runtime.inner.compiled).recent;
         let hash = version::hash(&Component::echo("a").wasm());
         assert_eq!((recent.len(), recent[1].0.as_str()), (2, hash.as_str()));
+    }
+
+    #[test]
+    fn few_compiled_components_are_kept() {
+        let runtime = runtime();
+        let version = runtime.load(source("p", Component::echo("a").wasm())).expect("a good plugin");
+        let mut compiled = Compiled { recent: Vec::new() };
+        for (hash, size) in [("a", 30 << 20), ("b", 30 << 20), ("c", 30 << 20), ("d", 1), ("e", 60 << 20)] {
+            compiled.put(hash, size, version.pre.component());
+        }
+        assert_eq!(compiled.recent.iter().map(|(hash, ..)| hash.as_str()).collect::<Vec<_>>(), ["d", "e"]);
     }
 }

@@ -39,6 +39,20 @@ impl Component {
         self.replace(";; reactions", &reactions)
     }
 
+    /// With more definitions in its core module.
+    pub(crate) fn with(self, definitions: &str) -> Component {
+        self.replace("(func (export \"names\")", &format!("{definitions}\n$0"))
+    }
+
+    /// Its core module imports `function` as `$name` with one more part of `host`; `imports` define it outside.
+    pub(crate) fn importing(self, name: &str, function: &str, imports: &str) -> Component {
+        let import = format!("(import \"host\" \"{name}\" (func ${name} {function}))\n$0");
+        let given = format!("$0\n(export \"{name}\" (func ${name}))");
+        self.replace("(core module $guest", &format!("{imports}\n$0"))
+            .replace("(data (i32.const 0)", &import)
+            .replace("(export \"delete\" (func $delete))", &given)
+    }
+
     /// With `from` in its text replaced by `to`, in which `$0` stands for what was there.
     pub(crate) fn replace(self, from: &str, to: &str) -> Component {
         assert!(self.text.contains(from), "{from}");

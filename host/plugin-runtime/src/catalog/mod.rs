@@ -10,11 +10,13 @@ mod watcher;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
+use tokio::task::JoinHandle;
 
 use crate::name::PluginName;
 use crate::runtime::Runtime;
@@ -113,8 +115,9 @@ impl Catalog {
         };
         let catalog = Catalog { inner: Arc::new(inner) };
         for stem in catalog.inner.first_listing.keys() {
+            let arriving = catalog.inner.arriving.lock().await;
             let (wasm, _) = catalog.read(stem).await;
-            catalog.arrived(stem, wasm).await;
+            catalog.arrived(&arriving, stem, wasm).await;
         }
         Ok(catalog)
     }
@@ -135,11 +138,17 @@ impl Catalog {
     }
 
     /// Make `wasm` the current version of `name`, and keep it in the directory for the next start. Whoever follows
-    /// [`Catalog::subscribe`] takes it from there.
+    /// [`Catalog::subscribe`] takes it from there. Once begun it ends, even if the future is dropped.
     ///
     /// # Errors
     /// Says why the version that was current stays so.
     pub async fn swap(&self, name: &PluginName, wasm: Vec<u8>) -> Result<SwapReport, LoadError> {
+        let (catalog, name) = (self.clone(), name.clone());
+        // Given up half-way, it could leave a file in the making to the next swap.
+        joined(tokio::spawn(async move { catalog.swap_whole(&name, wasm).await })).await
+    }
+
+    async fn swap_whole(&self, name: &PluginName, wasm: Vec<u8>) -> Result<SwapReport, LoadError> {
         let path = self.inner.directory.join(files::file_name(name.as_str()));
         let _arriving = self.inner.arriving.lock().await;
         let version = self.load(name, wasm.clone()).await?;
@@ -149,13 +158,15 @@ impl Catalog {
         self.publish(version)
     }
 
-    /// A whole file was found under `stem`: take it, or refuse it.
-    async fn arrived(&self, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
-        let _arriving = self.inner.arriving.lock().await;
+    /// A file was read under `stem`: take it, or refuse it. It was read under the lock that is held, so that it is no
+    /// older than what a swap has written meanwhile.
+    async fn arrived(&self, _arriving: &MutexGuard<'_, ()>, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
         let hash = wasm.as_ref().map_or_else(|_| String::new(), |wasm| version::hash(wasm));
         if let Err(error) = self.take(stem, wasm).await {
+            let is_conflict = matches!(error, LoadError::Conflict { .. });
             let reason = error.to_string();
-            if self.shelf().refuse(stem, Refusal { reason: reason.clone(), hash, at: SystemTime::now() }) {
+            let refusal = Refusal { reason: reason.clone(), hash, at: SystemTime::now() };
+            if self.shelf().refuse(stem, refusal, is_conflict) {
                 tracing::warn!(plugin = stem, reason, "plugin file refused");
             }
         }
@@ -171,7 +182,10 @@ impl Catalog {
         let config = self.inner.configs.get(name).cloned().unwrap_or_default();
         let source = PluginSource { name: name.clone(), wasm, config };
         let runtime = self.inner.runtime.clone();
-        blocking(move || runtime.load(source)).await
+        // A component that a compiler cannot bear must not take the directory's watcher with it.
+        let load = move || panic::catch_unwind(AssertUnwindSafe(|| runtime.load(source)));
+        let crash = || LoadError::Compile { reason: "the compiler panicked, see the log".to_owned() };
+        blocking(load).await.unwrap_or_else(|_| Err(crash()))
     }
 
     fn publish(&self, version: Arc<PluginVersion>) -> Result<SwapReport, LoadError> {
@@ -194,7 +208,7 @@ impl Catalog {
         blocking(move || files::read(&path, limit)).await
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+    fn shelf(&self) -> std::sync::MutexGuard<'_, Shelf> {
         self.inner.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -206,9 +220,17 @@ impl fmt::Debug for Catalog {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+async fn joined<T>(task: JoinHandle<T>) -> T {
+    match task.await {
         Ok(result) => result,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => panic::resume_unwind(panic),
+            // The async runtime is shutting down, and drops whoever waits here as well.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 

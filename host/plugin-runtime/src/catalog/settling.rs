@@ -88,6 +88,13 @@ impl Settling {
         self.advance(stem, stamp, Phase::Doubtful);
     }
 
+    /// A file that was dealt with is worth another look for a reason that is not in it.
+    pub(super) fn look_again(&mut self, stem: &str) {
+        if let Some(tracked) = self.files.get_mut(stem).filter(|tracked| tracked.phase == Phase::Settled) {
+            tracked.phase = Phase::Moving;
+        }
+    }
+
     /// A file that is gone was dealt with.
     pub(super) fn forget(&mut self, stem: &str) {
         self.files.remove(stem);

@@ -53,6 +53,8 @@ struct Entry {
     loaded_at: Option<SystemTime>,
     removed: bool,
     refusal: Option<Refusal>,
+    /// Whether the file was refused for what another plugin answers, which may change.
+    in_conflict: bool,
 }
 
 /// What became of a version.
@@ -103,6 +105,7 @@ impl Shelf {
         self.check(&version)?;
         let entry = self.entries.entry(version.name().to_string()).or_default();
         entry.refusal = None;
+        entry.in_conflict = false;
         entry.removed = false;
         let from = entry.version.as_ref().map(|before| before.label().to_owned());
         let changed = entry.version.as_ref().is_none_or(|before| !before.is_same(&version));
@@ -114,10 +117,17 @@ impl Shelf {
         Ok(Placed { from, changed })
     }
 
+    /// The files that were refused because of another plugin.
+    pub(super) fn in_conflict(&self) -> Vec<String> {
+        let stems = self.entries.iter().filter(|(_, entry)| entry.in_conflict);
+        stems.map(|(stem, _)| stem.clone()).collect()
+    }
+
     /// Keep why a file was refused. Answers whether that is news.
-    pub(super) fn refuse(&mut self, stem: &str, refusal: Refusal) -> bool {
+    pub(super) fn refuse(&mut self, stem: &str, refusal: Refusal, in_conflict: bool) -> bool {
         let entry = self.entries.entry(stem.to_owned()).or_default();
         entry.removed = false;
+        entry.in_conflict = in_conflict;
         let known = entry.refusal.as_ref();
         if known.is_some_and(|known| known.hash == refusal.hash && known.reason == refusal.reason) {
             return false;
@@ -135,6 +145,7 @@ impl Shelf {
         };
         entry.removed = true;
         entry.refusal = None;
+        entry.in_conflict = false;
         Some(version.label().to_owned())
     }
 }

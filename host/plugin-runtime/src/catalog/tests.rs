@@ -1,6 +1,7 @@
 use std::fs;
 use std::time::Duration;
 
+use super::settling::Settling;
 use super::*;
 use crate::testing::{Component, runtime, with_version};
 
@@ -98,6 +99,54 @@ async fn the_later_of_two_plugins_with_one_method_is_refused() {
     assert_eq!(refusal(&catalog, "b").as_deref(), Some(reason));
     let error = catalog.swap(&name("c"), door).await.expect_err("a conflict");
     assert!(matches!(error, LoadError::Conflict { .. }));
+}
+
+#[tokio::test]
+async fn a_plugin_that_was_in_conflict_is_taken_once_the_other_has_changed() {
+    let door = plugin("lockDoor", "1.0.0");
+    let (_directory, catalog) = open(&[("a.wasm", &door), ("b.wasm", &door)]).await;
+    catalog.swap(&name("a"), plugin("light", "2.0.0")).await.expect("a swap");
+    until(&catalog, || catalog.current().plugins.len() == 2).await;
+    assert_eq!(running(&catalog.current()), ["a 2.0.0", "b 1.0.0"]);
+    assert_eq!(refusal(&catalog, "b"), None);
+}
+
+#[tokio::test]
+async fn a_file_is_read_no_earlier_than_a_swap_in_hand_has_written_it() {
+    let (directory, catalog) = open(&[]).await;
+    let path = directory.path().join("lock-door.wasm");
+    fs::write(&path, plugin("lockDoor", "1.0.0")).expect("written");
+    let mut settling = Settling::new(std::time::Instant::now(), &Listing::new());
+    let swapping = catalog.inner.arriving.lock().await;
+    let mut look = std::pin::pin!(catalog.look("lock-door", &mut settling, true));
+    tokio::time::timeout(Duration::from_millis(50), &mut look).await.expect_err("a swap is in hand");
+    fs::write(&path, plugin("lockDoor", "2.0.0")).expect("written");
+    drop(swapping);
+    look.await;
+    assert_eq!(running(&catalog.current()), ["lock-door 2.0.0"]);
+}
+
+#[tokio::test]
+async fn a_directory_may_go_and_come_back() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    fs::remove_dir_all(directory.path()).expect("removed");
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        fs::create_dir(directory.path()).expect("made again");
+        fs::write(directory.path().join("lock-door.wasm"), plugin("lockDoor", "1.1.0")).expect("written");
+    };
+    tokio::join!(back, until(&catalog, || running(&catalog.current()) == ["lock-door 1.1.0"]));
+}
+
+#[tokio::test]
+async fn versions_that_were_replaced_are_freed() {
+    let (_directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let mut old = Vec::new();
+    for version in 1..30 {
+        old.push(Arc::downgrade(&catalog.current().plugins[0]));
+        catalog.swap(&name("lock-door"), plugin("lockDoor", &format!("1.{version}.0"))).await.expect("a swap");
+    }
+    assert!(old.iter().all(|version| version.strong_count() == 0));
 }
 
 #[tokio::test]

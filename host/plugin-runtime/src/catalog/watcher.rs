@@ -20,9 +20,11 @@ impl Catalog {
     pub async fn watch(&self) -> Infallible {
         let changed = Arc::new(Notify::new());
         // Held for its effect: notifications end when it is dropped.
-        let _notifications = notifications(&self.inner.directory, changed.clone());
+        let mut _notifications = notifications(&self.inner.directory, changed.clone());
         let mut settling = Settling::new(now(), &self.inner.first_listing);
         let mut readable = true;
+        // None that there is, as versions may have changed since the directory was opened.
+        let mut generation = 0;
         loop {
             let directory = self.inner.directory.clone();
             let listing = blocking(move || files::list(&directory)).await;
@@ -32,6 +34,10 @@ impl Catalog {
                 let directory = self.inner.directory.display();
                 tracing::warn!(%directory, %error, "plugin directory cannot be read; plugins keep running");
             }
+            if listing.is_ok() && !readable {
+                // What is there under the name now is another directory, or may be.
+                _notifications = notifications(&self.inner.directory, changed.clone());
+            }
             readable = listing.is_ok();
             let mut next = Instant::now() + POLL;
             // Files that cannot be seen may be back with their directory; none of them is said to be gone.
@@ -40,6 +46,7 @@ impl Catalog {
                 for due in settling.due(now()) {
                     self.deal_with(due, &mut settling).await;
                 }
+                self.reconsider_conflicts(&mut generation, &mut settling);
                 next = settling.deadline().map_or(next, |deadline| next.min(Instant::from_std(deadline)));
             }
             sleep(PAUSE).await;
@@ -63,7 +70,17 @@ impl Catalog {
         }
     }
 
-    async fn look(&self, stem: &str, settling: &mut Settling, patient: bool) {
+    /// Another version is current: what stood in a file's way may be gone.
+    fn reconsider_conflicts(&self, seen: &mut u64, settling: &mut Settling) {
+        let shelf = self.shelf();
+        if *seen != shelf.generation() {
+            *seen = shelf.generation();
+            shelf.in_conflict().iter().for_each(|stem| settling.look_again(stem));
+        }
+    }
+
+    pub(super) async fn look(&self, stem: &str, settling: &mut Settling, patient: bool) {
+        let arriving = self.inner.arriving.lock().await;
         let (wasm, stamp) = self.read(stem).await;
         if stamp.is_none() && wasm.is_ok() {
             // It changed under our hands; the next listing shows it.
@@ -75,7 +92,7 @@ impl Catalog {
             settling.doubt(stem, stamp);
             return;
         }
-        self.arrived(stem, wasm).await;
+        self.arrived(&arriving, stem, wasm).await;
         settling.settle(stem, stamp);
     }
 }
