@@ -33,23 +33,24 @@ pub enum ConnectionStringError {
     Pair,
     #[error("the connection string has no {0}")]
     Missing(&'static str),
-    #[error("HostName {0:?} is not a host name or HOST:PORT")]
+    /// With what of it looks like a host: the rest may be a key, where a `;` was forgotten.
+    #[error("HostName, which begins {0:?}, is not a host name or HOST:PORT")]
     Host(String),
     #[error("DeviceId is wrong: {0}")]
     DeviceId(#[from] IdError),
     #[error("SharedAccessKey is wrong: {0}")]
     Key(#[from] SasError),
-    #[error(
-        "the connection string is one of a module or an X.509 device; only a device with a SharedAccessKey is supported"
-    )]
-    Unsupported,
+    #[error("the connection string has {0}; only a device with its own SharedAccessKey and no gateway is supported")]
+    Unsupported(&'static str),
 }
 
 impl DeviceConnectionString {
     pub fn parse(text: &str) -> Result<DeviceConnectionString, ConnectionStringError> {
         let pairs = Pairs::parse(text)?;
-        if pairs.find("ModuleId").is_some() || pairs.find("x509").is_some() {
-            return Err(ConnectionStringError::Unsupported);
+        // Each of these means another way to connect or to sign; to ignore one would end in a refusal hard to explain.
+        let other = ["ModuleId", "x509", "GatewayHostName", "SharedAccessKeyName", "SharedAccessSignature"];
+        if let Some(name) = other.into_iter().find(|name| pairs.find(name).is_some()) {
+            return Err(ConnectionStringError::Unsupported(name));
         }
         Ok(DeviceConnectionString {
             host: HostName::parse(pairs.get("HostName")?)?,
@@ -84,12 +85,12 @@ impl ServiceConnectionString {
 
 impl HostName {
     pub fn parse(text: &str) -> Result<HostName, ConnectionStringError> {
-        let wrong = || ConnectionStringError::Host(text.chars().take(80).collect());
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        let wrong = || ConnectionStringError::Host(text.chars().take_while(|&c| fits(c)).take(80).collect());
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) => (name, Some(port.parse().map_err(|_| wrong())?)),
             None => (text, None),
         };
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
         if name.is_empty() || !name.chars().all(fits) {
             return Err(wrong());
         }
@@ -144,9 +145,14 @@ mod tests {
         let error = |text: &str| DeviceConnectionString::parse(text).expect_err(text);
         assert_eq!(error("nonsense"), ConnectionStringError::Pair);
         assert_eq!(error("HostName=h;DeviceId=d"), ConnectionStringError::Missing("SharedAccessKey"));
-        assert_eq!(error("HostName=h;DeviceId=d;x509=true"), ConnectionStringError::Unsupported);
-        assert_eq!(error("HostName=h:x;DeviceId=d;SharedAccessKey=k"), ConnectionStringError::Host("h:x".into()));
-        assert!(!error("HostName=h;DeviceId=d;SharedAccessKey=hush!").to_string().contains("hush"));
+        for other in ["x509=true", "ModuleId=m", "GatewayHostName=g", "SharedAccessKeyName=device"] {
+            let text = format!("HostName=h;DeviceId=d;SharedAccessKey={KEY};{other}");
+            assert!(matches!(error(&text), ConnectionStringError::Unsupported(_)), "{other}");
+        }
+        assert_eq!(error("HostName=h:x;DeviceId=d;SharedAccessKey=k"), ConnectionStringError::Host("h".into()));
+        for text in ["HostName=h;DeviceId=d;SharedAccessKey=hush!", "HostName=h,DeviceId=d,SharedAccessKey=hush"] {
+            assert!(!error(text).to_string().contains("hush"), "{text}");
+        }
         let parsed = DeviceConnectionString::parse(&format!("HostName=h;DeviceId=d;SharedAccessKey={KEY}"));
         assert!(!format!("{parsed:?}").contains("c2Vj"));
     }

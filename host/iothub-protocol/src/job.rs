@@ -10,7 +10,8 @@ use crate::time;
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
 pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
-/// The longest window, in seconds: 30 days, as long as history is kept. Azure documents no bound; ours keeps times finite.
+/// The longest window, in seconds: 30 days, as long as history is kept. Azure documents no bound; ours keeps times
+/// finite.
 pub const MAX_MAX_EXECUTION: u32 = 30 * 24 * 3600;
 /// Longest condition, in characters; the query language's own limit.
 pub const MAX_CONDITION: usize = 8192;
@@ -131,8 +132,8 @@ impl JobRequest {
     /// Read the body of `PUT /jobs/v2/{jobId}`.
     ///
     /// # Errors
-    /// The codes and texts that Azure gives: an unknown type is 400000 `BadRequest`; an `etag` other than `*` is 412001;
-    /// `desired` outside `properties` is 400004.
+    /// The codes and texts that Azure gives: an unknown type is 400000 `BadRequest`; an `etag` other than `*` is
+    /// 412001; `desired` outside `properties` is 400004.
     pub fn from_json(job_id: JobId, body: &[u8]) -> Result<JobRequest, HubError> {
         let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
         let value: Value = serde_json::from_slice(body)

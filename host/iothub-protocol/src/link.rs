@@ -18,8 +18,8 @@ pub enum FromHub {
     Twin(TwinDocument),
     /// Desired properties changed. Counts only if `version` is above the last one seen.
     Desired { version: u64, patch: Map<String, Value> },
-    /// A direct method was invoked. Answer with [`ToHub::MethodResponse`] and the same `rid`. `payload` is the JSON text
-    /// as it came, `null` if there was none.
+    /// A direct method was invoked. Answer with [`ToHub::MethodResponse`] and the same `rid`. `payload` is the JSON
+    /// text as it came, `null` if there was none.
     Method { rid: RequestId, name: MethodName, payload: String },
     /// The hub's answer to [`ToHub::Report`] with the same `token`. 204 means recorded.
     Reported { token: u64, status: u16, version: Option<u64>, message: String },

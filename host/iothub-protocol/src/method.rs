@@ -8,6 +8,9 @@ use crate::id::MethodName;
 
 /// Largest payload of a request and of an answer, each, in bytes of JSON text.
 pub const MAX_PAYLOAD: usize = 128 * 1024;
+/// Deepest payload, in levels. Most readers of JSON, ours too, go no deeper than 128, and a payload comes to them with
+/// more around it; what nobody could read again must not be taken.
+const MAX_DEPTH: usize = 100;
 
 /// What to invoke and how long to wait. Field names and ranges are those of `POST /twins/{id}/methods`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,6 +62,10 @@ impl DirectMethod {
         if self.payload.to_string().len() > MAX_PAYLOAD {
             return Err(HubError::new(ErrorCode::MessageTooLarge, "the payload is larger than 128 KiB"));
         }
+        if !is_within(&self.payload, MAX_DEPTH) {
+            let text = format!("the payload is nested deeper than {MAX_DEPTH} levels");
+            return Err(HubError::new(ErrorCode::ArgumentInvalid, text));
+        }
         Ok(self)
     }
 
@@ -70,5 +77,75 @@ impl DirectMethod {
     /// Seconds to wait for the device to connect.
     pub fn connect_timeout(&self) -> u32 {
         self.connect_timeout_in_seconds.unwrap_or(0)
+    }
+}
+
+impl MethodResponse {
+    /// Read what a device answered: JSON, or nothing, which is `null`.
+    ///
+    /// # Errors
+    /// 502001 for what is no JSON, larger than [`MAX_PAYLOAD`], or too deep to be passed on.
+    pub fn from_device(status: i32, payload: &[u8]) -> Result<MethodResponse, HubError> {
+        let bad = |text: String| HubError::new(ErrorCode::BadDeviceResponse, text);
+        if payload.is_empty() {
+            return Ok(MethodResponse { status, payload: Value::Null });
+        }
+        if payload.len() > MAX_PAYLOAD {
+            return Err(bad("the device's answer is larger than 128 KiB".into()));
+        }
+        let payload =
+            serde_json::from_slice(payload).map_err(|e| bad(format!("the device's answer is not JSON: {e}")))?;
+        if !is_within(&payload, MAX_DEPTH) {
+            return Err(bad(format!("the device's answer is nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(MethodResponse { status, payload })
+    }
+}
+
+/// Whether a value has at most so many levels of objects and arrays.
+fn is_within(value: &Value, levels: usize) -> bool {
+    let inside = |value: &Value| levels > 0 && is_within(value, levels - 1);
+    match value {
+        Value::Array(items) => levels > 0 && items.iter().all(inside),
+        Value::Object(object) => levels > 0 && object.values().all(inside),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_read_or_refused_with_its_reason() {
+        let deep = format!(r#"{{"methodName":"m","payload":{}{}}}"#, "[".repeat(101), "]".repeat(101));
+        let large = format!(r#"{{"methodName":"m","payload":"{}"}}"#, "x".repeat(MAX_PAYLOAD));
+        for (body, code) in [
+            (r#"{"methodName":"m"}"#, None),
+            (r#"{"methodName":"m","responseTimeoutInSeconds":5,"connectTimeoutInSeconds":300}"#, None),
+            (r#"{"methodName":"m","responseTimeoutInSeconds":4}"#, Some(ErrorCode::ArgumentInvalid)),
+            (r#"{"methodName":"m","responseTimeoutInSeconds":-5}"#, Some(ErrorCode::ArgumentInvalid)),
+            (r#"{"methodName":"m","connectTimeoutInSeconds":301}"#, Some(ErrorCode::ArgumentInvalid)),
+            (r#"{"methodName":"a b"}"#, Some(ErrorCode::ArgumentInvalid)),
+            (r#"{"methodName":null}"#, Some(ErrorCode::ArgumentNull)),
+            ("[]", Some(ErrorCode::ArgumentNull)),
+            ("", Some(ErrorCode::IotHubFormatError)),
+            (deep.as_str(), Some(ErrorCode::ArgumentInvalid)),
+            (large.as_str(), Some(ErrorCode::MessageTooLarge)),
+        ] {
+            let found = DirectMethod::from_json(body.as_bytes()).err().map(|error| error.code);
+            assert_eq!(found, code, "{}", body.chars().take(80).collect::<String>());
+        }
+    }
+
+    #[test]
+    fn an_answer_is_json_or_nothing() {
+        let read = |payload: &[u8]| MethodResponse::from_device(200, payload).map(|response| response.payload);
+        assert_eq!(read(b""), Ok(Value::Null));
+        assert_eq!(read(b"\"ok\""), Ok(Value::from("ok")));
+        let deep = [vec![b'['; 101], vec![b']'; 101]].concat();
+        for wrong in [b"ok".to_vec(), vec![0xff], vec![b' '; MAX_PAYLOAD + 1], deep] {
+            assert_eq!(read(&wrong).map_err(|error| error.code), Err(ErrorCode::BadDeviceResponse));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Ids go into topics as they are; property names and values are percent-encoded, names too (`%24.mid`).
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::id::{DeviceId, MethodName, RequestId};
 use crate::link::TelemetryMessage;
@@ -13,6 +13,9 @@ const MAX_TOPIC: usize = 65_535;
 /// encodeURIComponent's set and `'`, `!`, `*`, which would do no harm; `+` and `#` must never stand in a topic.
 const BAG_KEPT: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'*').remove(b'!').remove(b'\'');
+
+/// What cannot stand in a topic, and `%`, which announces an escape. Receivers decode a method's name.
+const NAME_ESCAPED: &AsciiSet = &CONTROLS.add(b'+').add(b'#').add(b'%');
 
 /// What a device publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +115,10 @@ impl ToDevice {
 
     pub fn format(&self) -> String {
         match self {
-            ToDevice::Method { name, rid } => format!("$iothub/methods/POST/{name}/?$rid={rid}"),
+            ToDevice::Method { name, rid } => {
+                let name = utf8_percent_encode(name.as_str(), NAME_ESCAPED);
+                format!("$iothub/methods/POST/{name}/?$rid={rid}")
+            }
             ToDevice::TwinResponse { status, rid, version } => {
                 let version = version.map(|v| format!("&$version={v}")).unwrap_or_default();
                 format!("$iothub/twin/res/{status}/?$rid={rid}{version}")
@@ -166,7 +172,8 @@ pub fn encode_bag<'a>(properties: impl Iterator<Item = (&'a str, &'a str)>) -> S
     bag
 }
 
-/// The properties of a bag in their order; a name without `=` has the empty value. `None` if it is not UTF-8 once decoded.
+/// The properties of a bag in their order; a name without `=` has the empty value. `None` if it is not UTF-8 once
+/// decoded.
 pub fn decode_bag(bag: &str) -> Option<Vec<(String, String)>> {
     let decode = |text: &str| percent_decode_str(text).decode_utf8().ok().map(|text| text.into_owned());
     bag.split('&')
@@ -243,6 +250,10 @@ mod tests {
             (
                 "$iothub/methods/POST/lockDoor/?$rid=1",
                 ToDevice::Method { name: MethodName::parse("lockDoor").expect("a name"), rid: rid("1") },
+            ),
+            (
+                "$iothub/methods/POST/50%25%2B1/?$rid=1",
+                ToDevice::Method { name: MethodName::parse("50%+1").expect("a name"), rid: rid("1") },
             ),
             (
                 "$iothub/twin/res/204/?$rid=1&$version=6",
