@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use durable_store::{Store, StoreError};
 use iothub_protocol::error::{ErrorCode, HubError};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
@@ -19,9 +19,12 @@ use crate::store;
 const INPUT_QUEUE: usize = 1024;
 /// Inputs handled before their changes are written together.
 const BATCH: usize = 256;
-/// Messages waiting for one device's socket: its calls in flight and as many notices. A device that reads slower is cut.
+/// Batches being written. When there are more, the disk is slower than the devices, and inputs wait.
+const MAX_WRITES: usize = 8;
+/// Messages waiting for one device's socket: its calls in flight and as many notices. A device that reads slower is
+/// cut.
 const LINK_QUEUE: usize = 256;
-/// With nothing to wait for, look at the clock so often all the same.
+/// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
 
 type Reply = oneshot::Sender<Result<Answer, HubError>>;
@@ -44,15 +47,16 @@ pub struct HubHandle {
 #[derive(Clone)]
 struct LinkSender {
     outputs: mpsc::Sender<LinkOutput>,
-    /// Cancelled when the queue is full: the connection must end.
-    overflow: CancellationToken,
+    /// Cancelled when something did not reach the device, because the queue was full or it could not be stored: the
+    /// connection must end, as the device will ask again on the next one.
+    lost: CancellationToken,
 }
 
 /// A connection's end of both ways.
 pub(crate) struct LinkEnd {
     pub(crate) id: LinkId,
     pub(crate) outputs: mpsc::Receiver<LinkOutput>,
-    pub(crate) overflow: CancellationToken,
+    pub(crate) lost: CancellationToken,
 }
 
 impl HubHandle {
@@ -67,7 +71,8 @@ impl HubHandle {
         answer.await.unwrap_or_else(|_| Err(stopping()))
     }
 
-    /// Resolves when the hub can no longer write its store, with the reason. It must be stopped then.
+    /// Resolves when the hub could not write its store, with the reason. It must be stopped then: it answers nothing
+    /// but errors any more, as what it has in memory is not what is stored.
     pub async fn failed(&self) -> Arc<StoreError> {
         let mut failure = self.failure.clone();
         let seen = failure.wait_for(Option::is_some).await;
@@ -86,10 +91,10 @@ impl HubHandle {
     pub(crate) async fn attach(&self) -> Option<LinkEnd> {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
         let (sender, outputs) = mpsc::channel(LINK_QUEUE);
-        let overflow = CancellationToken::new();
-        let link = LinkSender { outputs: sender, overflow: overflow.clone() };
+        let lost = CancellationToken::new();
+        let link = LinkSender { outputs: sender, lost: lost.clone() };
         self.inputs.send(Message::Attach(id, link)).await.ok()?;
-        Some(LinkEnd { id, outputs, overflow })
+        Some(LinkEnd { id, outputs, lost })
     }
 
     /// `false` if the hub has stopped.
@@ -113,8 +118,7 @@ pub(crate) fn spawn(
         store,
         links: HashMap::new(),
         events,
-        pending: Arc::new(AtomicUsize::new(0)),
-        failed: Arc::new(failed),
+        writes: Arc::new(Writes { pending: AtomicUsize::new(0), ended: Notify::new(), failed }),
     };
     (handle, tokio::spawn(driver.run(receiver, cancel)))
 }
@@ -124,9 +128,41 @@ struct Driver {
     store: Store,
     links: HashMap<LinkId, LinkSender>,
     events: EventLog,
-    /// Writes queued and not yet committed. While there are any, gated outputs queue behind them.
-    pending: Arc<AtomicUsize>,
-    failed: Arc<watch::Sender<Option<Arc<StoreError>>>>,
+    writes: Arc<Writes>,
+}
+
+/// What the hub's task and the store's thread know of the writes between them.
+struct Writes {
+    /// Queued and not yet committed. While there are any, gated outputs queue behind them.
+    pending: AtomicUsize,
+    /// Told whenever there is one less.
+    ended: Notify,
+    /// Why one failed. What the hub decided since rests on what is not stored, so from then on nobody hears any of it.
+    failed: watch::Sender<Option<Arc<StoreError>>>,
+}
+
+impl Writes {
+    fn pending(&self) -> usize {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    fn have_failed(&self) -> bool {
+        self.failed.borrow().is_some()
+    }
+
+    fn fail(&self, error: StoreError) {
+        tracing::error!(%error, "the hub's store cannot be written");
+        self.failed.send_if_modified(|failure| {
+            let is_first = failure.is_none();
+            failure.get_or_insert_with(|| Arc::new(error));
+            is_first
+        });
+    }
+
+    fn end_one(&self) {
+        self.pending.fetch_sub(1, Ordering::AcqRel);
+        self.ended.notify_one();
+    }
 }
 
 /// An output with its way out.
@@ -140,9 +176,11 @@ impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<Message>, cancel: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let deadline = self.hub.deadline(now()).unwrap_or_else(|| Instant::now() + IDLE);
+            let idle = Instant::now() + IDLE;
+            let deadline = self.hub.deadline(now()).map_or(idle, |deadline| deadline.min(idle));
+            let is_free = self.writes.pending() < MAX_WRITES;
             tokio::select! {
-                received = inputs.recv_many(&mut batch, BATCH) => {
+                received = inputs.recv_many(&mut batch, BATCH), if is_free => {
                     if received == 0 {
                         break;
                     }
@@ -151,6 +189,7 @@ impl Driver {
                         self.take(now, message);
                     }
                 }
+                () = self.writes.ended.notified(), if !is_free => {}
                 () = tokio::time::sleep_until(deadline.into()) => self.hub.handle_deadline(now()),
                 () = cancel.cancelled() => break,
             }
@@ -185,32 +224,30 @@ impl Driver {
         }
         let gated: Vec<Delivery> = outcome.gated.into_iter().filter_map(|output| self.address(output)).collect();
         let changes = outcome.changes;
-        if changes.is_empty() && self.pending.load(Ordering::Acquire) == 0 {
-            for delivery in gated {
-                delivery.run(&self.events);
-            }
+        if self.writes.have_failed() {
+            gated.into_iter().for_each(Delivery::fail);
+        } else if changes.is_empty() && self.writes.pending() == 0 {
+            gated.into_iter().for_each(|delivery| delivery.run(&self.events));
         } else if !changes.is_empty() || !gated.is_empty() {
             self.write_then_deliver(changes, gated);
         }
     }
 
     fn write_then_deliver(&self, changes: Vec<crate::hub::Change>, gated: Vec<Delivery>) {
-        self.pending.fetch_add(1, Ordering::AcqRel);
-        let (pending, failed, events) = (self.pending.clone(), self.failed.clone(), self.events.clone());
+        self.writes.pending.fetch_add(1, Ordering::AcqRel);
+        let (writes, events) = (self.writes.clone(), self.events.clone());
         self.store.write_then(
             move |tx| changes.iter().try_for_each(|change| store::apply(tx, change)),
             move |written| {
-                match written {
-                    Ok(()) => gated.into_iter().for_each(|delivery| delivery.run(&events)),
-                    Err(error) => {
-                        tracing::error!(%error, "the hub's store cannot be written");
-                        gated.into_iter().for_each(Delivery::fail);
-                        failed.send_if_modified(|failure| {
-                            failure.is_none() && failure.replace(Arc::new(error)).is_none()
-                        });
-                    }
+                if let Err(error) = written {
+                    writes.fail(error);
                 }
-                pending.fetch_sub(1, Ordering::AcqRel);
+                if writes.have_failed() {
+                    gated.into_iter().for_each(Delivery::fail);
+                } else {
+                    gated.into_iter().for_each(|delivery| delivery.run(&events));
+                }
+                writes.end_one();
             },
         );
     }
@@ -230,7 +267,7 @@ impl Delivery {
         match self {
             Delivery::Link(link, output) => {
                 if let Err(mpsc::error::TrySendError::Full(_)) = link.outputs.try_send(output) {
-                    link.overflow.cancel();
+                    link.lost.cancel();
                 }
             }
             // Whoever asked may have left.
@@ -239,12 +276,12 @@ impl Delivery {
         }
     }
 
-    /// What was decided could not be written: nobody may hear of it.
+    /// What was decided, or what it rests on, could not be written: nobody may hear of it.
     fn fail(self) {
         match self {
-            Delivery::Link(link, _) => link.overflow.cancel(),
+            Delivery::Link(link, _) => link.lost.cancel(),
             Delivery::Reply(reply, _) => {
-                let text = "the hub cannot write its store, nothing was changed, see its log";
+                let text = "the hub cannot write its store and stops, see its log";
                 drop(reply.send(Err(HubError::new(ErrorCode::ServiceUnavailable, text))));
             }
             Delivery::Event(_) => {}
@@ -258,4 +295,35 @@ fn now() -> Now {
 
 fn stopping() -> HubError {
     HubError::new(ErrorCode::ServiceUnavailable, "the hub is stopping")
+}
+
+#[cfg(test)]
+mod tests {
+    use durable_store::Durability;
+    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::identity::IdentityRequest;
+
+    use super::*;
+    use crate::policy::random_key;
+
+    #[tokio::test]
+    async fn after_a_failed_write_nobody_hears_what_rests_on_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Without the hub's tables no write of it can succeed.
+        let store = Store::open(&folder.path().join("hub.db"), &[], Durability::Process).expect("a store");
+        let cancel = CancellationToken::new();
+        let (hub, task) = spawn(Hub::new(vec![], vec![]), store.clone(), cancel.clone());
+        let id = DeviceId::parse("a").expect("an id");
+        let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
+        let put = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
+        for operation in [put, Operation::GetDevice(id), Operation::Counts] {
+            let answer = hub.request(operation).await.map_err(|error| error.code);
+            assert_eq!(answer, Err(ErrorCode::ServiceUnavailable));
+        }
+        assert_eq!(hub.events().next(), 0, "the event of the creation");
+        hub.failed().await;
+        cancel.cancel();
+        task.await.expect("no panic");
+        store.close().await;
+    }
 }

@@ -20,6 +20,8 @@ const MAX_EVENTS: usize = 10_000;
 const MAX_BYTES: usize = 16 * 1024 * 1024;
 /// What an event takes beside its body and properties, roughly.
 const EVENT_OVERHEAD: usize = 200;
+/// What a property or another value takes beside its text, roughly.
+const VALUE_OVERHEAD: usize = 100;
 
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,9 +55,10 @@ impl HubEvent {
         device: DeviceId,
         time: DateTime<Utc>,
         properties: Vec<(String, String)>,
-        body: Bytes,
+        body: &[u8],
     ) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Telemetry { properties, body } }
+        // Copied: a slice of what came from a socket would keep all of that.
+        HubEvent { device, time, kind: EventKind::Telemetry { properties, body: Bytes::copy_from_slice(body) } }
     }
 
     pub(crate) fn reported(device: DeviceId, time: DateTime<Utc>, version: u64, patch: Map<String, Value>) -> HubEvent {
@@ -90,7 +93,8 @@ impl HubEvent {
         }
     }
 
-    /// One line of `latch events --json`. A body that is JSON stands as JSON, other text as text, bytes as `bodyBase64`.
+    /// One line of `latch events --json`. A body that is JSON stands as JSON, other text as text, bytes as
+    /// `bodyBase64`.
     pub fn to_json(&self, sequence: u64) -> Value {
         let mut line = Map::new();
         line.insert("sequence".into(), json!(sequence));
@@ -120,11 +124,24 @@ impl HubEvent {
         EVENT_OVERHEAD
             + match &self.kind {
                 EventKind::Telemetry { properties, body } => {
-                    body.len() + properties.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()
+                    body.len() + properties.iter().map(|(k, v)| VALUE_OVERHEAD + k.len() + v.len()).sum::<usize>()
                 }
-                EventKind::Reported { patch, .. } => iothub_protocol::twin::size(patch) * 2,
+                EventKind::Reported { patch, .. } => members_size(patch),
                 _ => 0,
             }
+    }
+}
+
+fn members_size(members: &Map<String, Value>) -> usize {
+    members.iter().map(|(key, value)| VALUE_OVERHEAD + key.len() + value_size(value)).sum()
+}
+
+fn value_size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(|item| VALUE_OVERHEAD + value_size(item)).sum(),
+        Value::Object(members) => members_size(members),
     }
 }
 
@@ -180,7 +197,8 @@ impl EventLog {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let start = from.max(ring.first);
         let skip = usize::try_from(start - ring.first).unwrap_or(usize::MAX);
-        let events: Vec<_> = (start..).zip(ring.events.iter().skip(skip).take(limit).cloned()).collect();
+        let events = ring.events.iter().skip(skip).take(limit).cloned().zip(start..);
+        let events: Vec<_> = events.map(|(event, sequence)| (sequence, event)).collect();
         Page { next: start + events.len() as u64, missed: start - from, events }
     }
 
@@ -202,7 +220,7 @@ mod tests {
 
     fn event(body: &str) -> HubEvent {
         let id = DeviceId::parse("d1").expect("an id");
-        HubEvent::telemetry(id, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body.to_owned().into())
+        HubEvent::telemetry(id, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body.as_bytes())
     }
 
     #[test]
@@ -213,6 +231,8 @@ mod tests {
         }
         let page = log.page(0, 3);
         assert_eq!((page.missed, page.events[0].0, page.next), (5, 5, 8));
+        let page = log.page(u64::MAX, 3);
+        assert_eq!((page.missed, page.events.len(), page.next), (0, 0, u64::MAX));
         let large = "x".repeat(256 * 1024);
         for _ in 0..100 {
             log.push(event(&large));

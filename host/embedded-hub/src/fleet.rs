@@ -1,6 +1,6 @@
 //! The embedded hub as the job engine sees it.
 
-use iothub_protocol::error::HubError;
+use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -38,7 +38,7 @@ impl Fleet for HubFleet {
         let operation = Operation::CallMethod { id: device.clone(), method: method.clone() };
         match self.hub.request(operation).await? {
             Answer::Method(response) => Ok(response),
-            other => unreachable!("a call is answered with {other:?}"),
+            other => Err(HubError::new(ErrorCode::ServerError, format!("the hub answered a call with {other:?}"))),
         }
     }
 

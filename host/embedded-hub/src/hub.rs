@@ -2,7 +2,8 @@
 //!
 //! Every input is handled at once and completely; what must happen outside is an [`Output`]. An output that tells of a
 //! change, or of state that a change made earlier, is *gated*: the driver lets it go only once everything stored
-//! before it is durable, in order. Method calls change nothing that is stored and pass at once.
+//! before it is durable, in order. So are events, which therefore stand in the order in which things happened. Method
+//! calls change nothing that is stored and pass at once.
 
 mod calls;
 mod links;
@@ -11,6 +12,7 @@ mod registry;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt;
 use std::ops::Bound;
 use std::time::Instant;
 
@@ -54,7 +56,7 @@ pub enum LinkInput {
     Connect(Box<ConnectRequest>),
     Subscribe {
         pkid: u16,
-        subscriptions: Vec<Subscription>,
+        filters: Vec<(Subscription, Granted)>,
     },
     Unsubscribe {
         pkid: u16,
@@ -70,8 +72,14 @@ pub enum LinkInput {
     },
 }
 
+/// The quality of service that a subscription was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granted {
+    AtMostOnce,
+    AtLeastOnce,
+}
+
 /// Who wants to connect.
-#[derive(Debug)]
 pub struct ConnectRequest {
     pub device: DeviceId,
     /// The SAS token.
@@ -79,6 +87,12 @@ pub struct ConnectRequest {
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
+}
+
+impl fmt::Debug for ConnectRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectRequest").field("device", &self.device).finish_non_exhaustive()
+    }
 }
 
 /// To a device's connection.
@@ -90,7 +104,7 @@ pub enum LinkOutput {
     Refused,
     SubAck {
         pkid: u16,
-        count: usize,
+        granted: Vec<Granted>,
     },
     UnsubAck {
         pkid: u16,
@@ -150,13 +164,26 @@ pub enum Operation {
 }
 
 /// What a back end gets.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Answer {
     Document(Value),
     Documents(Vec<(DeviceId, Value)>),
     Method(MethodResponse),
     Counts(Counts),
     Done,
+}
+
+impl fmt::Debug for Answer {
+    /// The kind only: an identity's document holds its keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Answer::Document(_) => "Document",
+            Answer::Documents(_) => "Documents",
+            Answer::Method(_) => "Method",
+            Answer::Counts(_) => "Counts",
+            Answer::Done => "Done",
+        })
+    }
 }
 
 /// The registry in numbers.
@@ -189,15 +216,17 @@ pub enum Change {
 pub struct Device {
     pub identity: Identity,
     pub twin: Twin,
-    /// Outlives the connection, and the hub.
+    /// Outlives the connection, and the hub, unless the session is a clean one.
     pub subscriptions: BTreeSet<Subscription>,
+    /// The device asked for a clean session: its subscriptions end with the connection and are not stored.
+    is_clean: bool,
     link: Option<LinkId>,
     last_activity: Option<DateTime<Utc>>,
 }
 
 impl Device {
     pub fn new(identity: Identity, twin: Twin, subscriptions: BTreeSet<Subscription>) -> Device {
-        Device { identity, twin, subscriptions, link: None, last_activity: None }
+        Device { identity, twin, subscriptions, is_clean: false, link: None, last_activity: None }
     }
 
     fn facts(&self) -> TwinFacts {
@@ -226,6 +255,16 @@ impl Device {
     }
 }
 
+/// What of a device is to be written. The state itself is taken when it is, so that many changes make one row.
+#[derive(Default)]
+struct Unwritten {
+    /// Before whatever else there is: the device may have been made anew.
+    deletion: bool,
+    identity: bool,
+    twin: bool,
+    subscriptions: bool,
+}
+
 /// The machine.
 pub struct Hub<R> {
     policies: Vec<Policy>,
@@ -234,7 +273,7 @@ pub struct Hub<R> {
     /// Token expiries of connected links, soonest first.
     expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
     calls: Calls<R>,
-    changes: Vec<Change>,
+    unwritten: BTreeMap<DeviceId, Unwritten>,
     immediate: VecDeque<Output<R>>,
     gated: VecDeque<Output<R>>,
 }
@@ -258,7 +297,7 @@ impl<R> Hub<R> {
             links: HashMap::new(),
             expiries: BTreeSet::new(),
             calls: Calls::default(),
-            changes: Vec::new(),
+            unwritten: BTreeMap::new(),
             immediate: VecDeque::new(),
             gated: VecDeque::new(),
         }
@@ -292,10 +331,36 @@ impl<R> Hub<R> {
     /// What the inputs handled since the last call led to.
     pub fn take_outcome(&mut self) -> Outcome<R> {
         Outcome {
-            changes: std::mem::take(&mut self.changes),
+            changes: self.take_changes(),
             immediate: std::mem::take(&mut self.immediate),
             gated: std::mem::take(&mut self.gated),
         }
+    }
+
+    fn take_changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (id, unwritten) in std::mem::take(&mut self.unwritten) {
+            if unwritten.deletion {
+                changes.push(Change::Deleted(id.clone()));
+            }
+            let Some(device) = self.devices.get(&id) else { continue };
+            if unwritten.identity {
+                changes.push(Change::Identity(device.identity.clone()));
+            }
+            if unwritten.twin {
+                changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
+            }
+            if unwritten.subscriptions {
+                let kept = if device.is_clean { BTreeSet::new() } else { device.subscriptions.clone() };
+                changes.push(Change::Subscriptions(id, kept));
+            }
+        }
+        changes
+    }
+
+    /// Note what of a device is to be written.
+    fn unwritten(&mut self, id: &DeviceId) -> &mut Unwritten {
+        self.unwritten.entry(id.clone()).or_default()
     }
 
     fn handle_request(&mut self, now: Now, reply: R, operation: Operation) {

@@ -25,8 +25,10 @@ const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
 const WRITE_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What is asked of the socket at once; a twin or method message fits.
-const READ_SIZE: usize = 4096;
+/// Room for what comes next, which is all that an idle connection holds. Most packets fit; for larger ones it doubles.
+const READ_SIZE: usize = 1024;
+/// Packets that are ready together share one write of about so many bytes.
+const WRITE_SIZE: usize = 64 * 1024;
 
 /// Accept until `cancel`; returns after the last connection has ended.
 pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, hub: HubHandle, cancel: CancellationToken) {
@@ -78,6 +80,9 @@ async fn handle(stream: TcpStream, acceptor: TlsAcceptor, hub: HubHandle, cancel
     hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
 }
 
+/// Why the hub ends a connection that missed a message.
+const LOST: &str = "the client reads too slowly, or the hub cannot write its store";
+
 struct Connection {
     stream: TlsStream<TcpStream>,
     link: LinkEnd,
@@ -108,7 +113,7 @@ impl Connection {
         };
         // What was queued before the end, such as a refusing CONNACK, still goes.
         let farewell = async {
-            self.flush().await?;
+            flush(&mut self.stream, &mut self.outgoing).await?;
             self.stream.shutdown().await
         };
         if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(1), farewell).await {
@@ -119,10 +124,10 @@ impl Connection {
 
     /// Wait for one thing and deal with it.
     async fn step(&mut self, cancel: &CancellationToken) -> Result<(), End> {
-        let deadline = self.session.deadline().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        let deadline = self.session.deadline();
         self.incoming.reserve(READ_SIZE);
         tokio::select! {
-            read = self.stream.read_buf(&mut self.incoming) => match read {
+            read = self.stream.read_buf(&mut self.incoming), if self.session.takes_packets() => match read {
                 Ok(0) => return Err(End::abrupt("the client closed the connection")),
                 Ok(_) => self.read_packets().await?,
                 Err(_) => return Err(End::abrupt("the connection broke")),
@@ -131,38 +136,49 @@ impl Connection {
                 let Some(output) = output else { return Err(End::abrupt("the hub has stopped")) };
                 let actions = self.session.handle_output(output);
                 self.perform(actions).await?;
-                // More may have come at the same time; they share one write.
-                while let Ok(output) = self.link.outputs.try_recv() {
+                while self.outgoing.len() < WRITE_SIZE && let Ok(output) = self.link.outputs.try_recv() {
                     let actions = self.session.handle_output(output);
                     self.perform(actions).await?;
                 }
+                // The verdict on a CONNECT may have been among them, and what came behind that waits.
+                self.read_packets().await?;
             },
-            () = tokio::time::sleep_until(deadline.into()), if self.session.deadline().is_some() => {
+            () = tokio::time::sleep_until(deadline.into()) => {
                 let action = self.session.handle_deadline();
                 self.perform(vec![action]).await?;
             },
-            () = self.link.overflow.cancelled() => return Err(End::abrupt("the client reads too slowly")),
+            () = self.link.lost.cancelled() => return Err(End::abrupt(LOST)),
             () = cancel.cancelled() => return Err(End::abrupt("the hub is stopping")),
         }
-        match tokio::time::timeout(WRITE_TIME_LIMIT, self.flush()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::abrupt("the connection broke")),
-            Err(_) => Err(End::abrupt("the client takes nothing")),
+        let flushing = flush(&mut self.stream, &mut self.outgoing);
+        tokio::select! {
+            written = tokio::time::timeout(WRITE_TIME_LIMIT, flushing) => match written {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) => Err(End::abrupt("the connection broke")),
+                Err(_) => Err(End::abrupt("the client takes nothing")),
+            },
+            () = self.link.lost.cancelled() => Err(End::abrupt(LOST)),
+            () = cancel.cancelled() => Err(End::abrupt("the hub is stopping")),
         }
     }
 
     async fn read_packets(&mut self) -> Result<(), End> {
-        loop {
+        while self.session.takes_packets() && !self.incoming.is_empty() {
             match Packet::read(&mut self.incoming, MAX_PACKET) {
                 Ok(packet) => {
                     let actions = self.session.handle_packet(Instant::now(), packet);
                     self.perform(actions).await?;
                 }
-                Err(FrameError::InsufficientBytes(_)) => return Ok(()),
+                Err(FrameError::InsufficientBytes(_)) => break,
                 Err(FrameError::PayloadSizeLimitExceeded { .. }) => return Err(End::abrupt("a packet is too large")),
                 Err(_) => return Err(End::abrupt("a packet is malformed")),
             }
         }
+        if self.incoming.is_empty() {
+            // What a large packet needed goes back.
+            self.incoming = BytesMut::new();
+        }
+        Ok(())
     }
 
     async fn perform(&mut self, actions: Vec<Action>) -> Result<(), End> {
@@ -183,12 +199,14 @@ impl Connection {
         }
         Ok(())
     }
+}
 
-    async fn flush(&mut self) -> io::Result<()> {
-        if !self.outgoing.is_empty() {
-            self.stream.write_all_buf(&mut self.outgoing).await?;
-            self.stream.flush().await?;
-        }
-        Ok(())
+async fn flush(stream: &mut TlsStream<TcpStream>, outgoing: &mut BytesMut) -> io::Result<()> {
+    if !outgoing.is_empty() {
+        stream.write_all_buf(outgoing).await?;
+        stream.flush().await?;
+        // What a large packet needed goes back.
+        *outgoing = BytesMut::new();
     }
+    Ok(())
 }

@@ -1,12 +1,13 @@
 //! The REST listener: Azure's service API over the hub and the job engine.
 //!
-//! Every reply is JSON with its content type, as the Node SDK reads nothing else; every refusal has the envelope and the
-//! `iothub-errorcode` header of its dialect.
+//! Every reply is JSON with its content type, as the Node SDK reads nothing else; every refusal has the envelope and
+//! the `iothub-errorcode` header of its dialect.
 
 mod auth;
 mod bulk;
 mod devices;
 pub(crate) mod events;
+mod extract;
 mod jobs;
 mod query;
 mod reply;
@@ -35,7 +36,8 @@ pub(crate) struct RestState {
     pub(crate) policies: Arc<[Policy]>,
 }
 
-/// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is accepted.
+/// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is
+/// accepted.
 pub(crate) fn router(state: RestState) -> Router {
     Router::new()
         .route("/devices", get(devices::list).post(bulk::run))

@@ -113,8 +113,8 @@ impl EmbeddedHub {
         rest::events::router(self.handle.events().clone())
     }
 
-    /// Stop from the outside in, so that each part can finish what it has in hand: no new requests, then the jobs (calls
-    /// that are out still get their answers), then the devices, then the hub.
+    /// Stop from the outside in, so that each part can finish what it has in hand: no new requests, then the jobs
+    /// (calls that are out still get their answers), then the devices, then the hub.
     pub async fn stop(self) {
         self.https.stop().await;
         self.jobs_cancel.cancel();

@@ -4,15 +4,17 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::topic::{FromDevice, Subscription};
+use iothub_protocol::twin::limit;
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck,
     Unsubscribe,
 };
 use rumqttc::mqttbytes::{Protocol, QoS};
 
-use crate::hub::{ConnectRequest, LinkInput, LinkOutput};
+use crate::hub::{ConnectRequest, Granted, LinkInput, LinkOutput};
 
 /// A client that has said nothing for so long after TLS is cut.
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -20,6 +22,8 @@ const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
 /// Largest packet: a message of 256 KiB, a topic of 64 KiB with its properties, and the header.
 pub const MAX_PACKET: usize = 256 * 1024 + 64 * 1024 + 16;
+// A whole twin, and news of a whole section, reach the device in one packet.
+const _: () = assert!(2 * limit::TEXT + 1024 <= MAX_PACKET && limit::PATCH_TEXT + 1024 <= MAX_PACKET);
 
 /// What the connection should do.
 #[derive(Debug)]
@@ -37,7 +41,7 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Session {
     state: State,
-    /// Zero for a client that wants none.
+    /// How long the client may say nothing.
     silence: Duration,
     last_heard: Instant,
 }
@@ -57,8 +61,13 @@ impl Session {
     }
 
     /// When to call [`Session::handle_deadline`].
-    pub fn deadline(&self) -> Option<Instant> {
-        (!self.silence.is_zero()).then(|| self.last_heard + self.silence)
+    pub fn deadline(&self) -> Instant {
+        self.last_heard + self.silence
+    }
+
+    /// Whether to give packets now. A client need not wait for the answer to its CONNECT; the connection does.
+    pub fn takes_packets(&self) -> bool {
+        !matches!(self.state, State::AwaitVerdict(_))
     }
 
     pub fn handle_deadline(&mut self) -> Action {
@@ -88,9 +97,8 @@ impl Session {
             (LinkOutput::Close { reason }, _) => vec![self.close(false, reason)],
             (_, State::AwaitConnect | State::AwaitVerdict(_) | State::Over) => vec![],
             (LinkOutput::Accepted { .. }, State::Up(_)) => vec![],
-            (LinkOutput::SubAck { pkid, count }, State::Up(_)) => {
-                // QoS 2 is granted as 1; whatever was granted, the hub's own messages go as QoS 0.
-                let codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce); count];
+            (LinkOutput::SubAck { pkid, granted }, State::Up(_)) => {
+                let codes = granted.into_iter().map(|granted| SubscribeReasonCode::Success(quality(granted))).collect();
                 vec![Action::Send(Packet::SubAck(SubAck::new(pkid, codes)))]
             }
             (LinkOutput::UnsubAck { pkid }, State::Up(_)) => vec![Action::Send(Packet::UnsubAck(UnsubAck::new(pkid)))],
@@ -119,11 +127,16 @@ impl Session {
         let will = match connect.last_will {
             None => None,
             Some(will) => match FromDevice::parse(&device, &will.topic) {
-                Some(message @ FromDevice::Telemetry { .. }) => Some((message, will.message)),
+                // Copied, as it would hold the whole packet for as long as the connection lasts.
+                Some(message @ FromDevice::Telemetry { .. }) => Some((message, Bytes::copy_from_slice(&will.message))),
                 _ => return self.refuse(ConnectReturnCode::NotAuthorized, "the will's topic is not the device's"),
             },
         };
-        self.silence = (Duration::from_secs(connect.keep_alive.into()) * 3 / 2).min(MAX_SILENCE);
+        self.silence = match connect.keep_alive {
+            // None asked for. A client that is gone without a word must be missed all the same.
+            0 => MAX_SILENCE,
+            seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(MAX_SILENCE),
+        };
         self.state = State::AwaitVerdict(device.clone());
         let (password, clean_session) = (login.password, connect.clean_session);
         vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { device, password, clean_session, will })))]
@@ -162,15 +175,25 @@ impl Session {
     }
 
     fn subscribe(&mut self, device: &DeviceId, subscribe: &Subscribe) -> Vec<Action> {
-        let subscriptions: Option<Vec<_>> =
-            subscribe.filters.iter().map(|filter| Subscription::parse(device, &filter.path)).collect();
-        match subscriptions {
-            Some(subscriptions) => vec![Action::ToHub(LinkInput::Subscribe { pkid: subscribe.pkid, subscriptions })],
+        if subscribe.pkid == 0 {
+            return vec![self.close(false, "SUBSCRIBE without a packet id")];
+        }
+        // There are fewer filters than the five subscriptions that a device may have.
+        let filters = subscribe.filters.iter().map(|filter| {
+            // QoS 2 is granted as 1; whatever was granted, the hub's own messages go as QoS 0.
+            let granted = if filter.qos == QoS::AtMostOnce { Granted::AtMostOnce } else { Granted::AtLeastOnce };
+            Some((Subscription::parse(device, &filter.path)?, granted))
+        });
+        match filters.collect() {
+            Some(filters) => vec![Action::ToHub(LinkInput::Subscribe { pkid: subscribe.pkid, filters })],
             None => vec![self.close(false, "SUBSCRIBE with a filter that is not the device's")],
         }
     }
 
     fn unsubscribe(&mut self, device: &DeviceId, unsubscribe: &Unsubscribe) -> Vec<Action> {
+        if unsubscribe.pkid == 0 || unsubscribe.topics.is_empty() {
+            return vec![self.close(false, "UNSUBSCRIBE without a packet id or a filter")];
+        }
         // A filter that never was subscribed is no error when it goes.
         let subscriptions =
             unsubscribe.topics.iter().filter_map(|filter| Subscription::parse(device, filter)).collect();
@@ -187,9 +210,18 @@ impl Session {
     }
 }
 
+fn quality(granted: Granted) -> QoS {
+    match granted {
+        Granted::AtMostOnce => QoS::AtMostOnce,
+        Granted::AtLeastOnce => QoS::AtLeastOnce,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use rumqttc::mqttbytes::v4::{LastWill, Login};
+    use bytes::BytesMut;
+    use proptest::prelude::*;
+    use rumqttc::mqttbytes::v4::{LastWill, Login, SubscribeFilter};
 
     use super::*;
 
@@ -273,10 +305,105 @@ mod tests {
     #[test]
     fn silence_is_measured_from_the_last_packet() {
         let now = Instant::now();
-        assert_eq!(Session::new(now).deadline(), Some(now + CONNECT_TIME_LIMIT));
+        assert_eq!(Session::new(now).deadline(), now + CONNECT_TIME_LIMIT);
         let mut session = up(now);
         let later = now + Duration::from_secs(10);
         session.handle_packet(later, Packet::PingReq);
-        assert_eq!(session.deadline(), Some(later + Duration::from_secs(90)));
+        assert_eq!(session.deadline(), later + Duration::from_secs(90));
+        for (keep_alive, silence) in [(0, MAX_SILENCE), (1, Duration::from_millis(1500)), (u16::MAX, MAX_SILENCE)] {
+            let mut session = Session::new(now);
+            session.handle_packet(now, Packet::Connect(Connect { keep_alive, ..connect() }));
+            assert_eq!(session.deadline(), now + silence, "{keep_alive}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_is_granted_what_it_asks_for_but_qos_2() {
+        let now = Instant::now();
+        let mut session = up(now);
+        let filter = |qos| SubscribeFilter::new("$iothub/twin/res/#".to_owned(), qos);
+        let filters = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce].map(filter);
+        let packet = Subscribe { pkid: 5, filters: filters.to_vec() };
+        let actions = session.handle_packet(now, Packet::Subscribe(packet));
+        let [Action::ToHub(LinkInput::Subscribe { pkid, filters })] = actions.as_slice() else { panic!("{actions:?}") };
+        let granted = filters.iter().map(|(_, granted)| *granted).collect();
+        let actions = session.handle_output(LinkOutput::SubAck { pkid: *pkid, granted });
+        let [Action::Send(Packet::SubAck(ack))] = actions.as_slice() else { panic!("{actions:?}") };
+        let expected = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::AtLeastOnce].map(SubscribeReasonCode::Success);
+        assert_eq!((ack.pkid, ack.return_codes.as_slice()), (5, expected.as_slice()));
+    }
+
+    #[test]
+    fn one_wrong_filter_ends_the_connection() {
+        let now = Instant::now();
+        let filters =
+            ["$iothub/twin/res/#", "$iothub/#"].map(|path| SubscribeFilter::new(path.to_owned(), QoS::AtMostOnce));
+        for (pkid, filters) in [(5, filters.to_vec()), (0, filters[..1].to_vec())] {
+            assert!(closes(&up(now).handle_packet(now, Packet::Subscribe(Subscribe { pkid, filters }))));
+        }
+        let unsubscribe = |pkid, topic: &str| Packet::Unsubscribe(Unsubscribe { pkid, topics: vec![topic.to_owned()] });
+        assert!(closes(&up(now).handle_packet(now, unsubscribe(0, "$iothub/twin/res/#"))));
+        let actions = up(now).handle_packet(now, unsubscribe(5, "unknown"));
+        assert!(matches!(actions.as_slice(), [Action::ToHub(LinkInput::Unsubscribe { .. })]), "{actions:?}");
+    }
+
+    #[test]
+    fn packets_wait_for_the_verdict() {
+        let now = Instant::now();
+        let mut session = Session::new(now);
+        assert!(session.takes_packets());
+        session.handle_packet(now, Packet::Connect(connect()));
+        assert!(!session.takes_packets());
+        session.handle_output(LinkOutput::Accepted { session_present: false });
+        assert!(session.takes_packets());
+    }
+
+    /// What a client may send, whole or broken.
+    fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+        let text = prop::sample::select(vec![
+            "MQTT",
+            "d1",
+            "localhost/d1/?api-version=2021-04-12",
+            "token",
+            "$iothub/twin/GET/?$rid=1",
+            "$iothub/methods/POST/#",
+            "devices/d1/messages/events/%24.mid=1&a=%ff",
+            "$iothub/methods/res/-1/?$rid=ff",
+        ]);
+        let field = text.prop_map(|text| [&(text.len() as u16).to_be_bytes(), text.as_bytes()].concat());
+        let piece = prop_oneof![3 => field, 1 => prop::collection::vec(any::<u8>(), 0..8)];
+        let packet = (any::<u8>(), prop::collection::vec(piece, 0..6), 0..2u8).prop_map(|(first, pieces, off)| {
+            let body = pieces.concat();
+            let length = (body.len() as u8 & 0x7f).saturating_sub(off);
+            [vec![first, length], body].concat()
+        });
+        let connect = Just({
+            let mut stream = BytesMut::new();
+            connect().write(&mut stream).expect("a packet");
+            stream.to_vec()
+        });
+        let any_packet = prop_oneof![4 => packet, 1 => connect.clone()];
+        (connect, prop::collection::vec(any_packet, 0..8)).prop_map(|(first, rest)| [first, rest.concat()].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_session_panic(bytes in any_bytes(), skip in 0usize..64) {
+            for bytes in [&bytes[..], &bytes[skip.min(bytes.len())..]] {
+                let now = Instant::now();
+                let mut session = Session::new(now);
+                let mut stream = BytesMut::from(bytes);
+                while let Ok(packet) = Packet::read(&mut stream, MAX_PACKET) {
+                    let is_connect = matches!(packet, Packet::Connect(_));
+                    let actions = session.handle_packet(now, packet);
+                    if matches!(actions.last(), Some(Action::Close { .. })) {
+                        break;
+                    }
+                    if is_connect {
+                        session.handle_output(LinkOutput::Accepted { session_present: true });
+                    }
+                }
+            }
+        }
     }
 }

@@ -16,8 +16,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 /// The authority's certificate, for clients to trust.
 pub const CA_FILE: &str = "ca.pem";
 const CA_KEY_FILE: &str = "ca.key";
-/// Followed by some digits of its key's hash: a client that trusts several authorities picks by name, and two of one name
-/// would hide each other.
+/// Followed by some digits of its key's hash: a client that trusts several authorities picks by name, and two of one
+/// name would hide each other.
 const CA_NAME: &str = "Latch local hub CA";
 
 /// Why there is no certificate.
@@ -27,14 +27,16 @@ pub enum TlsError {
     File { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is not the key of a certificate authority ({reason}); delete it and {CA_FILE} to have new ones made", path.display())]
     Key { path: PathBuf, reason: String },
+    #[error("{} is not the certificate of {CA_KEY_FILE} beside it ({reason}); delete it to have a new one made", path.display())]
+    Certificate { path: PathBuf, reason: String },
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
     #[error("cannot set up TLS: {0}")]
     Setup(#[from] rustls::Error),
 }
 
-/// A TLS server configuration for `localhost`, its addresses and this machine's name, signed by the authority in `folder`,
-/// which is made if it is not there: P-256, as all SDKs accept it; the key with mode 0600.
+/// A TLS server configuration for `localhost`, its addresses and this machine's name, signed by the authority in
+/// `folder`, which is made if it is not there: P-256, as all SDKs accept it; the key with mode 0600.
 pub fn server_config(folder: &Path, machine_name: Option<&str>) -> Result<Arc<ServerConfig>, TlsError> {
     let (ca, ca_pem) = authority(folder)?;
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
@@ -83,8 +85,8 @@ fn authority(folder: &Path) -> Result<(Issuer<'static, KeyPair>, CertificateDer<
     };
     let params = authority_params(&key);
     let certificate = match fs::read(&certificate_path) {
-        Ok(pem) => certificate_of(&pem)
-            .ok_or_else(|| TlsError::Key { path: certificate_path, reason: "no certificate inside".to_owned() })?,
+        Ok(pem) => certificate_of(&pem, &key)
+            .map_err(|reason| TlsError::Certificate { path: certificate_path, reason: reason.to_owned() })?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let certificate = params.self_signed(&key)?;
             fs::write(&certificate_path, certificate.pem()).map_err(|source| TlsError::File {
@@ -135,9 +137,14 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-fn certificate_of(pem: &[u8]) -> Option<CertificateDer<'static>> {
+/// The certificate in a file, if it is the one of this key: clients that trust another would refuse the hub.
+fn certificate_of(pem: &[u8], key: &KeyPair) -> Result<CertificateDer<'static>, &'static str> {
     use rustls::pki_types::pem::PemObject as _;
-    CertificateDer::from_pem_slice(pem).ok()
+    let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| "no certificate is inside")?;
+    let public_key = key.public_key_raw();
+    // A certificate holds its public key as it is, so no parser is needed to find it.
+    let is_the_keys = certificate.windows(public_key.len()).any(|bytes| bytes == public_key);
+    if is_the_keys { Ok(certificate) } else { Err("it belongs to another key") }
 }
 
 fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -169,5 +176,15 @@ mod tests {
         fs::write(folder.path().join(CA_KEY_FILE), "nonsense").expect("written");
         let error = server_config(folder.path(), None).expect_err("refused").to_string();
         assert!(error.contains("ca.key") && error.contains("delete it"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_of_another_key_is_named() {
+        let (folder, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        server_config(folder.path(), None).expect("a configuration");
+        server_config(other.path(), None).expect("a configuration");
+        fs::copy(other.path().join(CA_FILE), folder.path().join(CA_FILE)).expect("copied");
+        let error = server_config(folder.path(), None).expect_err("refused").to_string();
+        assert!(error.contains("ca.pem") && error.contains("another key"), "{error}");
     }
 }

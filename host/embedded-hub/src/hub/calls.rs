@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, RequestId};
-use iothub_protocol::method::{DirectMethod, MAX_PAYLOAD, MethodResponse};
+use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::topic::{Subscription, ToDevice};
-use serde_json::Value;
 
 use super::{Answer, Hub, LinkId, LinkOutput, Now, Output, not_found};
 
@@ -89,7 +88,8 @@ impl<R> Calls<R> {
 impl<R> Hub<R> {
     pub(super) fn call_method(&mut self, now: Now, reply: R, id: &DeviceId, method: DirectMethod) {
         let Some(device) = self.devices.get(id) else {
-            return self.immediate.push_back(Output::Reply(reply, Err(not_found(id))));
+            // It may have been there until a deletion that is not durable yet.
+            return self.gated.push_back(Output::Reply(reply, Err(not_found(id))));
         };
         if self.calls.by_device.get(id).is_some_and(|numbers| numbers.len() >= MAX_CALLS_PER_DEVICE) {
             let text = format!("{MAX_CALLS_PER_DEVICE} calls are already waiting for the device");
@@ -103,31 +103,36 @@ impl<R> Hub<R> {
         let deadline = now.steady + Duration::from_secs(method.connect_timeout().into());
         let state = CallState::WaitingForDevice;
         let number = self.calls.add(Call { reply, device: id.clone(), method, state, deadline });
-        if let Some(link) = listening {
-            self.send_call(now, number, link);
+        if let Some(link) = listening
+            && let Some(output) = self.send_call(now, number, link)
+        {
+            self.immediate.push_back(output);
         }
     }
 
-    /// Send what waited for this device, if it listens now.
+    /// Send what waited for this device, if it listens now. Gated: the subscription that they waited for is
+    /// acknowledged first.
     pub(super) fn release_waiting_calls(&mut self, now: Now, id: &DeviceId) {
         let Some(link) = self.devices.get(id).and_then(|device| device.listening(Subscription::Methods)) else {
             return;
         };
         for number in self.calls.of_device(id) {
-            if self.calls.calls.get(&number).is_some_and(|call| call.state == CallState::WaitingForDevice) {
-                self.send_call(now, number, link);
+            if self.calls.calls.get(&number).is_some_and(|call| call.state == CallState::WaitingForDevice)
+                && let Some(output) = self.send_call(now, number, link)
+            {
+                self.gated.push_back(output);
             }
         }
     }
 
-    fn send_call(&mut self, now: Now, number: u64, link: LinkId) {
-        let Some(call) = self.calls.calls.get(&number) else { return };
+    fn send_call(&mut self, now: Now, number: u64, link: LinkId) -> Option<Output<R>> {
+        let call = self.calls.calls.get(&number)?;
         let rid = RequestId::parse(&format!("{number:x}")).expect("hexadecimal digits are a request id");
         let topic = ToDevice::Method { name: call.method.method_name.clone(), rid }.format();
         let payload = call.method.payload.to_string().into();
         let deadline = now.steady + Duration::from_secs(call.method.response_timeout().into());
         self.calls.sent(number, link, deadline);
-        self.immediate.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+        Some(Output::Link(link, LinkOutput::Publish { topic, payload }))
     }
 
     pub(super) fn method_answered(&mut self, id: &DeviceId, rid: &RequestId, status: i32, payload: &Bytes) {
@@ -138,7 +143,7 @@ impl<R> Hub<R> {
             return;
         }
         let Some(call) = self.calls.remove(number) else { return };
-        let answer = read_payload(payload).map(|payload| Answer::Method(MethodResponse { status, payload }));
+        let answer = MethodResponse::from_device(status, payload).map(Answer::Method);
         self.immediate.push_back(Output::Reply(call.reply, answer));
     }
 
@@ -150,7 +155,8 @@ impl<R> Hub<R> {
             if (sent || gone)
                 && let Some(call) = self.calls.remove(number)
             {
-                self.immediate.push_back(Output::Reply(call.reply, Err(error.clone())));
+                let outputs = if gone { &mut self.gated } else { &mut self.immediate };
+                outputs.push_back(Output::Reply(call.reply, Err(error.clone())));
             }
         }
     }
@@ -171,15 +177,4 @@ impl<R> Hub<R> {
 
 fn not_online() -> HubError {
     HubError::new(ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect.")
-}
-
-fn read_payload(payload: &[u8]) -> Result<Value, HubError> {
-    let bad = |text: String| HubError::new(ErrorCode::BadDeviceResponse, text);
-    if payload.is_empty() {
-        return Ok(Value::Null);
-    }
-    if payload.len() > MAX_PAYLOAD {
-        return Err(bad("the device's answer is larger than 128 KiB".into()));
-    }
-    serde_json::from_slice(payload).map_err(|e| bad(format!("the device's answer is not JSON: {e}")))
 }

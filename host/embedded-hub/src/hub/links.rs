@@ -1,5 +1,7 @@
 //! Devices connect, subscribe, publish and go.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use chrono::DateTime;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -8,9 +10,12 @@ use iothub_protocol::sas::Token;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
 use serde_json::{Map, Value};
 
-use super::{Change, ConnectRequest, Hub, LinkId, LinkInput, LinkOutput, Now, Output};
+use super::{ConnectRequest, Granted, Hub, LinkId, LinkInput, LinkOutput, Now, Output};
 use crate::events::HubEvent;
 use crate::policy::Rights;
+
+/// Most bytes of a message: its body, the values of system properties, names and values of the others.
+const MAX_MESSAGE: usize = 256 * 1024;
 
 /// A connected device.
 pub(super) struct Link {
@@ -31,7 +36,7 @@ impl<R> Hub<R> {
         }
         match input {
             LinkInput::Connect(_) => {}
-            LinkInput::Subscribe { pkid, subscriptions } => self.subscribe(now, link, &device, pkid, &subscriptions),
+            LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &device, pkid, &filters),
             LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &device, pkid, &subscriptions),
             LinkInput::Published { message, payload } => self.published(now, link, &device, message, &payload),
             LinkInput::Closed { graceful } => self.closed(now, link, graceful),
@@ -49,21 +54,24 @@ impl<R> Hub<R> {
         let Some(device) = self.devices.get(&request.device) else { return };
         // The newer connection wins. The device is never shown as disconnected in between.
         if let Some(older) = device.link {
-            self.forget(older);
+            let will = self.forget(older).and_then(|ended| ended.will);
+            self.send_will(now, &request.device, will);
             self.end_calls_to(&request.device, &taken_over());
             let reason = "the device connected again elsewhere";
             self.immediate.push_back(Output::Link(older, LinkOutput::Close { reason }));
         } else {
-            self.immediate.push_back(Output::Event(HubEvent::connected(request.device.clone(), now.wall)));
+            self.gated.push_back(Output::Event(HubEvent::connected(request.device.clone(), now.wall)));
         }
         let Some(device) = self.devices.get_mut(&request.device) else { return };
         device.link = Some(link);
+        device.is_clean = request.clean_session;
         device.last_activity = Some(now.wall);
-        let session_present = !request.clean_session && !device.subscriptions.is_empty();
-        if request.clean_session && !device.subscriptions.is_empty() {
+        let had_subscriptions = !device.subscriptions.is_empty();
+        if request.clean_session && had_subscriptions {
             device.subscriptions.clear();
-            self.changes.push(Change::Subscriptions(request.device.clone(), Default::default()));
+            self.unwritten(&request.device).subscriptions = true;
         }
+        let session_present = !request.clean_session && had_subscriptions;
         self.expiries.insert((expiry, link));
         self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will });
         self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
@@ -71,7 +79,8 @@ impl<R> Hub<R> {
         self.release_waiting_calls(now, &request.device);
     }
 
-    /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code only.
+    /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code
+    /// only.
     fn authenticate(&self, now: Now, request: &ConnectRequest) -> Result<DateTime<chrono::Utc>, &'static str> {
         let token = Token::parse(&request.password).map_err(|_| "the password is no SAS token")?;
         let device = self.devices.get(&request.device).ok_or("the device is not registered")?;
@@ -99,31 +108,34 @@ impl<R> Hub<R> {
         Ok(DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<chrono::Utc>::MAX_UTC))
     }
 
-    fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
-        let Some(device) = self.devices.get_mut(id) else { return };
-        let before = device.subscriptions.len();
-        device.subscriptions.extend(subscriptions);
-        if device.subscriptions.len() != before {
-            self.changes.push(Change::Subscriptions(id.clone(), device.subscriptions.clone()));
-        }
-        let count = subscriptions.len();
-        self.gated.push_back(Output::Link(link, LinkOutput::SubAck { pkid, count }));
+    fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, filters: &[(Subscription, Granted)]) {
+        self.change_subscriptions(id, |kept| kept.extend(filters.iter().map(|(subscription, _)| *subscription)));
+        let granted = filters.iter().map(|(_, granted)| *granted).collect();
+        self.gated.push_back(Output::Link(link, LinkOutput::SubAck { pkid, granted }));
         self.release_waiting_calls(now, id);
     }
 
     fn unsubscribe(&mut self, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
+        self.change_subscriptions(id, |kept| kept.retain(|subscription| !subscriptions.contains(subscription)));
+        self.gated.push_back(Output::Link(link, LinkOutput::UnsubAck { pkid }));
+    }
+
+    fn change_subscriptions(&mut self, id: &DeviceId, change: impl FnOnce(&mut BTreeSet<Subscription>)) {
         let Some(device) = self.devices.get_mut(id) else { return };
         let before = device.subscriptions.len();
-        device.subscriptions.retain(|kept| !subscriptions.contains(kept));
-        if device.subscriptions.len() != before {
-            self.changes.push(Change::Subscriptions(id.clone(), device.subscriptions.clone()));
+        change(&mut device.subscriptions);
+        if device.subscriptions.len() != before && !device.is_clean {
+            self.unwritten(id).subscriptions = true;
         }
-        self.gated.push_back(Output::Link(link, LinkOutput::UnsubAck { pkid }));
     }
 
     fn published(&mut self, now: Now, link: LinkId, id: &DeviceId, message: FromDevice, payload: &Bytes) {
         match message {
-            FromDevice::Telemetry { bag } => self.telemetry(now, link, id, &bag, payload, None),
+            FromDevice::Telemetry { bag } => {
+                if let Err(reason) = self.telemetry(now, id, &bag, payload, None) {
+                    self.cut(now, link, reason);
+                }
+            }
             FromDevice::MethodResponse { status, rid } => self.method_answered(id, &rid, status, payload),
             FromDevice::TwinGet { rid } => {
                 let Some(device) = self.devices.get(id) else { return };
@@ -134,14 +146,30 @@ impl<R> Hub<R> {
         }
     }
 
-    fn telemetry(&mut self, now: Now, link: LinkId, id: &DeviceId, bag: &str, body: &Bytes, will: Option<&str>) {
-        let Some(mut properties) = decode_bag(bag) else {
-            return self.cut(now, link, "the property bag of a message is not UTF-8");
-        };
-        if let Some(kind) = will {
-            properties.push(("iothub-MessageType".to_owned(), kind.to_owned()));
+    /// Take a message; `kind` is for one that the hub sends in the device's name. `Err` says why it is none.
+    fn telemetry(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        bag: &str,
+        body: &[u8],
+        kind: Option<&str>,
+    ) -> Result<(), &'static str> {
+        let mut properties = decode_bag(bag).ok_or("the property bag of a message is not UTF-8")?;
+        if body.len() + properties_size(&properties) > MAX_MESSAGE {
+            return Err("a message with its properties is larger than 256 KiB");
         }
-        self.immediate.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body.clone())));
+        properties.extend(kind.map(|kind| ("iothub-MessageType".to_owned(), kind.to_owned())));
+        self.gated.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body)));
+        Ok(())
+    }
+
+    fn send_will(&mut self, now: Now, id: &DeviceId, will: Option<(FromDevice, Bytes)>) {
+        if let Some((FromDevice::Telemetry { bag }, body)) = will
+            && let Err(reason) = self.telemetry(now, id, &bag, &body, Some("Will"))
+        {
+            tracing::info!(device = %id, reason, "the will was dropped");
+        }
     }
 
     fn reported(
@@ -163,7 +191,7 @@ impl<R> Hub<R> {
             patch.and_then(|patch| Ok((device.twin.report(&patch, expected, now.wall)?, patch)));
         match result {
             Ok((version, patch)) => {
-                self.changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
+                self.unwritten(id).twin = true;
                 self.twin_response(link, 204, rid, Some(version), Bytes::new());
                 self.gated.push_back(Output::Event(HubEvent::reported(id.clone(), now.wall, version, patch)));
             }
@@ -190,11 +218,9 @@ impl<R> Hub<R> {
     fn closed(&mut self, now: Now, link: LinkId, graceful: bool) {
         let Some(ended) = self.forget(link) else { return };
         let id = ended.device;
-        if let Some((FromDevice::Telemetry { bag }, body)) = ended.will.filter(|_| !graceful) {
-            self.telemetry(now, link, &id, &bag, &body, Some("Will"));
-        }
+        self.send_will(now, &id, ended.will.filter(|_| !graceful));
         self.end_calls_to(&id, &connection_closed());
-        self.immediate.push_back(Output::Event(HubEvent::disconnected(id, now.wall)));
+        self.gated.push_back(Output::Event(HubEvent::disconnected(id, now.wall)));
     }
 
     fn forget(&mut self, link: LinkId) -> Option<Link> {
@@ -204,9 +230,18 @@ impl<R> Hub<R> {
             && device.link == Some(link)
         {
             device.link = None;
+            if std::mem::take(&mut device.is_clean) {
+                device.subscriptions.clear();
+            }
         }
         Some(ended)
     }
+}
+
+/// What a message's properties count: of the system's own, whose names begin with `$.`, the values only.
+fn properties_size(properties: &[(String, String)]) -> usize {
+    let name_size = |name: &str| if name.starts_with("$.") { 0 } else { name.len() };
+    properties.iter().map(|(name, value)| name_size(name) + value.len()).sum()
 }
 
 fn taken_over() -> HubError {

@@ -9,11 +9,13 @@ use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{Subscription, ToDevice};
 use iothub_protocol::twin::{DesiredNotice, Twin, etag_matches};
 
-use super::{Answer, Change, Device, Hub, LinkOutput, Now, Output, not_found};
+use super::{Answer, Device, Hub, LinkOutput, Now, Output, Unwritten, not_found};
 use crate::events::HubEvent;
 
 /// Ticks of 100 ns between year 1 and 1970: generation ids look like .NET ticks, 18 digits.
 const TICKS_BEFORE_1970: i64 = 621_355_968_000_000_000;
+/// A new identity's revision is below this: etags of ten digits at most, as Azure's are.
+const FIRST_REVISIONS: u64 = 1_000_000_000;
 
 impl<R> Hub<R> {
     /// Create without `if_match`, update with it. `keys` are fresh, for where the request names none.
@@ -40,10 +42,12 @@ impl<R> Hub<R> {
     fn create(&mut self, now: Now, id: &DeviceId, request: IdentityRequest, keys: [SharedKey; 2]) -> Answer {
         let [primary, secondary] = keys;
         let ticks = now.wall.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
+        let generation_id = u64::try_from(ticks).unwrap_or_default();
         let identity = Identity {
             device_id: id.clone(),
-            generation_id: u64::try_from(ticks).unwrap_or_default(),
-            revision: 1,
+            generation_id,
+            // Not the same for each generation: an etag from before a deletion must not match the device made anew.
+            revision: generation_id % FIRST_REVISIONS,
             enabled: !request.disabled,
             status_reason: request.status_reason,
             status_updated: None,
@@ -51,8 +55,9 @@ impl<R> Hub<R> {
             secondary_key: request.secondary_key.unwrap_or(secondary),
         };
         let twin = Twin::new(now.wall);
-        self.changes.push(Change::Identity(identity.clone()));
-        self.changes.push(Change::Twin(id.clone(), Box::new(twin.clone())));
+        let unwritten = self.unwritten(id);
+        unwritten.identity = true;
+        unwritten.twin = true;
         let device = Device::new(identity, twin, BTreeSet::new());
         let answer = Answer::Document(device.identity_json());
         self.devices.insert(id.clone(), device);
@@ -75,13 +80,12 @@ impl<R> Hub<R> {
         if let Some(key) = request.secondary_key {
             identity.secondary_key = key;
         }
-        self.changes.push(Change::Identity(identity.clone()));
-        let answer = Answer::Document(device.identity_json());
         let link = device.link.filter(|_| request.disabled);
+        self.unwritten(id).identity = true;
         if let Some(link) = link {
             self.cut(now, link, "the device was disabled");
         }
-        Ok(answer)
+        self.device(id).map(|device| Answer::Document(device.identity_json()))
     }
 
     pub(super) fn delete_device(
@@ -99,7 +103,8 @@ impl<R> Hub<R> {
         }
         self.end_calls_to(id, &not_found(id));
         self.devices.remove(id);
-        self.changes.push(Change::Deleted(id.clone()));
+        // What is still to be written of it must not be taken for what is made anew under its name.
+        self.unwritten.insert(id.clone(), Unwritten { deletion: true, ..Unwritten::default() });
         self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall)));
         Ok(Answer::Done)
     }
@@ -115,13 +120,14 @@ impl<R> Hub<R> {
             return Err(etag_mismatch());
         }
         let notice = change(&mut device.twin)?;
-        self.changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
         if let (Some(notice), Some(link)) = (notice, device.listening(Subscription::Desired)) {
             let topic = ToDevice::Desired { version: notice.version }.format();
             let payload = notice.to_json().to_string().into();
             self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
         }
-        Ok(Answer::Document(device.twin_json()))
+        let answer = Answer::Document(device.twin_json());
+        self.unwritten(id).twin = true;
+        Ok(answer)
     }
 }
 

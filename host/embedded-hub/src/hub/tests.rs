@@ -15,7 +15,8 @@ struct Fixture {
     hub: Hub<u32>,
     now: Now,
     outputs: Vec<Output<u32>>,
-    changes: usize,
+    events: Vec<&'static str>,
+    changes: Vec<String>,
 }
 
 fn id(text: &str) -> DeviceId {
@@ -36,13 +37,16 @@ impl Fixture {
         let policy =
             Policy { name: POLICY.into(), rights: Rights::DEVICE_CONNECT, primary_key: key(8), secondary_key: key(9) };
         let now = Now { wall: DateTime::from_timestamp(1_800_000_000, 0).expect("a time"), steady: Instant::now() };
-        let mut fixture = Fixture { hub: Hub::new(vec![policy], vec![]), now, outputs: vec![], changes: 0 };
+        let mut fixture =
+            Fixture { hub: Hub::new(vec![policy], vec![]), now, outputs: vec![], events: vec![], changes: vec![] };
         for (name, byte) in [("a", 1), ("b", 2)] {
             let request = IdentityRequest::default();
             fixture
                 .request(0, Operation::PutDevice { id: id(name), request, if_match: None, keys: [key(byte), key(3)] });
         }
         fixture.outputs.clear();
+        fixture.events.clear();
+        fixture.changes.clear();
         fixture
     }
 
@@ -53,9 +57,18 @@ impl Fixture {
 
     fn collect(&mut self) {
         let outcome = self.hub.take_outcome();
-        self.changes += outcome.changes.len();
-        self.outputs.extend(outcome.immediate);
-        self.outputs.extend(outcome.gated);
+        self.changes.extend(outcome.changes.iter().map(|change| match change {
+            Change::Identity(identity) => format!("identity {}", identity.device_id),
+            Change::Twin(id, twin) => format!("twin {id} {}", twin.desired.version),
+            Change::Subscriptions(id, subscriptions) => format!("subscriptions {id} {}", subscriptions.len()),
+            Change::Deleted(id) => format!("deleted {id}"),
+        }));
+        for output in outcome.immediate.into_iter().chain(outcome.gated) {
+            match output {
+                Output::Event(event) => self.events.push(event.kind_name()),
+                output => self.outputs.push(output),
+            }
+        }
     }
 
     fn request(&mut self, reply: u32, operation: Operation) {
@@ -67,17 +80,35 @@ impl Fixture {
     }
 
     fn connect(&mut self, link: u64, device: &str, password: String) {
-        let request = ConnectRequest { device: id(device), password, clean_session: false, will: None };
+        self.connect_as(link, ConnectRequest { device: id(device), password, clean_session: false, will: None });
+    }
+
+    fn connect_as(&mut self, link: u64, request: ConnectRequest) {
         self.link(link, LinkInput::Connect(Box::new(request)));
     }
 
     fn connect_well(&mut self, link: u64, device: &str, byte: u8) {
+        let password = self.token(device, byte);
+        self.connect(link, device, password);
+    }
+
+    fn token(&self, device: &str, byte: u8) -> String {
         let expiry = self.now.wall + Duration::from_secs(3600);
-        self.connect(link, device, key(byte).sign(&format!("localhost/devices/{device}"), None, expiry));
+        key(byte).sign(&format!("localhost/devices/{device}"), None, expiry)
+    }
+
+    fn put(&mut self, reply: u32, device: &str, if_match: Option<&str>) {
+        let (request, if_match) = (IdentityRequest::default(), if_match.map(str::to_owned));
+        self.request(reply, Operation::PutDevice { id: id(device), request, if_match, keys: [key(5), key(6)] });
+    }
+
+    fn publish(&mut self, link: u64, bag: &str, size: usize) {
+        let message = FromDevice::Telemetry { bag: bag.to_owned() };
+        self.link(link, LinkInput::Published { message, payload: vec![b' '; size].into() });
     }
 
     fn subscribe(&mut self, link: u64, subscription: Subscription) {
-        self.link(link, LinkInput::Subscribe { pkid: 1, subscriptions: vec![subscription] });
+        self.link(link, LinkInput::Subscribe { pkid: 1, filters: vec![(subscription, Granted::AtMostOnce)] });
     }
 
     fn call(&mut self, reply: u32, device: &str, connect_timeout: u32) {
@@ -102,7 +133,7 @@ impl Fixture {
         self.collect();
     }
 
-    /// What went out since the last time, as short text; events are left out.
+    /// What went out since the last time, as short text, but for events.
     fn heard(&mut self) -> Vec<String> {
         let outputs = std::mem::take(&mut self.outputs);
         outputs
@@ -254,18 +285,12 @@ fn an_expired_token_and_a_disabled_device_cut_the_link() {
 #[test]
 fn a_device_is_made_once_and_forgotten_whole() {
     let mut hub = Fixture::new();
-    let put = |if_match: Option<&str>| Operation::PutDevice {
-        id: id("a"),
-        request: IdentityRequest::default(),
-        if_match: if_match.map(str::to_owned),
-        keys: [key(5), key(6)],
-    };
-    hub.request(1, put(None));
-    hub.request(2, put(Some("\"nonsense\"")));
-    hub.request(3, put(Some("*")));
+    hub.put(1, "a", None);
+    hub.put(2, "a", Some("\"nonsense\""));
+    hub.put(3, "a", Some("*"));
     hub.request(4, Operation::DeleteDevice { id: id("a"), if_match: Some("*".into()) });
     hub.request(5, Operation::GetTwin(id("a")));
-    hub.request(6, put(Some("*")));
+    hub.put(6, "a", Some("*"));
     assert_eq!(
         hub.heard(),
         ["reply 1 409001", "reply 2 412001", "reply 3 ok", "reply 4 ok", "reply 5 404001", "reply 6 404001"]
@@ -286,4 +311,129 @@ fn a_report_is_answered_with_its_version_or_the_reason() {
     assert!(report(Some(1), "{\"x\":2}").starts_with("1 $iothub/twin/res/412/?$rid=5 {\"errorCode\":412001"));
     assert!(report(None, "[]").starts_with("1 $iothub/twin/res/400/?$rid=5 {\"errorCode\":400004"));
     assert!(report(None, "{\"$x\":1}").starts_with("1 $iothub/twin/res/400/"));
+}
+
+#[test]
+fn a_call_that_waited_goes_after_the_acknowledged_subscription() {
+    let mut hub = Fixture::new();
+    hub.connect_well(1, "a", 1);
+    hub.call(1, "a", 30);
+    hub.heard();
+    hub.subscribe(1, Subscription::Methods);
+    assert_eq!(
+        hub.heard(),
+        ["1 SubAck { pkid: 1, granted: [AtMostOnce] }", "1 $iothub/methods/POST/lockDoor/?$rid=1 null"]
+    );
+}
+
+#[test]
+fn a_clean_session_begins_and_ends_without_subscriptions() {
+    let mut hub = Fixture::new();
+    let connect = |hub: &mut Fixture, link, clean_session| {
+        let password = hub.token("a", 1);
+        hub.connect_as(link, ConnectRequest { device: id("a"), password, clean_session, will: None });
+        hub.heard().into_iter().find(|line| line.contains("Accepted")).expect("accepted")
+    };
+    assert!(connect(&mut hub, 1, false).contains("false"));
+    hub.subscribe(1, Subscription::Desired);
+    assert!(connect(&mut hub, 2, false).contains("true"));
+    assert_eq!(std::mem::take(&mut hub.changes), ["subscriptions a 1"]);
+    assert!(connect(&mut hub, 3, true).contains("false"));
+    assert_eq!(std::mem::take(&mut hub.changes), ["subscriptions a 0"]);
+    hub.subscribe(3, Subscription::Desired);
+    assert_eq!(hub.changes, [""; 0], "a clean session is not stored");
+    assert!(connect(&mut hub, 4, false).contains("false"), "and leaves nothing to the next");
+}
+
+#[test]
+fn a_message_is_bounded_with_its_properties() {
+    let mut hub = Fixture::new();
+    for (bag, size, taken) in [
+        ("", 256 * 1024, true),
+        ("", 256 * 1024 + 1, false),
+        ("%24.mid=12", 256 * 1024 - 2, true),
+        ("%24.mid=12", 256 * 1024 - 1, false),
+        ("a%62=12", 256 * 1024 - 4, true),
+        ("a%62=12", 256 * 1024 - 3, false),
+        ("a=%ff", 0, false),
+    ] {
+        hub.connect_well(1, "a", 1);
+        hub.heard();
+        hub.events.clear();
+        hub.publish(1, bag, size);
+        assert_eq!(hub.events.contains(&"telemetry"), taken, "{bag} {size}");
+        assert_eq!(hub.heard().is_empty(), taken, "{bag} {size}");
+        hub.link(1, LinkInput::Closed { graceful: true });
+    }
+}
+
+#[test]
+fn a_will_is_sent_unless_the_device_took_its_leave() {
+    let mut hub = Fixture::new();
+    let connect = |hub: &mut Fixture, link, bag: &str| {
+        let will = Some((FromDevice::Telemetry { bag: bag.to_owned() }, Bytes::new()));
+        let password = hub.token("a", 1);
+        hub.connect_as(link, ConnectRequest { device: id("a"), password, clean_session: false, will });
+        hub.events.clear();
+    };
+    connect(&mut hub, 1, "");
+    hub.link(1, LinkInput::Closed { graceful: true });
+    assert_eq!(hub.events, ["disconnected"]);
+    connect(&mut hub, 2, "");
+    hub.link(2, LinkInput::Closed { graceful: false });
+    assert_eq!(hub.events, ["telemetry", "disconnected"]);
+    connect(&mut hub, 3, "a=%ff");
+    hub.link(3, LinkInput::Closed { graceful: false });
+    assert_eq!(hub.events, ["disconnected"], "a will that is no message");
+    connect(&mut hub, 4, "");
+    hub.connect_well(5, "a", 1);
+    assert_eq!(hub.events, ["telemetry"], "taken over, and connected throughout");
+}
+
+#[test]
+fn many_changes_of_a_device_make_one_row() {
+    let mut hub = Fixture::new();
+    let now = hub.now;
+    for version in 1..4 {
+        let desired = Some(json!({"x": version}).as_object().expect("an object").clone());
+        let patch = TwinPatch { tags: None, desired };
+        let operation = Operation::PatchTwin { id: id("a"), patch, if_match: None };
+        hub.hub.handle(now, Input::Request { reply: version, operation });
+    }
+    hub.collect();
+    assert_eq!(std::mem::take(&mut hub.changes), ["twin a 4"]);
+    assert_eq!(hub.heard(), ["reply 1 ok", "reply 2 ok", "reply 3 ok"]);
+
+    // Changed, deleted and made anew at once: nothing of the old may be left.
+    let request = IdentityRequest::default();
+    let put = Operation::PutDevice { id: id("a"), request, if_match: None, keys: [key(5), key(6)] };
+    for operation in [Operation::DeleteDevice { id: id("a"), if_match: None }, put] {
+        hub.hub.handle(now, Input::Request { reply: 1, operation });
+    }
+    hub.collect();
+    assert_eq!(hub.changes, ["deleted a", "identity a", "twin a 1"]);
+    assert_eq!(hub.events, ["deleted", "created"]);
+}
+
+#[test]
+fn an_etag_does_not_match_a_device_made_anew() {
+    let mut hub = Fixture::new();
+    let etag = hub.hub.devices[&id("a")].identity.etag();
+    hub.request(1, Operation::DeleteDevice { id: id("a"), if_match: Some(etag.clone()) });
+    hub.advance(1);
+    hub.put(2, "a", None);
+    hub.request(3, Operation::DeleteDevice { id: id("a"), if_match: Some(etag) });
+    assert_eq!(hub.heard(), ["reply 1 ok", "reply 2 ok", "reply 3 412001"]);
+}
+
+#[test]
+fn no_secret_is_shown() {
+    let mut hub = Fixture::new();
+    let password = hub.token("a", 1);
+    let request = ConnectRequest { device: id("a"), password: password.clone(), clean_session: true, will: None };
+    let input: Input<u32> = Input::Link(LinkId(1), LinkInput::Connect(Box::new(request)));
+    hub.request(1, Operation::GetDevice(id("a")));
+    let shown = format!("{input:?} {:?}", hub.outputs);
+    assert!(!shown.contains("sig="), "{shown}");
+    assert!(!shown.contains(&key(1).to_base64()), "{shown}");
 }

@@ -6,10 +6,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use chrono::Utc;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::IdentityRequest;
-use iothub_protocol::twin::TwinPatch;
+use iothub_protocol::twin::{Twin, TwinPatch};
 use serde_json::{Value, json};
 
 use super::RestState;
@@ -64,31 +65,36 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
     if item.get("moduleId").is_some_and(|module| !module.is_null()) {
         return Err(invalid("modules are not supported by this hub".into()));
     }
-    let etag = |name: &str| item[name].as_str().map_or_else(|| "*".to_owned(), str::to_owned);
+    let etag = |name: &str| match item[name].as_str().filter(|etag| !etag.is_empty()) {
+        Some(etag) => Ok(Some(etag.to_owned())),
+        None => Err(HubError::new(ErrorCode::ArgumentNull, format!("{name} is missing"))),
+    };
     let any = || Some("*".to_owned());
     match item["importMode"].as_str().unwrap_or("create").to_ascii_lowercase().as_str() {
         "create" => {
-            put(state, &id, item, None).await?;
             let patch = twin_patch(item)?;
+            // What the twin would refuse must not leave a device behind that the answer calls failed.
+            Twin::new(Utc::now()).patch(&patch, Utc::now())?;
+            put(state, &id, item, None).await?;
             if patch != TwinPatch::default() {
                 state.hub.request(Operation::PatchTwin { id, patch, if_match: None }).await?;
             }
             Ok(())
         }
         "update" => put(state, &id, item, any()).await,
-        "updateifmatchetag" => put(state, &id, item, Some(etag("eTag"))).await,
+        "updateifmatchetag" => put(state, &id, item, etag("eTag")?).await,
         "delete" => delete(state, id, any()).await,
-        "deleteifmatchetag" => delete(state, id, Some(etag("eTag"))).await,
+        "deleteifmatchetag" => delete(state, id, etag("eTag")?).await,
         "updatetwin" => patch_twin(state, id, item, any()).await,
-        "updatetwinifmatchetag" => patch_twin(state, id, item, Some(etag("twinETag"))).await,
+        "updatetwinifmatchetag" => patch_twin(state, id, item, etag("twinETag")?).await,
         other => Err(invalid(format!("there is no importMode {other:?}"))),
     }
 }
 
 async fn put(state: &RestState, id: &DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
     let identity = json!({
-        "status": item["status"].as_str(),
-        "statusReason": item["statusReason"].as_str(),
+        "status": item["status"],
+        "statusReason": item["statusReason"],
         "authentication": item["authentication"],
     });
     let request = IdentityRequest::from_json(id, identity.to_string().as_bytes())?;

@@ -1,7 +1,7 @@
 //! `/devices` and `/statistics`: the identity registry.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use iothub_protocol::id::DeviceId;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::RestState;
+use super::extract::{Path, Query};
 use super::reply::{Refusal, if_match, json as json_reply, read_body};
 use crate::hub::{Answer, Counts, Operation};
 use crate::policy::{Rights, random_key};
@@ -24,7 +25,7 @@ pub(super) struct ListQuery {
 
 pub(super) async fn put(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -38,7 +39,7 @@ pub(super) async fn put(
 
 pub(super) async fn get(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_READ)?;
@@ -47,7 +48,7 @@ pub(super) async fn get(
 
 pub(super) async fn delete(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_WRITE)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
@@ -12,6 +12,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::extract::Query;
 use crate::events::EventLog;
 
 /// Events of one line batch, so that a slow reader holds little.

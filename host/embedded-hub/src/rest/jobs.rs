@@ -1,7 +1,7 @@
 //! `/jobs/v2`.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::RestState;
+use super::extract::{Path, Query};
 use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
 use crate::policy::Rights;
 
@@ -24,7 +25,7 @@ pub(super) struct ListQuery {
 
 pub(super) async fn create(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -37,7 +38,7 @@ pub(super) async fn create(
 
 pub(super) async fn get(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::SERVICE_CONNECT)?;
@@ -46,7 +47,7 @@ pub(super) async fn get(
 
 pub(super) async fn cancel(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::SERVICE_CONNECT)?;

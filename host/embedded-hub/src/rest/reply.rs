@@ -1,16 +1,24 @@
 //! Answers and refusals as HTTP.
 
-use axum::body::{Body, to_bytes};
+use std::time::Duration;
+
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chrono::Utc;
+use futures_util::StreamExt as _;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::IdError;
 use serde_json::Value;
 
 /// Largest request body: the largest legal one is a method call with 128 KiB of payload, escaped.
 const MAX_BODY: usize = 1024 * 1024;
+/// A body that takes longer is given up.
+const BODY_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// How much of a body is read at all. Closing a connection on which more is coming resets it, and a client that sends
+/// everything before it listens would then hear of that and not of the refusal.
+const MAX_READ: usize = 16 * MAX_BODY;
 
 pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
 pub(super) const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");
@@ -78,9 +86,26 @@ impl IntoResponse for Refusal {
 
 /// A request's whole body.
 pub(super) async fn read_body(body: Body) -> Result<Bytes, HubError> {
-    to_bytes(body, MAX_BODY).await.map_err(|_| {
-        HubError::new(ErrorCode::MessageTooLarge, format!("the body is larger than {MAX_BODY} bytes, or broke off"))
-    })
+    let read = tokio::time::timeout(BODY_TIME_LIMIT, read_whole(body)).await;
+    read.unwrap_or_else(|_| Err(HubError::new(ErrorCode::GenericBadRequest, "the body took too long to come")))
+}
+
+async fn read_whole(body: Body) -> Result<Bytes, HubError> {
+    let mut chunks = body.into_data_stream();
+    let (mut whole, mut size) = (BytesMut::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| HubError::new(ErrorCode::IotHubFormatError, "the body broke off"))?;
+        size += chunk.len();
+        if size <= MAX_BODY {
+            whole.extend_from_slice(&chunk);
+        } else if size > MAX_READ {
+            break;
+        }
+    }
+    if size > MAX_BODY {
+        return Err(HubError::new(ErrorCode::MessageTooLarge, format!("the body is larger than {MAX_BODY} bytes")));
+    }
+    Ok(whole.freeze())
 }
 
 /// A header's text, if it is there and is text.
@@ -88,8 +113,10 @@ pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Opti
     headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
 }
 
+/// The condition of a change. One that is no text matches nothing, rather than being taken for absent.
 pub(super) fn if_match(headers: &HeaderMap) -> Option<String> {
-    header_text(headers, &header::IF_MATCH).map(str::to_owned)
+    let value = headers.get(header::IF_MATCH).filter(|value| !value.is_empty())?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 /// The page size that a caller asked for, within what the hub gives.

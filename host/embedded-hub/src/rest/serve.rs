@@ -15,10 +15,12 @@ use tokio_util::task::TaskTracker;
 
 /// A TLS handshake, and the head of a request, that take longer are given up.
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Requests in hand get so long when the hub stops: some wait for a device that may never answer.
+const DRAIN_TIME_LIMIT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accept until `cancel`; then requests in hand are answered, idle connections closed.
+/// Accept until `cancel`; then requests in hand are answered if they can be soon, and idle connections closed.
 pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, cancel: CancellationToken) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
@@ -45,10 +47,13 @@ async fn handle(stream: TcpStream, acceptor: TlsAcceptor, router: Router, cancel
         stream.set_nodelay(true)?;
         acceptor.accept(stream).await
     };
-    let stream = match tokio::time::timeout(HEAD_TIME_LIMIT, set_up).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!("TLS handshake took too long"),
+    let stream = tokio::select! {
+        done = tokio::time::timeout(HEAD_TIME_LIMIT, set_up) => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!("TLS handshake took too long"),
+        },
+        () = cancel.cancelled() => return,
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -59,7 +64,10 @@ async fn handle(stream: TcpStream, acceptor: TlsAcceptor, router: Router, cancel
         ended = connection.as_mut() => ended,
         () = cancel.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            match tokio::time::timeout(DRAIN_TIME_LIMIT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return tracing::debug!("an HTTPS request was still in hand when the hub stopped"),
+            }
         }
     };
     if let Err(error) = ended {

@@ -1,7 +1,7 @@
 //! `/twins`: twins and direct methods.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use iothub_protocol::error::ErrorCode;
@@ -12,13 +12,14 @@ use serde_json::{Value, json};
 
 use super::RestState;
 use super::devices::document;
+use super::extract::Path;
 use super::reply::{Refusal, if_match, json as json_reply, read_body};
 use crate::hub::{Answer, Operation};
 use crate::policy::Rights;
 
 pub(super) async fn get(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::SERVICE_CONNECT)?;
@@ -27,7 +28,7 @@ pub(super) async fn get(
 
 pub(super) async fn patch(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -39,7 +40,7 @@ pub(super) async fn patch(
 
 pub(super) async fn replace(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
@@ -51,7 +52,7 @@ pub(super) async fn replace(
 
 pub(super) async fn call(
     State(state): State<RestState>,
-    Path(id): Path<String>,
+    Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
