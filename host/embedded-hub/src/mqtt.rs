@@ -1,4 +1,4 @@
-//! The MQTT listener: TLS, frames, and one task for each connection around a [`Session`].
+//! The MQTT listener: frames, and one task for each connection around a [`Session`].
 
 use std::io;
 use std::sync::Arc;
@@ -10,21 +10,16 @@ use rumqttc::mqttbytes::v4::Packet;
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::accept;
 use crate::driver::{HubHandle, LinkEnd};
 use crate::hub::LinkInput;
 use crate::session::{Action, MAX_PACKET, Session};
 
-/// A TLS handshake that takes longer is given up.
-const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// A client that takes nothing for so long is cut, as it would hold up its connection's task.
 const WRITE_TIME_LIMIT: Duration = Duration::from_secs(30);
-/// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Room for what comes next, which is all that an idle connection holds. Most packets fit; for larger ones it doubles.
 const READ_SIZE: usize = 1024;
 /// Packets that are ready together share one write of about so many bytes.
@@ -32,39 +27,11 @@ const WRITE_SIZE: usize = 64 * 1024;
 
 /// Accept until `cancel`; returns after the last connection has ended.
 pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, hub: HubHandle, cancel: CancellationToken) {
-    let acceptor = TlsAcceptor::from(tls);
-    let connections = TaskTracker::new();
-    loop {
-        let stream = tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept an MQTT connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-            () = cancel.cancelled() => break,
-        };
-        connections.spawn(handle(stream, acceptor.clone(), hub.clone(), cancel.clone()));
-    }
-    connections.close();
-    connections.wait().await;
+    let stop = cancel.clone();
+    accept::serve(listener, tls, cancel, move |stream| handle(stream, hub.clone(), stop.clone())).await;
 }
 
-async fn handle(stream: TcpStream, acceptor: TlsAcceptor, hub: HubHandle, cancel: CancellationToken) {
-    let set_up = async {
-        stream.set_nodelay(true)?;
-        acceptor.accept(stream).await
-    };
-    let stream = tokio::select! {
-        done = tokio::time::timeout(HANDSHAKE_TIME_LIMIT, set_up) => match done {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
-            Err(_) => return tracing::debug!("TLS handshake took too long"),
-        },
-        () = cancel.cancelled() => return,
-    };
+async fn handle(stream: TlsStream<TcpStream>, hub: HubHandle, cancel: CancellationToken) {
     let Some(link) = hub.attach().await else { return };
     let id = link.id;
     let connection = Connection {

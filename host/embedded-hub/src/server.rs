@@ -62,7 +62,8 @@ pub struct EmbeddedHub {
     pub jobs: JobEngine,
     policies: Arc<[Policy]>,
     stores: [Store; 2],
-    https: Part,
+    /// `None` once no more work is taken.
+    https: Option<Part>,
     mqtt: Part,
     jobs_cancel: CancellationToken,
     hub: Part,
@@ -96,7 +97,7 @@ impl EmbeddedHub {
             jobs,
             policies,
             stores: [hub_store, jobs_store],
-            https: Part { cancel: https_cancel, task: tokio::spawn(https) },
+            https: Some(Part { cancel: https_cancel, task: tokio::spawn(https) }),
             mqtt: Part { cancel: mqtt_cancel, task: tokio::spawn(mqtt) },
             jobs_cancel,
             hub: Part { cancel: hub_cancel, task: driver },
@@ -113,12 +114,19 @@ impl EmbeddedHub {
         rest::events::router(self.handle.events().clone())
     }
 
-    /// Stop from the outside in, so that each part can finish what it has in hand: no new requests, then the jobs
-    /// (calls that are out still get their answers), then the devices, then the hub.
-    pub async fn stop(self) {
-        self.https.stop().await;
+    /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are
+    /// (calls that are out still get their answers). Devices stay connected, so that those in this process can finish.
+    pub async fn finish_work(&mut self) {
+        if let Some(https) = self.https.take() {
+            https.stop().await;
+        }
         self.jobs_cancel.cancel();
         self.jobs.stopped().await;
+    }
+
+    /// Stop from the outside in, so that each part can finish what it has in hand: work, then the devices, then the hub.
+    pub async fn stop(mut self) {
+        self.finish_work().await;
         self.mqtt.stop().await;
         self.hub.stop().await;
         for store in self.stores {

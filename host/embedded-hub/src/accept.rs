@@ -1,0 +1,63 @@
+//! Accepting connections over TLS, for both listeners.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
+/// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accept until `cancel`, and run `handle` on a task of its own for each client that completes its handshake. Returns after
+/// the last connection has ended; it is `handle` that must end soon after `cancel`.
+pub(crate) async fn serve<F, Fut>(listener: TcpListener, tls: Arc<ServerConfig>, cancel: CancellationToken, handle: F)
+where
+    F: Fn(TlsStream<TcpStream>) -> Fut + Clone + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let acceptor = TlsAcceptor::from(tls);
+    let connections = TaskTracker::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = cancel.cancelled() => break,
+        };
+        let (acceptor, handle, cancel) = (acceptor.clone(), handle.clone(), cancel.clone());
+        connections.spawn(async move {
+            if let Some(stream) = set_up(stream, &acceptor, &cancel).await {
+                handle(stream).await;
+            }
+        });
+    }
+    connections.close();
+    connections.wait().await;
+}
+
+async fn set_up(stream: TcpStream, acceptor: &TlsAcceptor, cancel: &CancellationToken) -> Option<TlsStream<TcpStream>> {
+    let handshake = async {
+        stream.set_nodelay(true)?;
+        acceptor.accept(stream).await
+    };
+    let done = cancel.run_until_cancelled(tokio::time::timeout(HANDSHAKE_TIME_LIMIT, handshake)).await?;
+    match done {
+        Ok(Ok(stream)) => return Some(stream),
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake took too long"),
+    }
+    None
+}
