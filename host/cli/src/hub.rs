@@ -66,6 +66,11 @@ impl RunningHub {
             .await
     }
 
+    /// Take no more work, from back ends or jobs.
+    pub(crate) async fn finish_work(&mut self) {
+        self.hub.finish_work().await;
+    }
+
     pub(crate) async fn stop(self) {
         self.files.abort();
         self.hub.stop().await;

@@ -1,6 +1,13 @@
 //! When to stop.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::output::say;
+
+/// How long a stop may take, whatever clients and plugins do.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Resolves at the first SIGTERM or SIGINT.
 pub(crate) async fn stop() -> anyhow::Result<()> {
@@ -10,4 +17,13 @@ pub(crate) async fn stop() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Let `stopping` finish what is in hand. What takes longer is given up, which loses nothing: it is in the stores, and the
+/// next start goes on with it.
+pub(crate) async fn drain(stopping: impl Future<Output = ()>) {
+    say("stopping");
+    if tokio::time::timeout(DRAIN, stopping).await.is_err() {
+        say(&format!("gave up what was still in hand after {} s", DRAIN.as_secs()));
+    }
 }

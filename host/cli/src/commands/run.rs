@@ -11,8 +11,8 @@ use crate::args::RunArgs;
 use crate::context::Context;
 use crate::data_folder::DataFolder;
 use crate::fleet::{Fleet, Plugins, check_descriptors};
-use crate::output::{line, say};
-use crate::signals;
+use crate::output::line;
+use crate::signals::{self, drain};
 
 pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> {
     let devices = connections(&args.connections)?;
@@ -32,9 +32,8 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         result = ready => result,
         result = signals::stop() => result,
     };
-    say("stopping");
     admin.stop();
-    fleet.stop().await;
+    drain(fleet.stop()).await;
     result
 }
 

@@ -8,8 +8,9 @@ use crate::context::{Context, tls_for};
 use crate::data_folder::DataFolder;
 use crate::fleet::{Fleet, Plugins, check_descriptors};
 use crate::hub::RunningHub;
-use crate::output::{line, say};
-use crate::{listeners, signals};
+use crate::listeners;
+use crate::output::line;
+use crate::signals::{self, drain};
 
 /// Each device has both ends of its connection in the process.
 const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
@@ -18,7 +19,7 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     check_descriptors(args.devices, DESCRIPTORS_OF_A_DEVICE)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let plugins = Plugins::load(&args.host).await?;
-    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;
     let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
@@ -30,10 +31,14 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
         result = ready_then_wait(&fleet, &hub, plugin_count) => result,
         result = signals::stop() => result,
     };
-    say("stopping");
     admin.stop();
-    fleet.stop().await;
-    hub.stop().await;
+    drain(async {
+        // Jobs first: a device that is going would fail the calls that a job still sends.
+        hub.finish_work().await;
+        fleet.stop().await;
+        hub.stop().await;
+    })
+    .await;
     result
 }
 
@@ -54,9 +59,8 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
         result = store_failure(&hub) => result,
         result = signals::stop() => result,
     };
-    say("stopping");
     admin.stop();
-    hub.stop().await;
+    drain(hub.stop()).await;
     result
 }
 
