@@ -17,13 +17,17 @@ mod twins;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use axum::routing::{get, post, put};
 use iothub_protocol::error::{ErrorCode, HubError};
 use job_engine::JobEngine;
 
 use crate::driver::HubHandle;
 use crate::policy::Policy;
-use reply::Refusal;
+use reply::{Refusal, read_body};
 
 pub(crate) use query::Walk;
 pub(crate) use serve::serve;
@@ -53,7 +57,19 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn(with_whole_body))
         .with_state(state)
+}
+
+/// Take the body before anything is decided. A refusal that leaves while the body is still coming closes the connection
+/// on it, and a client that sends everything before it listens hears of that and not of the refusal.
+async fn with_whole_body(request: Request, next: Next) -> Result<Response, Refusal> {
+    let (head, body) = request.into_parts();
+    match read_body(body).await {
+        Ok(whole) => Ok(next.run(Request::from_parts(head, Body::from(whole))).await),
+        Err(error) if head.uri.path().ends_with("/methods") => Err(Refusal::of_method(error, None)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn no_such_route() -> Refusal {

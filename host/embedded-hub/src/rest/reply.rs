@@ -16,8 +16,7 @@ use serde_json::Value;
 const MAX_BODY: usize = 1024 * 1024;
 /// A body that takes longer is given up.
 const BODY_TIME_LIMIT: Duration = Duration::from_secs(30);
-/// How much of a body is read at all. Closing a connection on which more is coming resets it, and a client that sends
-/// everything before it listens would then hear of that and not of the refusal.
+/// How much of a body is read at all, as the refusal of one that is too large is not heard before that.
 const MAX_READ: usize = 16 * MAX_BODY;
 
 pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
