@@ -9,14 +9,16 @@ use crate::output::say;
 /// How long a stop may take, whatever clients and plugins do.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Resolves at the first SIGTERM or SIGINT.
-pub(crate) async fn stop() -> anyhow::Result<()> {
+/// From now on SIGTERM and SIGINT do not end the process; the future resolves at the first of them. To be called before
+/// anybody is told that the process is ready, and so may send one.
+pub(crate) fn stop() -> anyhow::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Let `stopping` finish what is in hand. What takes longer is given up, which loses nothing: it is in the stores, and the

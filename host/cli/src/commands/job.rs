@@ -100,7 +100,8 @@ fn judge(id: &JobId, job: &Value) -> anyhow::Result<()> {
     match job["status"].as_str() {
         Some("completed") if failed == 0 => Ok(()),
         Some("completed") => {
-            bail!(EndedBadly(format!("{failed} devices failed\nhint: latch job results {id} --failed")))
+            let devices = if failed == 1 { "device" } else { "devices" };
+            bail!(EndedBadly(format!("{failed} {devices} failed\nhint: latch job results {id} --failed")))
         }
         status => bail!(EndedBadly(format!("the job ended as {}", status.unwrap_or("unknown")))),
     }

@@ -28,9 +28,10 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         line(&format!("ready devices={} plugins={plugins}", fleet.len()))?;
         std::future::pending::<anyhow::Result<()>>().await
     };
+    let stop = signals::stop()?;
     let result = tokio::select! {
         result = ready => result,
-        result = signals::stop() => result,
+        () = stop => Ok(()),
     };
     admin.stop();
     drain(fleet.stop()).await;

@@ -27,9 +27,10 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let admin = AdminServer::start(&data, router, args.host.admin).await?;
     let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
 
+    let stop = signals::stop()?;
     let result = tokio::select! {
         result = ready_then_wait(&fleet, &hub, plugin_count) => result,
-        result = signals::stop() => result,
+        () = stop => Ok(()),
     };
     admin.stop();
     drain(async {
@@ -54,10 +55,11 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
     let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let admin = AdminServer::start(&data, hub.hub.events_router(), args.admin).await?;
+    let stop = signals::stop()?;
     line(&format!("ready https={} mqtt={} devices={}", hub.https, hub.mqtt, devices.len()))?;
     let result = tokio::select! {
         result = store_failure(&hub) => result,
-        result = signals::stop() => result,
+        () = stop => Ok(()),
     };
     admin.stop();
     drain(hub.stop()).await;
