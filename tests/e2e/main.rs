@@ -1,1 +1,20 @@
 //! End-to-end tests of the binary `latch`, a file for each behaviour.
+//!
+//! Each test starts what it needs on free ports, in folders of its own, and waits for events, never for time to pass.
+//! Beside the behaviours: [`back_end`] is a client of the hub in this process, [`rest`] and [`mqtt`] say to a hub what no
+//! good client would, and [`operator`] looks into a running host.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod back_end;
+mod mqtt;
+mod operator;
+mod rest;
+
+mod bad_input;
+mod command_line;
+mod fleet_job;
+mod misbehaving;
+mod restart;
+mod swap;

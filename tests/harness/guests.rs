@@ -16,8 +16,8 @@ pub(crate) const GUESTS_VARIABLE: &str = "LATCH_TEST_GUESTS";
 /// From nothing: the toolchain's target, the dependencies, all plugins.
 const BUILD_BOUND: Duration = Duration::from_secs(600);
 
-/// The folder with `NAME.wasm` of every plugin, built by `latch plugin build` if need be. Not to be changed: other
-/// tests read it at the same time. See [`plugin_folder`].
+/// The folder with `NAME.wasm` of every plugin, and `fixtures` in it, built by `latch plugin build` if need be. Not to be
+/// changed: other tests read it at the same time. See [`plugin_folder`].
 pub(crate) fn guests() -> &'static Path {
     static GUESTS: OnceLock<PathBuf> = OnceLock::new();
     GUESTS.get_or_init(|| env::var_os(GUESTS_VARIABLE).map_or_else(build, PathBuf::from))
@@ -29,7 +29,7 @@ pub(crate) fn guests_folder() -> PathBuf {
 }
 
 /// A folder of the test's own with the named plugins, given as they lie in the guests' folder: `lock-door`,
-/// `next/lock-door`.
+/// `next/lock-door`, `fixtures/trap`.
 pub(crate) fn plugin_folder(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     for name in names {
@@ -45,7 +45,8 @@ fn build() -> PathBuf {
     let _lock = lock("test-guests.lock");
     let out = guests_folder();
     let mut command = Command::new(env!("CARGO_BIN_EXE_latch"));
-    command.args(["plugin", "build", "--out"]).arg(&out).current_dir(repository());
+    command.args(["plugin", "build", "--fixtures", "--out"]).arg(&out);
+    command.arg("--tools").arg(target().join("tools")).current_dir(repository());
     Process::spawn("latch plugin build", &mut command).succeed(BUILD_BOUND);
     out
 }

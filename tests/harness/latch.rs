@@ -43,6 +43,16 @@ impl Latch {
         &self.ready
     }
 
+    /// The options with which another hub takes the ports of this one.
+    pub(crate) fn same_ports(&self) -> Vec<String> {
+        let address = |name: &str| {
+            let mut fields = self.ready.split_whitespace();
+            let found = fields.find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            found.unwrap_or_else(|| panic!("no {name} in `{}`", self.ready)).to_owned()
+        };
+        vec!["--https".to_owned(), address("https"), "--mqtt".to_owned(), address("mqtt")]
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
@@ -75,7 +85,12 @@ pub(crate) struct Outcome {
 
 /// Runs `latch ARGS --data DATA` to its end.
 pub(crate) fn latch(data: &Path, args: &[&str]) -> Outcome {
-    let mut process = Process::spawn("latch", &mut latch_command(data, args));
+    outcome(&mut latch_command(data, args))
+}
+
+/// Runs a command to its end.
+pub(crate) fn outcome(command: &mut Command) -> Outcome {
+    let mut process = Process::spawn("latch", command);
     let code = process.wait(COMMAND_BOUND).code();
     Outcome { code, stdout: process.said(Stream::Stdout), stderr: process.said(Stream::Stderr) }
 }

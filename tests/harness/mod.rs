@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use guests::{GUESTS_VARIABLE, guests, guests_folder, plugin_folder};
-pub(crate) use latch::{FREE_PORTS, Latch, Outcome, latch, latch_command, latch_json, latch_ok};
+pub(crate) use latch::{FREE_PORTS, Latch, Outcome, latch, latch_command, latch_json, latch_ok, outcome};
 pub(crate) use process::Process;
 
 /// How long a poll rests between two looks.
