@@ -15,6 +15,7 @@ mod rest;
 mod bad_input;
 mod command_line;
 mod fleet_job;
+mod languages;
 mod misbehaving;
 mod restart;
 mod swap;

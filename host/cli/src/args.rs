@@ -82,7 +82,7 @@ pub(crate) enum Command {
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
     Events(EventsArgs),
-    /// Build, check, list and swap plugins
+    /// Start, build, test, check, list and swap plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
 }
@@ -343,11 +343,34 @@ pub(crate) enum EventKind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
+    /// Start a plugin of your own: a project that builds and has a test
+    #[command(after_help = "Example:
+  latch plugin new my-door --lang python
+  latch plugin build --workspace my-door
+  latch plugin test my-door/tests --plugin target/plugins/my-door.wasm")]
+    New(NewArgs),
     /// Compile plugins to components
     #[command(after_help = "Examples:
   latch plugin build
-  latch plugin build --workspace my-plugin --out target/plugins")]
+  latch plugin build --lang all
+  latch plugin build lock-door-js
+  latch plugin build --workspace my-door --out target/plugins")]
     Build(BuildArgs),
+    /// Run a plugin against scripted devices, with no hub and no network
+    #[command(after_help = "Examples:
+  latch plugin test plugins/lock-door/tests --plugin target/plugins/lock-door.wasm
+  latch plugin test my-door/tests/hello.toml --plugin target/plugins/my-door.wasm
+
+A scenario is TOML, with JSON in texts; what a step does not mention is not compared:
+  [device]                                  # at first: id, desired, reported, state
+  desired = '{\"building\": \"43\"}'
+
+  [[step]]
+  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or again = true
+  payload = '{\"by\": \"ann\"}'
+  status = 200                              # also answer, answer-text, telemetry, state, retry, fails
+  reported = '{\"door\": {\"locked\": true}}'")]
+    Test(TestArgs),
     /// Say what a component is, and whether the host would take it
     Check {
         /// The component
@@ -367,10 +390,45 @@ pub(crate) enum PluginCommand {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(crate) struct NewArgs {
+    /// The plugin's name, and its folder's
+    pub(crate) name: String,
+    /// The language that it will be written in
+    #[arg(long, value_enum, default_value_t = NewLanguage::Rust)]
+    pub(crate) lang: NewLanguage,
+    /// Where the project's folder is made
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) into: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NewLanguage {
+    Rust,
+    #[value(alias = "javascript")]
+    Js,
+    #[value(alias = "py")]
+    Python,
+    C,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TestArgs {
+    /// A scenario, or a folder of scenarios (TOML)
+    #[arg(value_name = "FILE|DIR", default_value = "tests")]
+    pub(crate) scenarios: PathBuf,
+    /// The component to test
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plugin: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(crate) struct BuildArgs {
-    /// Only these packages
+    /// Only these: packages of the workspace, or folders in it with a latch-plugin.toml
     pub(crate) packages: Vec<String>,
-    /// A workspace of plugins, or one plugin's crate
+    /// Only plugins in these languages; without names and this option, the ones in Rust if there are any
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LANGUAGE")]
+    pub(crate) lang: Vec<BuildLanguage>,
+    /// A workspace of plugins, or one plugin's folder
     #[arg(long, value_name = "DIR", default_value = "plugins")]
     pub(crate) workspace: PathBuf,
     /// Where the components go
@@ -379,12 +437,23 @@ pub(crate) struct BuildArgs {
     /// Where tools that have to be installed go
     #[arg(long, value_name = "DIR", default_value = "target/tools")]
     pub(crate) tools: PathBuf,
-    /// Which Rust compiles them
+    /// Which Rust compiles those in Rust
     #[arg(long, value_enum, default_value_t = Toolchain::Auto)]
     pub(crate) toolchain: Toolchain,
     /// Also build the fixtures that misbehave on purpose
     #[arg(long)]
     pub(crate) fixtures: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BuildLanguage {
+    Rust,
+    #[value(alias = "javascript")]
+    Js,
+    #[value(alias = "py")]
+    Python,
+    C,
+    All,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -18,6 +18,7 @@
 mod bindings;
 mod catalog;
 mod context;
+mod describe;
 mod engine;
 mod guest;
 mod inspect;
@@ -35,6 +36,7 @@ mod version;
 
 pub use catalog::{Catalog, CatalogEntry, CatalogError, PluginConfigs, PluginSet, Refusal, SwapReport};
 pub use context::{Effects, OutgoingTelemetry, Snapshot};
+pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;

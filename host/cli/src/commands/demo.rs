@@ -65,6 +65,7 @@ async fn build(args: &DemoArgs, context: &Context) -> anyhow::Result<PathBuf> {
         packages: vec![],
         tools_dir: PathBuf::from("target/tools"),
         fixtures: false,
+        languages: Vec::new(),
     };
     for plugin in super::plugin::compile(request, context).await? {
         line(&format!("  {} {} ({} KiB)", plugin.name, plugin.version, plugin.size.div_ceil(1024)))?;

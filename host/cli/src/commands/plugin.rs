@@ -1,21 +1,26 @@
 //! `latch plugin`.
 
+mod check;
+mod new;
+mod test;
+
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use plugin_runtime::{PluginName, PluginSource, Runtime, RuntimeSettings};
+use anyhow::Context as _;
+use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use crate::args::{BuildArgs, PluginCommand, Toolchain};
+use crate::args::{BuildArgs, BuildLanguage, PluginCommand, Toolchain};
 use crate::context::Context;
-use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, say, table};
-use crate::plugin_build::{self, BuildRequest, BuiltPlugin, PluginKind, ToolchainChoice};
+use crate::plugin_build::{self, BuildRequest, BuiltPlugin, Language, PluginKind, ToolchainChoice};
 
 pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()> {
     match command {
+        PluginCommand::New(args) => new::run(&args, context),
         PluginCommand::Build(args) => build(args, context).await,
-        PluginCommand::Check { file } => check(&file, context).await,
+        PluginCommand::Test(args) => test::run(args, context).await,
+        PluginCommand::Check { file } => check::run(&file, context).await,
         PluginCommand::List => list(context).await,
         PluginCommand::Swap { name, file } => swap(&name, &file, context).await,
     }
@@ -31,6 +36,7 @@ async fn build(args: BuildArgs, context: &Context) -> anyhow::Result<()> {
             Toolchain::Debian => ToolchainChoice::Debian,
         },
         packages: args.packages,
+        languages: languages(&args.lang),
         tools_dir: args.tools,
         fixtures: args.fixtures,
     };
@@ -40,6 +46,7 @@ async fn build(args: BuildArgs, context: &Context) -> anyhow::Result<()> {
             json!({
                 "name": plugin.name,
                 "version": plugin.version,
+                "language": plugin.language.name(),
                 "path": plugin.path,
                 "size": plugin.size,
                 "changed": plugin.changed,
@@ -58,10 +65,23 @@ async fn build(args: BuildArgs, context: &Context) -> anyhow::Result<()> {
             let state = if plugin.changed { "new" } else { "unchanged" };
             let path = plugin.path.display().to_string();
             let size = format!("{} KiB", plugin.size.div_ceil(1024));
-            vec![plugin.name.clone(), plugin.version.clone(), size, state.to_owned(), kind.to_owned(), path]
+            let language = plugin.language.name();
+            let texts = [&plugin.name, &plugin.version, language, &size, state, kind, &path];
+            texts.map(str::to_owned).to_vec()
         })
         .collect();
-    table(&["PLUGIN", "VERSION", "SIZE", "STATE", "KIND", "FILE"], &rows)
+    table(&["PLUGIN", "VERSION", "LANG", "SIZE", "STATE", "KIND", "FILE"], &rows)
+}
+
+fn languages(asked: &[BuildLanguage]) -> Vec<Language> {
+    let languages = asked.iter().flat_map(|language| match language {
+        BuildLanguage::Rust => &[Language::Rust][..],
+        BuildLanguage::Js => &[Language::JavaScript],
+        BuildLanguage::Python => &[Language::Python],
+        BuildLanguage::C => &[Language::C],
+        BuildLanguage::All => &Language::ALL,
+    });
+    languages.copied().collect()
 }
 
 /// Build, telling the steps on stderr.
@@ -70,38 +90,12 @@ pub(super) async fn compile(request: BuildRequest, context: &Context) -> anyhow:
     tokio::task::spawn_blocking(move || plugin_build::build(&request, host_env, &mut |text| say(text))).await?
 }
 
-async fn check(file: &Path, context: &Context) -> anyhow::Result<()> {
+/// A component, and the plugin that its file's name names.
+fn read_component(file: &Path) -> anyhow::Result<(PluginName, Vec<u8>)> {
     let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = PluginName::parse(stem).with_context(|| format!("{} names no plugin", file.display()))?;
-    let started = std::time::Instant::now();
-    let loaded = tokio::task::spawn_blocking(move || {
-        let runtime = Runtime::new(RuntimeSettings::default())?;
-        anyhow::Ok(runtime.load(PluginSource { name, wasm, config: Default::default() }))
-    })
-    .await??;
-    let version = match loaded {
-        Ok(version) => version,
-        Err(error) => bail!(EndedBadly(format!("{} is refused: {error}", file.display()))),
-    };
-    let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    if context.json {
-        return document(&json!({
-            "name": version.name().to_string(),
-            "version": version.label(),
-            "hash": version.hash(),
-            "size": version.size(),
-            "methods": version.methods(),
-            "watched": version.watched(),
-            "loadMilliseconds": milliseconds,
-        }));
-    }
-    let methods: Vec<_> = version.methods().iter().map(ToString::to_string).collect();
-    line(&format!("{} {} fits", version.name(), version.label()))?;
-    line(&format!("  methods   {}", or_none(&methods)))?;
-    line(&format!("  watches   {}", or_none(version.watched())))?;
-    line(&format!("  size      {} KiB, loaded in {milliseconds} ms", version.size().div_ceil(1024)))?;
-    line(&format!("  hash      {}", version.hash()))
+    Ok((name, wasm))
 }
 
 fn or_none(names: &[String]) -> String {

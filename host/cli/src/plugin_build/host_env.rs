@@ -74,6 +74,11 @@ const KEPT: &[&str] = &[
     "CARGO_HTTP_PROXY",
     "CURL_CA_BUNDLE",
     "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS",
+    "PIP_CERT",
+    "PIP_FIND_LINKS",
+    "PIP_INDEX_URL",
+    "REQUESTS_CA_BUNDLE",
     "SSL_CERT_DIR",
     "SSL_CERT_FILE",
 ];

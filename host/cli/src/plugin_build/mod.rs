@@ -1,25 +1,24 @@
-//! `latch plugin build`: one command that turns the crates of a plugin workspace into components.
+//! `latch plugin build`: one command that turns plugins into components, whatever they are written in.
 //!
-//! Start at [`build`]. A toolchain is found or made ready ([`toolchain`], [`debian`]), cargo tells what the workspace
-//! holds ([`workspace`]) and compiles it ([`compile`]), and each component gets its version and its place
-//! ([`component`]). Nothing here reads this process's environment: the caller hands over a [`HostEnv`].
-//!
-//! A package says in its `Cargo.toml` what cargo cannot know:
-//!
-//! ```toml
-//! [package.metadata.latch]
-//! fixture = true              # goes to OUT/fixtures, and only if fixtures are asked for
-//! next-features = ["v2"]      # build it again with these features, to OUT/next
-//! next-version = "2.0.0"      # the version of that one
-//! ```
+//! Start at [`build`]. Plugins in Rust are packages of a cargo workspace ([`rust`]); those in other languages are
+//! folders with a manifest ([`project`]), built one by one by their language's tool ([`foreign`]), which is installed
+//! when it is first needed. In the end each component gets its version and its place ([`component`]). Nothing here reads this
+//! process's environment: the caller hands over a [`HostEnv`].
 
+mod c;
 mod child;
 mod compile;
 mod component;
 mod debian;
+mod foreign;
 mod host_env;
+mod javascript;
+mod project;
+mod python;
+mod rust;
 mod target_folder;
 mod toolchain;
+mod venv;
 mod workspace;
 
 use std::fs::{self, File, TryLockError};
@@ -29,25 +28,50 @@ use anyhow::{Context, bail};
 
 pub(crate) use host_env::HostEnv;
 
-use compile::Compile;
-use target_folder::TargetFolder;
-use toolchain::Toolchain;
-use workspace::{Package, Workspace};
+use project::{MANIFEST, Project};
+use serde::Deserialize;
 
 /// What `latch plugin build` was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct BuildRequest {
-    /// A workspace of plugins, or one plugin's crate.
+    /// A workspace of plugins, or one plugin's folder.
     pub(crate) workspace: PathBuf,
     /// Where components go; usually `target/plugins`.
     pub(crate) out: PathBuf,
     pub(crate) toolchain: ToolchainChoice,
-    /// The packages to build; all plugins if empty.
+    /// The packages and projects to build; all if empty.
     pub(crate) packages: Vec<String>,
+    /// The languages to build; if this and `packages` are empty, Rust where there is any, else all.
+    pub(crate) languages: Vec<Language>,
     /// Where tools that had to be installed go, usually `target/tools`. What cargo keeps goes beside it, to `guests`.
     pub(crate) tools_dir: PathBuf,
     /// Whether "all plugins" includes the fixtures.
     pub(crate) fixtures: bool,
+}
+
+/// What a plugin is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Language {
+    Rust,
+    #[serde(rename = "js")]
+    JavaScript,
+    Python,
+    C,
+}
+
+impl Language {
+    pub(crate) const ALL: [Language; 4] = [Language::Rust, Language::JavaScript, Language::Python, Language::C];
+
+    /// As it is written on the command line and in manifests.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Language::Rust => "rust",
+            Language::JavaScript => "js",
+            Language::Python => "python",
+            Language::C => "c",
+        }
+    }
 }
 
 /// Which Rust compiles the guests.
@@ -67,6 +91,7 @@ pub(crate) struct BuiltPlugin {
     /// The name of the package, of the file, and so of the plugin.
     pub(crate) name: String,
     pub(crate) version: String,
+    pub(crate) language: Language,
     pub(crate) path: PathBuf,
     pub(crate) kind: PluginKind,
     /// In bytes.
@@ -96,81 +121,62 @@ pub(crate) fn build(
     let guests = tools.parent().with_context(|| format!("{} has no parent folder", tools.display()))?.join("guests");
     let _lock = lock(&guests, say)?;
 
-    let toolchain = toolchain::choose(request.toolchain, &folder, &tools, &host_env, say)?;
-    let workspace = Workspace::read(&folder, &toolchain)?;
-    let packages = workspace.select(&request.packages, request.fixtures)?;
-    let guests = guests.join(toolchain.name);
-    let mut built = build_current(&workspace, &packages, &toolchain, &guests, &out, say)?;
-    built.extend(build_next(&workspace, &packages, &toolchain, &guests, &out, say)?);
-    Ok(built)
-}
-
-fn build_current(
-    workspace: &Workspace,
-    packages: &[&Package],
-    toolchain: &Toolchain,
-    guests: &Path,
-    out: &Path,
-    say: &mut dyn FnMut(&str),
-) -> anyhow::Result<Vec<BuiltPlugin>> {
-    let target_folder = TargetFolder { root: guests, workspace: &workspace.root, variant: None };
-    let artifacts = Compile { workspace, toolchain, packages, features: &[], target_folder }.run(say)?;
+    let chosen = Chosen::among(request, &folder)?;
     let mut built = Vec::new();
-    for package in packages {
-        let (kind, folder) = match package.latch.fixture {
-            true => (PluginKind::Fixture, out.join("fixtures")),
-            false => (PluginKind::Current, out.to_owned()),
-        };
-        built.push(place(package, kind, &package.version, artifacts.of(package)?, &folder)?);
+    if let Some(packages) = chosen.packages {
+        let places = rust::Places { folder: &folder, tools: &tools, guests: &guests, out: &out };
+        built = rust::build(&places, &packages, request, &host_env, say)?;
+    }
+    for project in &chosen.projects {
+        built.push(foreign::build(project, &tools, &guests, &out, &host_env, say)?);
     }
     Ok(built)
 }
 
-fn build_next(
-    workspace: &Workspace,
-    packages: &[&Package],
-    toolchain: &Toolchain,
-    guests: &Path,
-    out: &Path,
-    say: &mut dyn FnMut(&str),
-) -> anyhow::Result<Vec<BuiltPlugin>> {
-    let mut built = Vec::new();
-    for package in packages {
-        if let Some(next) = package.next()? {
-            // Cargo names a package's component alike for every set of features: in one folder the two versions would
-            // overwrite each other, each time.
-            let target_folder = TargetFolder { root: guests, workspace: &workspace.root, variant: Some("next") };
-            let compile =
-                Compile { workspace, toolchain, packages: &[package], features: next.features, target_folder };
-            let artifacts = compile.run(say)?;
-            let artifact = artifacts.of(package)?;
-            built.push(place(package, PluginKind::Next, next.version, artifact, &out.join("next"))?);
+/// What of a workspace is to be built.
+struct Chosen {
+    /// Names of cargo packages, all plugins if empty; nothing if cargo has nothing to do.
+    packages: Option<Vec<String>>,
+    projects: Vec<Project>,
+}
+
+impl Chosen {
+    fn among(request: &BuildRequest, folder: &Path) -> anyhow::Result<Chosen> {
+        let has_cargo = folder.join("Cargo.toml").is_file();
+        let found = Project::find(folder)?;
+        let of_language = |language| request.languages.is_empty() || request.languages.contains(&language);
+        if request.packages.is_empty() {
+            let only_rust = request.languages.is_empty() && has_cargo;
+            let projects: Vec<_> =
+                found.into_iter().filter(|project| !only_rust && of_language(project.manifest.lang)).collect();
+            let packages = (has_cargo && of_language(Language::Rust)).then(Vec::new);
+            if packages.is_none() && projects.is_empty() {
+                let languages: Vec<_> = request.languages.iter().map(|language| language.name()).collect();
+                bail!("{} has no plugin in {}", folder.display(), languages.join(", "));
+            }
+            return Ok(Chosen { packages, projects });
         }
+        let (mut projects, labels): (Vec<_>, Vec<_>) =
+            (Vec::new(), found.iter().map(|project| project.label().to_owned()).collect());
+        for project in found {
+            if request.packages.iter().any(|name| name == project.label()) && of_language(project.manifest.lang) {
+                projects.push(project);
+            }
+        }
+        let others: Vec<_> = request.packages.iter().filter(|name| !labels.contains(name)).cloned().collect();
+        if !has_cargo && let Some(name) = others.first() {
+            bail!("no plugin is called {name}\nhint: there are {}", labels.join(", "));
+        }
+        let packages = (!others.is_empty() && of_language(Language::Rust)).then_some(others);
+        Ok(Chosen { packages, projects })
     }
-    Ok(built)
-}
-
-/// Marks an artifact of cargo with its version and puts it where hosts look for it.
-fn place(
-    package: &Package,
-    kind: PluginKind,
-    version: &str,
-    artifact: &Path,
-    folder: &Path,
-) -> anyhow::Result<BuiltPlugin> {
-    let compiled = fs::read(artifact).with_context(|| format!("cannot read {}", artifact.display()))?;
-    let marked = component::with_version(compiled, version).with_context(|| format!("package {}", package.name))?;
-    let path = folder.join(format!("{}.wasm", package.name));
-    let changed = component::replace(&path, &marked).with_context(|| format!("cannot write {}", path.display()))?;
-    let size = marked.len() as u64;
-    Ok(BuiltPlugin { name: package.name.clone(), version: version.to_owned(), path, kind, size, changed })
 }
 
 /// The folder to build, checked before anything is installed on its behalf.
 fn plugin_folder(given: &Path) -> anyhow::Result<PathBuf> {
     let folder = fs::canonicalize(given).with_context(|| format!("no plugins at {}", given.display()))?;
-    if !folder.join("Cargo.toml").is_file() {
-        bail!("no plugins at {}\nhint: name a folder that has a Cargo.toml", given.display());
+    if !folder.join("Cargo.toml").is_file() && Project::find(&folder)?.is_empty() {
+        bail!("no plugins at {}\nhint: name a folder that has a Cargo.toml or a {MANIFEST}", given.display());
     }
     Ok(folder)
 }

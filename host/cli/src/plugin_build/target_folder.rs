@@ -49,13 +49,17 @@ impl TargetFolder<'_> {
         Ok(Prepared { path, is_new: sibling.is_none() })
     }
 
-    /// Readable, and different for every workspace.
     fn name(&self) -> String {
-        let readable = self.workspace.file_name().unwrap_or_default().to_string_lossy();
-        let hash = fnv1a(self.workspace.as_os_str().as_encoded_bytes());
         let variant = self.variant.map(|variant| format!("-{variant}")).unwrap_or_default();
-        format!("{readable}-{hash:016x}{variant}")
+        format!("{}{variant}", folder_name(self.workspace))
     }
+}
+
+/// A name for what is built of `folder`: readable, and different for every folder.
+pub(super) fn folder_name(folder: &Path) -> String {
+    let readable = folder.file_name().unwrap_or_default().to_string_lossy();
+    let hash = fnv1a(folder.as_os_str().as_encoded_bytes());
+    format!("{readable}-{hash:016x}")
 }
 
 /// The folder under `root` that was changed last.
