@@ -142,6 +142,7 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "failures": view.failures,
         "lastFailure": last_failure,
         "desiredVersion": view.desired_version,
+        "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,
     })

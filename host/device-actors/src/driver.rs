@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
@@ -17,6 +18,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::lineup::{self, Lineup};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
+use crate::timers::Now;
 use crate::view::ActorView;
 
 /// What all drivers share.
@@ -212,7 +214,7 @@ impl Driver {
     }
 
     fn handle(&mut self, input: Input) {
-        self.actor.handle(Instant::now().into_std(), input);
+        self.actor.handle(now(), input);
         while let Some(output) = self.actor.poll() {
             self.perform(output);
         }
@@ -273,6 +275,12 @@ impl Driver {
     }
 }
 
+/// What the clocks show.
+pub(crate) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { monotonic: Instant::now().into_std(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+}
+
 async fn call_instance(
     shared: &Shared,
     evict: Arc<Notify>,
@@ -291,6 +299,10 @@ async fn call_instance(
         Work::Method { name, payload } => {
             let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
             Outcome::Answered { response, effects }
+        }
+        Work::Timer { name, timer } => {
+            let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
+            Outcome::Reacted { verdict, effects }
         }
         Work::Change { version, patch } => {
             let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;

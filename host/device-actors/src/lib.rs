@@ -21,6 +21,7 @@ mod record;
 mod residency;
 mod roster;
 mod store;
+mod timers;
 mod view;
 
 pub use failure::{Failure, FailureKind, LastFailure};
@@ -29,4 +30,5 @@ pub use lineup::{Lineup, Plugin};
 pub use record::{Applied, Changes, DeviceRecord, QueuedTelemetry, Unsent};
 pub use roster::{Roster, RosterSettings};
 pub use store::StateStore;
+pub use timers::Now;
 pub use view::ActorView;

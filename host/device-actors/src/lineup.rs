@@ -21,6 +21,8 @@ pub struct Plugin {
     pub methods: Vec<MethodName>,
     /// The paths in the desired properties that it reacts to; empty if it reacts to none.
     pub watched: Vec<String>,
+    /// Whether it deals with timers that are due.
+    pub has_ticks: bool,
 }
 
 /// The plugins that are current together. Replaced as a whole.
@@ -40,6 +42,7 @@ impl Lineup {
                 label: Arc::from(version.label()),
                 methods: version.methods().to_vec(),
                 watched: version.watched().to_vec(),
+                has_ticks: version.has_ticks(),
             })
         });
         Lineup { generation: set.generation, plugins: plugins.collect() }

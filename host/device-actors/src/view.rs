@@ -23,6 +23,8 @@ pub struct ActorView {
     pub last_failure: Option<Arc<LastFailure>>,
     /// Version of the last desired properties seen.
     pub desired_version: u64,
+    /// Timers that are set.
+    pub timers: usize,
     /// Messages that the hub has not taken yet.
     pub queued_telemetry: usize,
 }

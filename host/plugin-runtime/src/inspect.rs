@@ -10,6 +10,9 @@ pub(crate) const METHODS: &str = "iothub:plugin/methods";
 /// Reacts to desired properties.
 pub(crate) const REACTIONS: &str = "iothub:plugin/reactions";
 
+/// Is called when a timer is due. Nothing sets one without the others, so it makes no plugin by itself.
+pub(crate) const TICKS: &str = "iothub:plugin/ticks";
+
 /// What a file says about itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Inspection {

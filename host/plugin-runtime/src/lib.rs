@@ -34,7 +34,7 @@ mod testing;
 mod version;
 
 pub use catalog::{Catalog, CatalogEntry, CatalogError, PluginConfigs, PluginSet, Refusal, SwapReport};
-pub use context::{Effects, OutgoingTelemetry, Snapshot};
+pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;

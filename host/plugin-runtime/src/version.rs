@@ -68,6 +68,11 @@ impl PluginVersion {
         &self.watched
     }
 
+    /// Whether it deals with timers that are due.
+    pub fn has_ticks(&self) -> bool {
+        self.exports.ticks()
+    }
+
     /// Bytes of the component.
     pub fn size(&self) -> usize {
         self.size

@@ -14,7 +14,8 @@ use crate::answer::Answer;
 use crate::desired::Change;
 use crate::failure::{Failure, LastFailure};
 use crate::lineup::{Lineup, Plugin};
-use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges};
+use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges, TimerChanges};
+use crate::timers::Firing;
 
 /// The message that is being dealt with.
 #[derive(Debug, Default)]
@@ -37,6 +38,14 @@ pub(super) enum InHand {
 pub(super) enum Message {
     Method { rid: RequestId, connection: u64 },
     Change(Change),
+    Timer(Firing),
+}
+
+/// What could be taken next.
+enum Next {
+    Method,
+    Change(Arc<Plugin>),
+    Timer(Arc<Plugin>, Firing),
 }
 
 /// What a call did, until it is recorded.
@@ -44,6 +53,7 @@ pub(super) enum Message {
 pub(super) struct Done {
     pub(super) answer: Option<Answer>,
     pub(super) state: Arc<StateChanges>,
+    pub(super) timers: Arc<TimerChanges>,
     pub(super) reported: Map<String, Value>,
     pub(super) telemetry: Vec<QueuedTelemetry>,
 }
@@ -64,6 +74,14 @@ impl Actor {
         self.desired.next(&self.lineup, |plugin| self.health.paused_until(&plugin.id))
     }
 
+    /// The timer that is due first, unless none may be taken.
+    fn next_timer(&self) -> Option<(Instant, &Arc<Plugin>, Firing)> {
+        if self.stop != Stop::No {
+            return None;
+        }
+        self.timers.next(&self.lineup, |plugin| self.health.paused_until(&plugin.id))
+    }
+
     /// The method at the front of the mailbox, and from when on it may be taken.
     fn next_method(&self) -> Option<(Instant, &Waiting)> {
         let waiting = self.mailbox.front()?;
@@ -76,25 +94,32 @@ impl Actor {
             return None;
         }
         let change = self.next_change().map(|(due, _)| due);
+        let timer = self.next_timer().map(|(from, ..)| self.timers.look_at(from));
         let method = self.next_method().map(|(from, _)| from);
-        change.into_iter().chain(method).min()
+        [change, timer, method].into_iter().flatten().min()
     }
 
     /// Take messages until one is in hand or none may be taken, in the order in which they came.
     pub(super) fn start_next(&mut self, now: Instant) {
         while matches!(self.in_hand, InHand::Nothing) {
-            let change = self.next_change().filter(|(due, _)| *due <= now);
-            let method = self.next_method().filter(|(from, _)| *from <= now);
-            match (change, method) {
-                (Some((due, _)), Some((_, method))) if method.received < due => self.start_method(now),
-                (Some((_, plugin)), _) => {
-                    let plugin = plugin.clone();
-                    self.start_change(plugin);
-                }
-                (None, Some(_)) => self.start_method(now),
-                (None, None) => return,
+            match self.next_message(now) {
+                Some(Next::Change(plugin)) => self.start_change(plugin),
+                Some(Next::Timer(plugin, firing)) => self.start_timer(plugin, firing),
+                Some(Next::Method) => self.start_method(now),
+                None => return,
             }
         }
+    }
+
+    fn next_message(&self, now: Instant) -> Option<Next> {
+        let change = self.next_change().filter(|(due, _)| *due <= now);
+        let change = change.map(|(due, plugin)| (due, Next::Change(plugin.clone())));
+        let timer = self.next_timer().filter(|(from, ..)| *from <= now);
+        let timer = timer.map(|(from, plugin, firing)| (from, Next::Timer(plugin.clone(), firing)));
+        let method = self.next_method().filter(|(from, _)| *from <= now);
+        let method = method.map(|(_, method)| (method.received, Next::Method));
+        // Of what came at the same instant, the first in this order.
+        [change, timer, method].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
     }
 
     fn start_method(&mut self, now: Instant) {
@@ -122,13 +147,21 @@ impl Actor {
         self.call(plugin, Message::Change(change), work);
     }
 
+    fn start_timer(&mut self, plugin: Arc<Plugin>, firing: Firing) {
+        let work = Work::Timer { name: firing.name.clone(), timer: firing.timer.clone() };
+        self.call(plugin, Message::Timer(firing), work);
+    }
+
     fn call(&mut self, plugin: Arc<Plugin>, message: Message, work: Work) {
+        let firing = if let Message::Timer(firing) = &message { Some(firing) } else { None };
         let snapshot = Snapshot {
             device_id: self.device.clone(),
             desired: self.desired.shown().clone(),
             desired_version: self.desired.version(),
             reported: self.outbox.reported().clone(),
             state: self.state.get(&plugin.name).cloned().unwrap_or_default(),
+            timers: self.timers.shown(&plugin.name, firing),
+            now: self.timers.wall(),
             telemetry_room: self.outbox.telemetry_room(&self.limits),
         };
         self.calls += 1;
@@ -160,8 +193,8 @@ impl Actor {
             Outcome::Reacted { verdict: Verdict::Retry(reason), .. } => {
                 self.call_returned(now, &plugin);
                 let (device, version) = (&self.device, &plugin.label);
-                tracing::info!(%device, plugin = %plugin.name, %version, reason, "plugin wants the change again later");
-                self.change_failed(now, message, &plugin);
+                tracing::info!(%device, plugin = %plugin.name, %version, reason, "plugin wants it again later");
+                self.comes_again(now, message, &plugin);
             }
         }
     }
@@ -189,15 +222,20 @@ impl Actor {
         }
         let (plugin_name, version) = (plugin.name.clone(), plugin.label.clone());
         self.last_failure = Some(Arc::new(LastFailure { at: now, plugin: plugin_name, version, failure }));
-        self.change_failed(now, message, plugin);
+        self.comes_again(now, message, plugin);
     }
 
-    /// A change comes again; nothing of a method does.
-    fn change_failed(&mut self, now: Instant, message: Message, plugin: &Plugin) {
-        let Message::Change(change) = message else { return };
+    /// A change or a timer comes again; nothing of a method does.
+    fn comes_again(&mut self, now: Instant, message: Message, plugin: &Plugin) {
         let (retry, rng) = (self.limits.retry, &mut self.rng);
-        self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
-        self.desired.reconsider(now, &self.lineup);
+        match message {
+            Message::Method { .. } => {}
+            Message::Change(change) => {
+                self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
+                self.desired.reconsider(now, &self.lineup);
+            }
+            Message::Timer(firing) => self.timers.failed(plugin, firing, |nth| retry.jittered(nth, rng)),
+        }
     }
 
     /// The call returned: record what it did and consumed, and let the answer go after that.
@@ -210,9 +248,15 @@ impl Actor {
             }
             return;
         }
+        let mut timers = effects.timers;
+        if let Message::Timer(firing) = &message {
+            // Gone, unless the call has set it again.
+            timers.entry(firing.name.clone()).or_insert(None);
+        }
         let done = Done {
             answer,
             state: Arc::new(effects.state),
+            timers: Arc::new(timers),
             reported: effects.reported,
             telemetry: self.outbox.number(effects.telemetry, &mut self.rng),
         };
@@ -225,6 +269,7 @@ impl Actor {
             let state = Arc::make_mut(self.state.entry(plugin.name.clone()).or_default());
             apply_state(state, &done.state);
         }
+        self.timers.apply(&plugin.name, &done.timers);
         self.outbox.report(&done.reported);
         self.outbox.queue(done.telemetry);
         match (message, done.answer) {
@@ -233,7 +278,7 @@ impl Actor {
                 self.desired.done(&plugin.name, Applied { version: change.version, view: change.view });
                 self.desired.reconsider(now, &self.lineup);
             }
-            (Message::Method { .. }, None) => {}
+            (Message::Method { .. } | Message::Timer(_), _) => {}
         }
     }
 
@@ -241,7 +286,7 @@ impl Actor {
         if let Message::Method { rid, connection } = &message {
             self.answer_on(*connection, rid.clone(), Answer::not_recorded(plugin));
         }
-        self.change_failed(now, message, plugin);
+        self.comes_again(now, message, plugin);
     }
 
     pub(super) fn answer(&mut self, rid: RequestId, answer: Answer) {

@@ -58,6 +58,9 @@ impl Actor {
         if !done.state.is_empty() {
             changes.state = Some((plugin.name.clone(), done.state.clone()));
         }
+        if !done.timers.is_empty() {
+            changes.timers = Some((plugin.name.clone(), done.timers.clone()));
+        }
         if !done.reported.is_empty() {
             changes.unsent = Some(self.outbox.unsent_with(&done.reported));
         }

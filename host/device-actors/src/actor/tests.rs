@@ -4,4 +4,5 @@ mod bench;
 mod messages;
 mod outbox;
 mod shuffled;
+mod timers;
 mod twin;
