@@ -132,6 +132,11 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
             "detail": last.failure.detail,
         })
     });
+    let held_back: Vec<Value> = view
+        .held_back
+        .iter()
+        .map(|held| json!({"name": held.plugin.to_string(), "version": held.version, "reason": held.reason}))
+        .collect();
     json!({
         "deviceId": device,
         "connected": view.connected,
@@ -145,6 +150,7 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,
+        "notActivated": held_back,
     })
 }
 

@@ -2,9 +2,10 @@
 //!
 //! Whoever drives an actor hands it each [`Input`] with the time, then takes every [`Output`], then waits for the next
 //! input or the deadline. The actor has at most one message in hand: a direct method or a change of desired
-//! properties or a timer, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
+//! properties, a timer or the activation of a version, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
 //! the hub, swaps) is taken when it comes, which is between two calls as far as plugins can see.
 
+mod activating;
 mod from_hub;
 mod in_hand;
 mod recording;
@@ -17,12 +18,13 @@ use std::time::Instant;
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Timer, Verdict};
+use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Timer, Verdict, VersionTag};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use self::in_hand::InHand;
 use self::recording::Records;
+use crate::activation::Activations;
 use crate::desired::Desired;
 use crate::failure::{Failure, LastFailure};
 use crate::health::Health;
@@ -83,6 +85,7 @@ pub enum Work {
     Method { name: MethodName, payload: String },
     Change { version: u64, patch: String },
     Timer { name: String, timer: Timer },
+    Activation { previous: Option<VersionTag> },
 }
 
 /// How a call ended.
@@ -90,6 +93,7 @@ pub enum Work {
 pub enum Outcome {
     Answered { response: GuestResponse, effects: Effects },
     Reacted { verdict: Verdict, effects: Effects },
+    Activated { result: Result<(), String>, effects: Effects },
     Failed(Failure),
 }
 
@@ -98,7 +102,9 @@ pub struct Actor {
     device: DeviceId,
     limits: Limits,
     rng: SmallRng,
+    /// What this device runs, which need not be what is current.
     lineup: Arc<Lineup>,
+    activations: Activations,
     link: Link,
     /// Counts connections, so that no answer reaches a caller on a later one.
     connection: u64,
@@ -154,6 +160,7 @@ impl Actor {
             limits,
             rng: SmallRng::seed_from_u64(seed),
             lineup: Arc::default(),
+            activations: Activations::new(recovered.versions),
             link: Link::Down,
             connection: 0,
             mailbox: VecDeque::new(),
@@ -213,6 +220,7 @@ impl Actor {
             failures: self.failures,
             last_failure: self.last_failure.clone(),
             desired_version: self.desired.version(),
+            held_back: self.activations.held_back(),
             timers: self.timers.pending(),
             queued_telemetry: self.outbox.queued(),
         }

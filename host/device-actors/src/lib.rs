@@ -8,6 +8,7 @@
 //!
 //! This crate does not know how a device is connected, where plugins come from, or what wasm is.
 
+mod activation;
 pub mod actor;
 mod answer;
 mod desired;
@@ -24,6 +25,7 @@ mod store;
 mod timers;
 mod view;
 
+pub use activation::HeldBack;
 pub use failure::{Failure, FailureKind, LastFailure};
 pub use limits::{Backoff, Limits};
 pub use lineup::{Lineup, Plugin};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iothub_protocol::link::TelemetryMessage;
-use plugin_runtime::{OutgoingTelemetry, PluginName, Timer};
+use plugin_runtime::{OutgoingTelemetry, PluginName, Timer, VersionTag};
 use serde_json::{Map, Value};
 
 /// State of one plugin on one device.
@@ -28,6 +28,8 @@ pub struct DeviceRecord {
     pub state: BTreeMap<PluginName, PluginState>,
     pub applied: BTreeMap<PluginName, Applied>,
     pub timers: BTreeMap<PluginName, BTreeMap<String, Timer>>,
+    /// Whose changes were recorded last.
+    pub versions: BTreeMap<PluginName, VersionTag>,
     /// In order of `sequence`.
     pub telemetry: Vec<QueuedTelemetry>,
 }
@@ -81,6 +83,8 @@ pub struct Changes {
     pub state: Option<(PluginName, Arc<StateChanges>)>,
     /// Of the same plugin; the timer that it dealt with is gone.
     pub timers: Option<(PluginName, Arc<TimerChanges>)>,
+    /// The version that was called, if another one was before it.
+    pub version: Option<(PluginName, VersionTag)>,
     pub applied: Vec<(PluginName, Applied)>,
     pub telemetry_queued: Vec<QueuedTelemetry>,
     /// Sequence numbers that the hub has taken.

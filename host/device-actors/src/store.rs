@@ -7,7 +7,7 @@ use std::sync::Arc;
 use durable_store::{Durability, Store, StoreError, sql};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::TelemetryMessage;
-use plugin_runtime::{PluginName, Timer};
+use plugin_runtime::{PluginName, Timer, VersionTag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sql::types::Type;
@@ -74,6 +74,14 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
     }
     if let Some((plugin, timers)) = &changes.timers {
         write_timers(transaction, device, plugin, timers)?;
+    }
+    if let Some((plugin, version)) = &changes.version {
+        transaction
+            .prepare_cached(
+                "INSERT INTO version (device, plugin, label, hash) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (device, plugin) DO UPDATE SET label = excluded.label, hash = excluded.hash",
+            )?
+            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash])?;
     }
     for (plugin, applied) in &changes.applied {
         transaction
@@ -187,6 +195,11 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         timers.insert(row.get(2)?, timer);
         Ok(())
     })?;
+    each(connection, "SELECT device, plugin, label, hash FROM version WHERE device", only, |row| {
+        let version = VersionTag { label: row.get::<_, String>(2)?.into(), hash: row.get::<_, String>(3)?.into() };
+        records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
+        Ok(())
+    })?;
     let telemetry = "SELECT device, sequence, message_id, content_type, content_encoding, properties, body
                      FROM telemetry WHERE device";
     each(connection, telemetry, only, |row| {
@@ -257,7 +270,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -306,6 +319,17 @@ const TIMERS: &str = "
         due INTEGER NOT NULL,
         payload BLOB NOT NULL,
         PRIMARY KEY (device, plugin, name)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const VERSIONS: &str = "
+    CREATE TABLE version (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- The version whose changes were recorded last.
+        label TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        PRIMARY KEY (device, plugin)
     ) STRICT, WITHOUT ROWID;
 ";
 
@@ -359,6 +383,7 @@ mod tests {
             let changes = changes.map(|(name, timer)| (name.to_owned(), timer));
             Some((lock.clone(), Arc::new(BTreeMap::from(changes))))
         };
+        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
         let unsent = Unsent { in_flight: object(json!({"lock": null})), pending: object(json!({"lock": true})) };
         let first = Changes {
             desired: Some((Arc::new(object(json!({"building": "43"}))), 4)),
@@ -373,6 +398,7 @@ mod tests {
         let second = Changes {
             reported: Some(Arc::new(object(json!({"x": 1})))),
             state: state(None),
+            version: Some((lock.clone(), version.clone())),
             timers: timers([("gone", None), ("later", Some(timer(3)))]),
             telemetry_taken: vec![9],
             ..Changes::default()
@@ -390,6 +416,7 @@ mod tests {
             unsent,
             state: BTreeMap::from([(lock.clone(), BTreeMap::from([("kept".to_owned(), vec![1])]))]),
             timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
+            versions: BTreeMap::from([(lock.clone(), version)]),
             applied: BTreeMap::from([(lock, applied)]),
             telemetry: vec![queued(10)],
         };

@@ -9,11 +9,11 @@ use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
 use crate::context::{OutgoingTelemetry, Refused, Timer};
 use crate::guest::Guest;
-use crate::inspect::{self, METHODS, REACTIONS, TICKS};
+use crate::inspect::{self, LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::instance::{GuestResponse, Verdict};
 use crate::output::Level;
 use crate::signature;
-use crate::version::LoadError;
+use crate::version::{LoadError, VersionTag};
 
 use imports::iothub::device::{config, log, state, telemetry, timers, twin, types};
 
@@ -57,6 +57,15 @@ mod ticks {
     });
 }
 
+mod lifecycle {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world takes-over { export iothub:plugin/lifecycle@0.1.0; }",
+        world: "latch:host/takes-over",
+        exports: { default: async },
+    });
+}
+
 /// Offer `iothub:device` to guests.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     imports::TimedImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
@@ -68,13 +77,14 @@ pub(crate) struct Exports {
     methods: Option<methods::AnswersMethodsIndices>,
     reactions: Option<reactions::ReactsIndices>,
     ticks: Option<ticks::TicksOnIndices>,
+    lifecycle: Option<lifecycle::TakesOverIndices>,
 }
 
 impl Exports {
     /// Find them, and check the type of every function in them.
     pub(crate) fn find(component: &Component, pre: &InstancePre<Guest>) -> Result<Exports, LoadError> {
         let compile = |error: wasmtime::Error| LoadError::Compile { reason: format!("{error:#}") };
-        let mut exports = Exports { methods: None, reactions: None, ticks: None };
+        let mut exports = Exports { methods: None, reactions: None, ticks: None, lifecycle: None };
         if check(component, METHODS, METHODS_FUNCTIONS)? {
             exports.methods = Some(methods::AnswersMethodsIndices::new(pre).map_err(compile)?);
         }
@@ -84,12 +94,19 @@ impl Exports {
         if check(component, TICKS, TICKS_FUNCTIONS)? {
             exports.ticks = Some(ticks::TicksOnIndices::new(pre).map_err(compile)?);
         }
+        if check(component, LIFECYCLE, LIFECYCLE_FUNCTIONS)? {
+            exports.lifecycle = Some(lifecycle::TakesOverIndices::new(pre).map_err(compile)?);
+        }
         Ok(exports)
     }
 
     /// Whether timers can fire.
     pub(crate) fn ticks(&self) -> bool {
         self.ticks.is_some()
+    }
+
+    pub(crate) fn lifecycle(&self) -> bool {
+        self.lifecycle.is_some()
     }
 
     pub(crate) async fn instantiate(
@@ -101,7 +118,8 @@ impl Exports {
         let methods = self.methods.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let reactions = self.reactions.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let ticks = self.ticks.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
-        Ok(Bound { methods, reactions, ticks })
+        let lifecycle = self.lifecycle.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        Ok(Bound { methods, reactions, ticks, lifecycle })
     }
 }
 
@@ -110,6 +128,7 @@ pub(crate) struct Bound {
     methods: Option<methods::AnswersMethods>,
     reactions: Option<reactions::Reacts>,
     ticks: Option<ticks::TicksOn>,
+    lifecycle: Option<lifecycle::TakesOver>,
 }
 
 impl Bound {
@@ -166,6 +185,18 @@ impl Bound {
         };
         Ok(Some(verdict))
     }
+
+    pub(crate) async fn activated(
+        &self,
+        store: &mut Store<Guest>,
+        previous: Option<&VersionTag>,
+    ) -> wasmtime::Result<Option<Result<(), String>>> {
+        use lifecycle::exports::iothub::plugin::lifecycle as generated;
+        let Some(bound) = &self.lifecycle else { return Ok(None) };
+        let previous =
+            previous.map(|tag| generated::Version { label: tag.label.to_string(), hash: tag.hash.to_string() });
+        bound.iothub_plugin_lifecycle().call_activated(store, previous.as_ref()).await.map(Some)
+    }
 }
 
 fn shown(name: &str, timer: &Timer) -> timers::Timer {
@@ -213,6 +244,10 @@ const REACTIONS_FUNCTIONS: &[(&str, &str)] = &[
 /// The functions of `ticks.wit`.
 const TICKS_FUNCTIONS: &[(&str, &str)] =
     &[("fired", "func(record{name: string, due: u64, payload: list<u8>}) -> variant{done, retry(string)}")];
+
+/// The functions of `lifecycle.wit`.
+const LIFECYCLE_FUNCTIONS: &[(&str, &str)] =
+    &[("activated", "func(option<record{label: string, hash: string}>) -> result<_, string>")];
 
 impl From<Refused> for types::Error {
     fn from(refused: Refused) -> types::Error {

@@ -15,9 +15,9 @@ use wasmtime_wasi::I32Exit;
 use crate::bindings::Bound;
 use crate::context::{Effects, Snapshot, Timer};
 use crate::guest::Guest;
-use crate::inspect::{METHODS, REACTIONS, TICKS};
+use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
-use crate::version::PluginVersion;
+use crate::version::{PluginVersion, VersionTag};
 
 /// A guest in memory. Serves one device: what it keeps in its globals would otherwise travel between devices.
 ///
@@ -129,6 +129,23 @@ impl Instance {
         self.begin(Some(snapshot))?;
         let outcome = in_time(self.time_limit, self.bound.fired(&mut self.store, name, timer)).await;
         self.end(outcome, TICKS).map(without_effects_of_retry)
+    }
+
+    /// Call `iothub:plugin/lifecycle.activated`. The inner error is the guest's refusal, which has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn activated(
+        &mut self,
+        snapshot: Snapshot,
+        previous: Option<&VersionTag>,
+    ) -> Result<(Result<(), String>, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.activated(&mut self.store, previous)).await;
+        match self.end(outcome, LIFECYCLE)? {
+            (Ok(()), effects) => Ok((Ok(()), effects)),
+            (refused, _) => Ok((refused, Effects::default())),
+        }
     }
 
     /// Ask for the methods that the plugin answers; none if it does not export the interface.
@@ -340,6 +357,17 @@ mod tests {
         assert_eq!(done, (Verdict::Done, Effects { timers, ..Effects::default() }));
         let retry = instance.fired(snapshot(), "step", &timer(1, b"not now")).await.expect("a verdict");
         assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_version_is_activated_or_refuses() {
+        let mut instance = instance(Component::echo("lockDoor").living()).await;
+        assert!(instance.version().has_lifecycle());
+        let new = instance.activated(snapshot(), None).await.expect("an answer");
+        assert_eq!(new, (Ok(()), Effects::default()));
+        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let refused = instance.activated(snapshot(), Some(&previous)).await.expect("an answer");
+        assert_eq!(refused, (Err("1.0.0".to_owned()), Effects::default()), "in words of its own");
     }
 
     #[tokio::test]

@@ -39,4 +39,4 @@ pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
 pub use settings::{RuntimeError, RuntimeSettings};
-pub use version::{LoadError, PluginSource, PluginVersion};
+pub use version::{LoadError, PluginSource, PluginVersion, VersionTag};

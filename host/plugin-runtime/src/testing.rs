@@ -45,6 +45,11 @@ impl Component {
         self.replace(";; more", &format!("{TICKS}\n$0"))
     }
 
+    /// Also wants to be told when it takes over: refuses with the label of the version before, if there is one.
+    pub(crate) fn living(self) -> Component {
+        self.replace(";; more", &format!("{LIFECYCLE}\n$0"))
+    }
+
     /// With more definitions in its core module.
     pub(crate) fn with(self, definitions: &str) -> Component {
         self.replace("(func (export \"names\")", &format!("{definitions}\n$0"))
@@ -248,4 +253,35 @@ const TICKS: &str = r#"
     (with "import-verdict" (type $tick_verdict))
     (with "import-fired" (func $fired))))
   (export "iothub:plugin/ticks@0.1.0" (instance $ticks))
+"#;
+
+/// The result at 256; a realloc of its own, since two texts arrive.
+const LIFECYCLE: &str = r#"
+  (core module $texts
+    (import "libc" "memory" (memory 2))
+    (global $next (mut i32) (i32.const 20480))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (global.get $next)
+      (global.set $next (i32.add (global.get $next) (local.get 3))))
+    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32) (result i32)
+      (i32.store (i32.const 256) (local.get $some))
+      (i32.store (i32.const 260) (local.get $label))
+      (i32.store (i32.const 264) (local.get $label_len))
+      (i32.const 256)))
+  (core instance $texts (instantiate $texts (with "libc" (instance $libc))))
+  (type $version (record (field "label" string) (field "hash" string)))
+  (func $activated (param "previous" (option $version)) (result (result (error string)))
+    (canon lift (core func $texts "activated") (memory (core memory $libc "memory"))
+      (realloc (core func $texts "realloc"))))
+  (component $lifecycle
+    (type $version (record (field "label" string) (field "hash" string)))
+    (import "import-version" (type $version' (eq $version)))
+    (import "import-activated" (func $activated (param "previous" (option $version')) (result (result (error string)))))
+    (export $version'' "version" (type $version'))
+    (export "activated" (func $activated)
+      (func (param "previous" (option $version'')) (result (result (error string))))))
+  (instance $lifecycle (instantiate $lifecycle
+    (with "import-version" (type $version))
+    (with "import-activated" (func $activated))))
+  (export "iothub:plugin/lifecycle@0.1.0" (instance $lifecycle))
 "#;

@@ -1,5 +1,6 @@
 //! Scenarios with a fake clock, then all of them shuffled.
 
+mod activation;
 mod bench;
 mod messages;
 mod outbox;

@@ -112,6 +112,7 @@ impl Bench {
                 let payload = json!({"version": &*call.plugin.label}).to_string();
                 Outcome::Answered { response: GuestResponse { status: 200, payload }, effects }
             }
+            Work::Activation { .. } => Outcome::Activated { result: Ok(()), effects },
             Work::Change { .. } | Work::Timer { .. } => Outcome::Reacted { verdict: Verdict::Done, effects },
         };
         self.input(Input::Called(outcome));
@@ -183,8 +184,21 @@ impl Bench {
             Work::Change { version, patch } => {
                 Some((call.plugin.label.to_string(), *version, serde_json::from_str(patch).expect("JSON")))
             }
-            Work::Method { .. } | Work::Timer { .. } => None,
+            Work::Method { .. } | Work::Timer { .. } | Work::Activation { .. } => None,
         }
+    }
+
+    /// The activation in hand: the version and the one before.
+    pub(super) fn activation(&self) -> Option<(String, Option<String>)> {
+        let call = self.call.as_ref()?;
+        let Work::Activation { previous } = &call.work else { return None };
+        Some((call.plugin.label.to_string(), previous.as_ref().map(|tag| tag.label.to_string())))
+    }
+
+    pub(super) fn refuses(&mut self, reason: &str) {
+        self.call.take().expect("a call");
+        let result = Err(reason.to_owned());
+        self.input(Input::Called(Outcome::Activated { result, effects: Effects::default() }));
     }
 
     /// The timer in hand: plugin version, name, payload.
@@ -226,6 +240,7 @@ pub(super) fn apply(db: &mut DeviceRecord, changes: Changes) {
             };
         }
     }
+    db.versions.extend(changes.version);
     db.applied.extend(changes.applied);
     db.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
     db.telemetry.extend(changes.telemetry_queued);
@@ -252,6 +267,7 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
         methods: methods.iter().map(|name| MethodName::parse(name).expect("a name")).collect(),
         watched: watched.iter().map(|&path| path.to_owned()).collect(),
         has_ticks: false,
+        has_lifecycle: false,
     })
 }
 
@@ -261,6 +277,10 @@ pub(super) fn lock_door(version: &str) -> Arc<Plugin> {
 
 pub(super) fn ticker(version: &str) -> Arc<Plugin> {
     Arc::new(Plugin { has_ticks: true, ..Plugin::clone(&plugin("ticker", version, &["start"], &["x"])) })
+}
+
+pub(super) fn living(version: &str) -> Arc<Plugin> {
+    Arc::new(Plugin { has_lifecycle: true, ..Plugin::clone(&ticker(version)) })
 }
 
 pub(super) fn reactor(version: &str, watched: &[&str]) -> Arc<Plugin> {

@@ -30,6 +30,7 @@ enum Step {
         timer: Option<(u8, u16)>,
     },
     Trap,
+    Refuse,
     Later,
     Write,
     CannotWrite,
@@ -57,6 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (prop::option::of(0..6_u8), any::<bool>(), any::<bool>(), prop::option::of((0..3_u8, 0..3000_u16)))
             .prop_map(|(report, send, set, timer)| Step::Return { report, send, set, timer }),
         1 => Just(Step::Trap),
+        1 => Just(Step::Refuse),
         1 => Just(Step::Later),
         8 => Just(Step::Write),
         1 => Just(Step::CannotWrite),
@@ -157,6 +159,7 @@ impl World {
                 self.call_returns(effects);
             }
             Step::Trap if self.bench.call.is_some() => self.bench.fails(FailureKind::Trap),
+            Step::Refuse if self.bench.activation().is_some() => self.bench.refuses("no"),
             Step::Later if self.bench.change().is_some() || self.bench.timer().is_some() => self.bench.wants_it_later(),
             Step::Write if !self.bench.records.is_empty() => self.write(),
             Step::CannotWrite if !self.bench.records.is_empty() => {
@@ -346,10 +349,12 @@ impl World {
 fn plugins(version: u64) -> Vec<Arc<Plugin>> {
     let label: Arc<str> = Arc::from(version.to_string());
     let plugin = Plugin {
+        id: label.clone(),
         label: label.clone(),
-        id: label,
+        hash: label,
         watched: vec!["x".into()],
         has_ticks: true,
+        has_lifecycle: version.is_multiple_of(2),
         ..Plugin::clone(&lock_door("1"))
     };
     vec![Arc::new(plugin)]
