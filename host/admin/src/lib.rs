@@ -132,6 +132,11 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
             "detail": last.failure.detail,
         })
     });
+    let held_back: Vec<Value> = view
+        .held_back
+        .iter()
+        .map(|held| json!({"name": held.plugin.to_string(), "version": held.version, "reason": held.reason}))
+        .collect();
     json!({
         "deviceId": device,
         "connected": view.connected,
@@ -142,8 +147,10 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "failures": view.failures,
         "lastFailure": last_failure,
         "desiredVersion": view.desired_version,
+        "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,
+        "notActivated": held_back,
     })
 }
 

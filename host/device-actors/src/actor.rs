@@ -2,9 +2,10 @@
 //!
 //! Whoever drives an actor hands it each [`Input`] with the time, then takes every [`Output`], then waits for the next
 //! input or the deadline. The actor has at most one message in hand: a direct method or a change of desired
-//! properties, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
+//! properties, a timer or the activation of a version, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
 //! the hub, swaps) is taken when it comes, which is between two calls as far as plugins can see.
 
+mod activating;
 mod from_hub;
 mod in_hand;
 mod recording;
@@ -17,12 +18,13 @@ use std::time::Instant;
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Verdict};
+use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Timer, Verdict, VersionTag};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use self::in_hand::InHand;
 use self::recording::Records;
+use crate::activation::Activations;
 use crate::desired::Desired;
 use crate::failure::{Failure, LastFailure};
 use crate::health::Health;
@@ -30,6 +32,7 @@ use crate::limits::Limits;
 use crate::lineup::{Lineup, Plugin};
 use crate::outbox::Outbox;
 use crate::record::{Changes, DeviceRecord, PluginState};
+use crate::timers::{Now, Timers};
 use crate::view::ActorView;
 
 /// What can happen to an actor.
@@ -81,6 +84,8 @@ pub struct Call {
 pub enum Work {
     Method { name: MethodName, payload: String },
     Change { version: u64, patch: String },
+    Timer { name: String, timer: Timer },
+    Activation { previous: Option<VersionTag> },
 }
 
 /// How a call ended.
@@ -88,6 +93,7 @@ pub enum Work {
 pub enum Outcome {
     Answered { response: GuestResponse, effects: Effects },
     Reacted { verdict: Verdict, effects: Effects },
+    Activated { result: Result<(), String>, effects: Effects },
     Failed(Failure),
 }
 
@@ -96,7 +102,9 @@ pub struct Actor {
     device: DeviceId,
     limits: Limits,
     rng: SmallRng,
+    /// What this device runs, which need not be what is current.
     lineup: Arc<Lineup>,
+    activations: Activations,
     link: Link,
     /// Counts connections, so that no answer reaches a caller on a later one.
     connection: u64,
@@ -104,6 +112,7 @@ pub struct Actor {
     in_hand: InHand,
     desired: Desired,
     state: BTreeMap<PluginName, Arc<PluginState>>,
+    timers: Timers,
     outbox: Outbox,
     health: Health,
     /// Versions with an unused instance, and since when.
@@ -144,19 +153,21 @@ struct Waiting {
 
 impl Actor {
     /// `seed` makes delays and message ids; it must differ between devices and between starts.
-    pub fn new(device: DeviceId, recovered: DeviceRecord, limits: Limits, seed: u64) -> Actor {
+    pub fn new(device: DeviceId, recovered: DeviceRecord, limits: Limits, seed: u64, now: Now) -> Actor {
         let state = recovered.state.into_iter().map(|(name, state)| (name, Arc::new(state))).collect();
         Actor {
             device,
             limits,
             rng: SmallRng::seed_from_u64(seed),
             lineup: Arc::default(),
+            activations: Activations::new(recovered.versions),
             link: Link::Down,
             connection: 0,
             mailbox: VecDeque::new(),
             in_hand: InHand::Nothing,
             desired: Desired::new(recovered.desired, recovered.desired_version, recovered.applied),
             state,
+            timers: Timers::new(recovered.timers, now),
             outbox: Outbox::new(recovered.reported, recovered.unsent, recovered.telemetry),
             health: Health::default(),
             resident: HashMap::new(),
@@ -169,7 +180,9 @@ impl Actor {
         }
     }
 
-    pub fn handle(&mut self, now: Instant, input: Input) {
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.timers.look(now);
+        let now = now.monotonic;
         match input {
             Input::Hub(message) => self.on_hub(now, message),
             Input::Plugins(lineup) => self.take_lineup(now, lineup),
@@ -207,6 +220,8 @@ impl Actor {
             failures: self.failures,
             last_failure: self.last_failure.clone(),
             desired_version: self.desired.version(),
+            held_back: self.activations.held_back(),
+            timers: self.timers.pending(),
             queued_telemetry: self.outbox.queued(),
         }
     }

@@ -42,6 +42,7 @@ impl Answer {
             FailureKind::Trap => (500, "trap"),
             FailureKind::Memory => (500, "memory"),
             FailureKind::Start => (500, "start"),
+            FailureKind::Activation => (500, "activation"),
         };
         Answer::host(status, &about(plugin, error, failure.kind.reason()))
     }
@@ -51,7 +52,14 @@ impl Answer {
     }
 
     pub(crate) fn paused(plugin: &Plugin, left: Duration) -> Answer {
-        let mut payload = about(plugin, "paused", "the plugin failed several times in a row");
+        Answer::later(about(plugin, "paused", "the plugin failed several times in a row"), left)
+    }
+
+    pub(crate) fn not_activated(plugin: &Plugin, left: Duration) -> Answer {
+        Answer::later(about(plugin, "not-activated", FailureKind::Activation.reason()), left)
+    }
+
+    fn later(mut payload: Value, left: Duration) -> Answer {
         payload["retryAfterMs"] = json!(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
         Answer::host(503, &payload)
     }

@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::{Future, pending};
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
@@ -17,6 +19,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::lineup::{self, Lineup};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
+use crate::timers::Now;
 use crate::view::ActorView;
 
 /// What all drivers share.
@@ -41,6 +44,8 @@ pub(crate) struct Driver {
     to_hub: mpsc::Sender<ToHub>,
     plugins: watch::Receiver<Arc<PluginSet>>,
     versions: Arc<Versions>,
+    /// Versions that are not current any more, but that the actor goes on with.
+    former: HashMap<Arc<str>, Arc<PluginVersion>>,
     instances: HashMap<Arc<str>, Resident>,
     calling: Option<Calling>,
     /// Filled from the store's thread.
@@ -109,6 +114,7 @@ impl Driver {
             to_hub,
             plugins,
             versions: Arc::default(),
+            former: HashMap::new(),
             instances: HashMap::new(),
             calling: None,
             recorded: mpsc::unbounded_channel(),
@@ -193,7 +199,8 @@ impl Driver {
 
     fn take_plugins(&mut self) {
         let set = self.plugins.borrow_and_update().clone();
-        self.versions = self.shared.current.of(&set);
+        let former = mem::replace(&mut self.versions, self.shared.current.of(&set));
+        self.former.extend(former.by_id.iter().map(|(id, version)| (id.clone(), version.clone())));
         self.handle(Input::Plugins(self.versions.lineup.clone()));
     }
 
@@ -212,11 +219,13 @@ impl Driver {
     }
 
     fn handle(&mut self, input: Input) {
-        self.actor.handle(Instant::now().into_std(), input);
+        self.actor.handle(now(), input);
         while let Some(output) = self.actor.poll() {
             self.perform(output);
         }
-        self.view.send_replace(self.actor.view());
+        let view = self.actor.view();
+        self.former.retain(|id, _| view.lineup.has_version(id));
+        self.view.send_replace(view);
     }
 
     fn perform(&mut self, output: Output) {
@@ -253,7 +262,7 @@ impl Driver {
 
     fn call(&mut self, call: Call) -> Calling {
         let id = call.plugin.id.clone();
-        let Some(version) = self.versions.by_id.get(&id).cloned() else {
+        let Some(version) = self.versions.by_id.get(&id).or_else(|| self.former.get(&id)).cloned() else {
             let detail = "the version is not current".to_owned();
             let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
             return Box::pin(async { Box::new(Finished { id, resident: None, outcome }) });
@@ -271,6 +280,12 @@ impl Driver {
             Box::new(Finished { id, resident, outcome })
         })
     }
+}
+
+/// What the clocks show.
+pub(crate) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { monotonic: Instant::now().into_std(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
 }
 
 async fn call_instance(
@@ -291,6 +306,14 @@ async fn call_instance(
         Work::Method { name, payload } => {
             let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
             Outcome::Answered { response, effects }
+        }
+        Work::Activation { previous } => {
+            let (result, effects) = resident.instance.activated(call.snapshot, previous.as_ref()).await?;
+            Outcome::Activated { result, effects }
+        }
+        Work::Timer { name, timer } => {
+            let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
+            Outcome::Reacted { verdict, effects }
         }
         Work::Change { version, patch } => {
             let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;

@@ -13,6 +13,8 @@ pub enum FailureKind {
     Memory,
     /// No instance could be made.
     Start,
+    /// It does not want to take over.
+    Activation,
 }
 
 impl FailureKind {
@@ -23,6 +25,7 @@ impl FailureKind {
             FailureKind::Timeout => "the plugin ran past its time limit",
             FailureKind::Memory => "the plugin ran out of its memory limit",
             FailureKind::Start => "the plugin could not be started",
+            FailureKind::Activation => "the plugin could not be activated",
         }
     }
 }

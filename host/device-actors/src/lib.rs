@@ -8,6 +8,7 @@
 //!
 //! This crate does not know how a device is connected, where plugins come from, or what wasm is.
 
+mod activation;
 pub mod actor;
 mod answer;
 mod desired;
@@ -21,12 +22,15 @@ mod record;
 mod residency;
 mod roster;
 mod store;
+mod timers;
 mod view;
 
+pub use activation::HeldBack;
 pub use failure::{Failure, FailureKind, LastFailure};
 pub use limits::{Backoff, Limits};
 pub use lineup::{Lineup, Plugin};
 pub use record::{Applied, Changes, DeviceRecord, QueuedTelemetry, Unsent};
 pub use roster::{Roster, RosterSettings};
 pub use store::StateStore;
+pub use timers::Now;
 pub use view::ActorView;

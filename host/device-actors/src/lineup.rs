@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use iothub_protocol::id::MethodName;
-use plugin_runtime::{PluginName, PluginSet, PluginVersion};
+use plugin_runtime::{PluginName, PluginSet, PluginVersion, VersionTag};
 
 /// One version of one plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,16 @@ pub struct Plugin {
     pub methods: Vec<MethodName>,
     /// The paths in the desired properties that it reacts to; empty if it reacts to none.
     pub watched: Vec<String>,
+    /// Whether it deals with timers that are due.
+    pub has_ticks: bool,
+    /// Whether it is to be told when it takes over.
+    pub has_lifecycle: bool,
+}
+
+impl Plugin {
+    pub(crate) fn tag(&self) -> VersionTag {
+        VersionTag { label: self.label.clone(), hash: self.hash.clone() }
+    }
 }
 
 /// The plugins that are current together. Replaced as a whole.
@@ -40,6 +50,8 @@ impl Lineup {
                 label: Arc::from(version.label()),
                 methods: version.methods().to_vec(),
                 watched: version.watched().to_vec(),
+                has_ticks: version.has_ticks(),
+                has_lifecycle: version.has_lifecycle(),
             })
         });
         Lineup { generation: set.generation, plugins: plugins.collect() }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iothub_protocol::link::TelemetryMessage;
-use plugin_runtime::{OutgoingTelemetry, PluginName};
+use plugin_runtime::{OutgoingTelemetry, PluginName, Timer, VersionTag};
 use serde_json::{Map, Value};
 
 /// State of one plugin on one device.
@@ -12,6 +12,9 @@ pub(crate) type PluginState = BTreeMap<String, Vec<u8>>;
 
 /// Values set, or removed, by key.
 pub(crate) type StateChanges = BTreeMap<String, Option<Vec<u8>>>;
+
+/// Timers set, or gone, by name.
+pub(crate) type TimerChanges = BTreeMap<String, Option<Timer>>;
 
 /// Everything that a device's actor starts from. The default is a device that was never seen.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -24,6 +27,9 @@ pub struct DeviceRecord {
     pub unsent: Unsent,
     pub state: BTreeMap<PluginName, PluginState>,
     pub applied: BTreeMap<PluginName, Applied>,
+    pub timers: BTreeMap<PluginName, BTreeMap<String, Timer>>,
+    /// Whose changes were recorded last.
+    pub versions: BTreeMap<PluginName, VersionTag>,
     /// In order of `sequence`.
     pub telemetry: Vec<QueuedTelemetry>,
 }
@@ -75,6 +81,10 @@ pub struct Changes {
     pub unsent: Option<Unsent>,
     /// Of the plugin that was called.
     pub state: Option<(PluginName, Arc<StateChanges>)>,
+    /// Of the same plugin; the timer that it dealt with is gone.
+    pub timers: Option<(PluginName, Arc<TimerChanges>)>,
+    /// The version that was called, if another one was before it.
+    pub version: Option<(PluginName, VersionTag)>,
     pub applied: Vec<(PluginName, Applied)>,
     pub telemetry_queued: Vec<QueuedTelemetry>,
     /// Sequence numbers that the hub has taken.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actor::Actor;
-use crate::driver::{CurrentPlugins, Driver, HubLink, Shared};
+use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
 use crate::limits::Limits;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
@@ -130,7 +130,7 @@ impl Roster {
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
-        let actor = Actor::new(device.clone(), record, self.settings.limits, rand::random());
+        let actor = Actor::new(device.clone(), record, self.settings.limits, rand::random(), now());
         let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), self.shared.clone());
         self.lock().insert(device, driver.view());
         let (stop, give_up) = (self.stop.clone(), self.give_up.clone());

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use durable_store::{Durability, Store, StoreError, sql};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::TelemetryMessage;
-use plugin_runtime::PluginName;
+use plugin_runtime::{PluginName, Timer, VersionTag};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sql::types::Type;
 use sql::{Connection, Row, Transaction, named_params, params};
 
-use crate::record::{Applied, Changes, DeviceRecord, QueuedTelemetry, Unsent};
+use crate::record::{Applied, Changes, DeviceRecord, QueuedTelemetry, TimerChanges, Unsent};
 
 /// The state of all devices in one file.
 #[derive(Clone)]
@@ -72,6 +72,17 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
             };
         }
     }
+    if let Some((plugin, timers)) = &changes.timers {
+        write_timers(transaction, device, plugin, timers)?;
+    }
+    if let Some((plugin, version)) = &changes.version {
+        transaction
+            .prepare_cached(
+                "INSERT INTO version (device, plugin, label, hash) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (device, plugin) DO UPDATE SET label = excluded.label, hash = excluded.hash",
+            )?
+            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash])?;
+    }
     for (plugin, applied) in &changes.applied {
         transaction
             .prepare_cached(
@@ -111,6 +122,26 @@ fn write_device(transaction: &Transaction<'_>, device: &str, changes: &Changes) 
             ":in_flight": changes.unsent.as_ref().map(|unsent| json(&unsent.in_flight)).transpose()?,
             ":pending": changes.unsent.as_ref().map(|unsent| json(&unsent.pending)).transpose()?,
         })?;
+    Ok(())
+}
+
+fn write_timers(
+    transaction: &Transaction<'_>,
+    device: &str,
+    plugin: &PluginName,
+    timers: &TimerChanges,
+) -> sql::Result<()> {
+    let mut set = transaction.prepare_cached(
+        "INSERT INTO timer (device, plugin, name, due, payload) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (device, plugin, name) DO UPDATE SET due = excluded.due, payload = excluded.payload",
+    )?;
+    let mut delete = transaction.prepare_cached("DELETE FROM timer WHERE device = ?1 AND plugin = ?2 AND name = ?3")?;
+    for (name, timer) in timers {
+        match timer {
+            Some(timer) => set.execute(params![device, plugin.as_str(), name, integer(timer.due), &*timer.payload])?,
+            None => delete.execute(params![device, plugin.as_str(), name])?,
+        };
+    }
     Ok(())
 }
 
@@ -156,6 +187,17 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
     each(connection, "SELECT device, plugin, version, view FROM applied WHERE device", only, |row| {
         let applied = Applied { version: unsigned(row, 2)?, view: parsed(row, 3)? };
         records.entry(id(row, 0)?).or_default().applied.insert(plugin(row, 1)?, applied);
+        Ok(())
+    })?;
+    each(connection, "SELECT device, plugin, name, due, payload FROM timer WHERE device", only, |row| {
+        let timer = Timer { due: unsigned(row, 3)?, payload: row.get::<_, Vec<u8>>(4)?.into() };
+        let timers = records.entry(id(row, 0)?).or_default().timers.entry(plugin(row, 1)?).or_default();
+        timers.insert(row.get(2)?, timer);
+        Ok(())
+    })?;
+    each(connection, "SELECT device, plugin, label, hash FROM version WHERE device", only, |row| {
+        let version = VersionTag { label: row.get::<_, String>(2)?.into(), hash: row.get::<_, String>(3)?.into() };
+        records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
         Ok(())
     })?;
     let telemetry = "SELECT device, sequence, message_id, content_type, content_encoding, properties, body
@@ -222,12 +264,15 @@ fn json(value: &impl Serialize) -> sql::Result<String> {
     serde_json::to_string(value).map_err(|error| sql::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-/// SQLite's integers are signed. Versions and sequence numbers count single events and stay far below.
+/// SQLite's integers are signed. Versions and sequence numbers count single events, times count milliseconds of a few
+/// decades: both stay far below.
 fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS];
+
+const FIRST: &str = "
     CREATE TABLE device (
         id TEXT NOT NULL PRIMARY KEY,
         -- The last desired document seen, and its version.
@@ -263,7 +308,30 @@ const MIGRATIONS: &[&str] = &["
         body BLOB NOT NULL,
         PRIMARY KEY (device, sequence)
     ) STRICT, WITHOUT ROWID;
-"];
+";
+
+const TIMERS: &str = "
+    CREATE TABLE timer (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        name TEXT NOT NULL,
+        -- Milliseconds since the beginning of 1970, UTC.
+        due INTEGER NOT NULL,
+        payload BLOB NOT NULL,
+        PRIMARY KEY (device, plugin, name)
+    ) STRICT, WITHOUT ROWID;
+";
+
+const VERSIONS: &str = "
+    CREATE TABLE version (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- The version whose changes were recorded last.
+        label TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        PRIMARY KEY (device, plugin)
+    ) STRICT, WITHOUT ROWID;
+";
 
 #[cfg(test)]
 mod tests {
@@ -310,11 +378,18 @@ mod tests {
             Some((lock.clone(), Arc::new(changes)))
         };
         let applied = Applied { version: 4, view: object(json!({"building": "43"})) };
+        let timer = |due| Timer { due, payload: Arc::from(*b"next") };
+        let timers = |changes: [(&str, Option<Timer>); 2]| {
+            let changes = changes.map(|(name, timer)| (name.to_owned(), timer));
+            Some((lock.clone(), Arc::new(BTreeMap::from(changes))))
+        };
+        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
         let unsent = Unsent { in_flight: object(json!({"lock": null})), pending: object(json!({"lock": true})) };
         let first = Changes {
             desired: Some((Arc::new(object(json!({"building": "43"}))), 4)),
             unsent: Some(unsent.clone()),
             state: state(Some(b"v")),
+            timers: timers([("gone", Some(timer(1))), ("later", Some(timer(2)))]),
             applied: vec![(lock.clone(), applied.clone())],
             telemetry_queued: vec![queued(9), queued(10)],
             ..Changes::default()
@@ -323,6 +398,8 @@ mod tests {
         let second = Changes {
             reported: Some(Arc::new(object(json!({"x": 1})))),
             state: state(None),
+            version: Some((lock.clone(), version.clone())),
+            timers: timers([("gone", None), ("later", Some(timer(3)))]),
             telemetry_taken: vec![9],
             ..Changes::default()
         };
@@ -338,6 +415,8 @@ mod tests {
             reported: object(json!({"x": 1})),
             unsent,
             state: BTreeMap::from([(lock.clone(), BTreeMap::from([("kept".to_owned(), vec![1])]))]),
+            timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
+            versions: BTreeMap::from([(lock.clone(), version)]),
             applied: BTreeMap::from([(lock, applied)]),
             telemetry: vec![queued(10)],
         };

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::activation::HeldBack;
 use crate::failure::LastFailure;
 use crate::lineup::Lineup;
 
@@ -23,6 +24,10 @@ pub struct ActorView {
     pub last_failure: Option<Arc<LastFailure>>,
     /// Version of the last desired properties seen.
     pub desired_version: u64,
+    /// Current versions that could not be activated here.
+    pub held_back: Vec<HeldBack>,
+    /// Timers that are set.
+    pub timers: usize,
     /// Messages that the hub has not taken yet.
     pub queued_telemetry: usize,
 }

@@ -7,20 +7,20 @@ use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
-use crate::context::{OutgoingTelemetry, Refused};
+use crate::context::{OutgoingTelemetry, Refused, Timer};
 use crate::guest::Guest;
-use crate::inspect::{self, METHODS, REACTIONS};
+use crate::inspect::{self, LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::instance::{GuestResponse, Verdict};
 use crate::output::Level;
 use crate::signature;
-use crate::version::LoadError;
+use crate::version::{LoadError, VersionTag};
 
-use imports::iothub::device::{config, log, state, telemetry, twin, types};
+use imports::iothub::device::{config, log, state, telemetry, timers, twin, types};
 
 mod imports {
     wasmtime::component::bindgen!({
         path: ["../../wit/device", "../../wit/plugin"],
-        world: "iothub:plugin/imports@0.1.0",
+        world: "iothub:plugin/timed-imports@0.1.0",
     });
 }
 
@@ -44,9 +44,31 @@ mod reactions {
     });
 }
 
+mod ticks {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world ticks-on { export iothub:plugin/ticks@0.1.0; }",
+        world: "latch:host/ticks-on",
+        exports: { default: async },
+        with: {
+            "iothub:device/types": super::imports::iothub::device::types,
+            "iothub:device/timers": super::imports::iothub::device::timers,
+        },
+    });
+}
+
+mod lifecycle {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world takes-over { export iothub:plugin/lifecycle@0.1.0; }",
+        world: "latch:host/takes-over",
+        exports: { default: async },
+    });
+}
+
 /// Offer `iothub:device` to guests.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    imports::Imports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
+    imports::TimedImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
 }
 
 /// Which of our interfaces a component exports, looked up once for each version.
@@ -54,20 +76,37 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 pub(crate) struct Exports {
     methods: Option<methods::AnswersMethodsIndices>,
     reactions: Option<reactions::ReactsIndices>,
+    ticks: Option<ticks::TicksOnIndices>,
+    lifecycle: Option<lifecycle::TakesOverIndices>,
 }
 
 impl Exports {
     /// Find them, and check the type of every function in them.
     pub(crate) fn find(component: &Component, pre: &InstancePre<Guest>) -> Result<Exports, LoadError> {
         let compile = |error: wasmtime::Error| LoadError::Compile { reason: format!("{error:#}") };
-        let mut exports = Exports { methods: None, reactions: None };
+        let mut exports = Exports { methods: None, reactions: None, ticks: None, lifecycle: None };
         if check(component, METHODS, METHODS_FUNCTIONS)? {
             exports.methods = Some(methods::AnswersMethodsIndices::new(pre).map_err(compile)?);
         }
         if check(component, REACTIONS, REACTIONS_FUNCTIONS)? {
             exports.reactions = Some(reactions::ReactsIndices::new(pre).map_err(compile)?);
         }
+        if check(component, TICKS, TICKS_FUNCTIONS)? {
+            exports.ticks = Some(ticks::TicksOnIndices::new(pre).map_err(compile)?);
+        }
+        if check(component, LIFECYCLE, LIFECYCLE_FUNCTIONS)? {
+            exports.lifecycle = Some(lifecycle::TakesOverIndices::new(pre).map_err(compile)?);
+        }
         Ok(exports)
+    }
+
+    /// Whether timers can fire.
+    pub(crate) fn ticks(&self) -> bool {
+        self.ticks.is_some()
+    }
+
+    pub(crate) fn lifecycle(&self) -> bool {
+        self.lifecycle.is_some()
     }
 
     pub(crate) async fn instantiate(
@@ -78,7 +117,9 @@ impl Exports {
         let instance = pre.instantiate_async(&mut *store).await?;
         let methods = self.methods.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let reactions = self.reactions.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
-        Ok(Bound { methods, reactions })
+        let ticks = self.ticks.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        let lifecycle = self.lifecycle.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        Ok(Bound { methods, reactions, ticks, lifecycle })
     }
 }
 
@@ -86,6 +127,8 @@ impl Exports {
 pub(crate) struct Bound {
     methods: Option<methods::AnswersMethods>,
     reactions: Option<reactions::Reacts>,
+    ticks: Option<ticks::TicksOn>,
+    lifecycle: Option<lifecycle::TakesOver>,
 }
 
 impl Bound {
@@ -127,6 +170,37 @@ impl Bound {
         };
         Ok(Some(verdict))
     }
+
+    pub(crate) async fn fired(
+        &self,
+        store: &mut Store<Guest>,
+        name: &str,
+        timer: &Timer,
+    ) -> wasmtime::Result<Option<Verdict>> {
+        use ticks::exports::iothub::plugin::ticks as generated;
+        let Some(bound) = &self.ticks else { return Ok(None) };
+        let verdict = match bound.iothub_plugin_ticks().call_fired(store, &shown(name, timer)).await? {
+            generated::Verdict::Done => Verdict::Done,
+            generated::Verdict::Retry(reason) => Verdict::Retry(reason),
+        };
+        Ok(Some(verdict))
+    }
+
+    pub(crate) async fn activated(
+        &self,
+        store: &mut Store<Guest>,
+        previous: Option<&VersionTag>,
+    ) -> wasmtime::Result<Option<Result<(), String>>> {
+        use lifecycle::exports::iothub::plugin::lifecycle as generated;
+        let Some(bound) = &self.lifecycle else { return Ok(None) };
+        let previous =
+            previous.map(|tag| generated::Version { label: tag.label.to_string(), hash: tag.hash.to_string() });
+        bound.iothub_plugin_lifecycle().call_activated(store, previous.as_ref()).await.map(Some)
+    }
+}
+
+fn shown(name: &str, timer: &Timer) -> timers::Timer {
+    timers::Timer { name: name.to_owned(), due: timer.due, payload: timer.payload.to_vec() }
 }
 
 /// Whether `component` exports `interface`; if it does, its functions have the types that the host calls.
@@ -166,6 +240,14 @@ const REACTIONS_FUNCTIONS: &[(&str, &str)] = &[
     ("watched", "func() -> list<string>"),
     ("changed", "func(record{version: u64, patch: string}) -> variant{done, retry(string)}"),
 ];
+
+/// The functions of `ticks.wit`.
+const TICKS_FUNCTIONS: &[(&str, &str)] =
+    &[("fired", "func(record{name: string, due: u64, payload: list<u8>}) -> variant{done, retry(string)}")];
+
+/// The functions of `lifecycle.wit`.
+const LIFECYCLE_FUNCTIONS: &[(&str, &str)] =
+    &[("activated", "func(option<record{label: string, hash: string}>) -> result<_, string>")];
 
 impl From<Refused> for types::Error {
     fn from(refused: Refused) -> types::Error {
@@ -229,6 +311,27 @@ impl telemetry::Host for Guest {
     fn send(&mut self, message: telemetry::Message) -> Result<(), types::Error> {
         let telemetry::Message { body, content_type, properties } = message;
         Ok(self.call.send(OutgoingTelemetry { body, content_type, properties })?)
+    }
+}
+
+impl timers::Host for Guest {
+    fn set(&mut self, name: String, when: timers::When, payload: Vec<u8>) -> Result<(), types::Error> {
+        if !self.has_ticks {
+            return Err(types::Error::Denied);
+        }
+        let due = match when {
+            timers::When::After(milliseconds) => self.call.now().saturating_add(milliseconds),
+            timers::When::At(due) => due,
+        };
+        Ok(self.call.set_timer(name, Timer { due, payload: payload.into() })?)
+    }
+
+    fn cancel(&mut self, name: String) {
+        self.call.cancel_timer(name);
+    }
+
+    fn pending(&mut self) -> Vec<timers::Timer> {
+        self.call.timers().into_iter().map(|(name, timer)| shown(name, timer)).collect()
     }
 }
 

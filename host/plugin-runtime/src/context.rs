@@ -23,8 +23,20 @@ pub struct Snapshot {
     pub reported: Arc<Map<String, Value>>,
     /// What this plugin keeps on this device.
     pub state: Arc<BTreeMap<String, Vec<u8>>>,
+    /// What this plugin has set on this device and has not dealt with, by name.
+    pub timers: Arc<BTreeMap<String, Timer>>,
+    /// Milliseconds since the beginning of 1970, UTC.
+    pub now: u64,
     /// Bytes free in the device's queue, counted by [`OutgoingTelemetry::queue_cost`].
     pub telemetry_room: usize,
+}
+
+/// A plugin's wish to be called later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    /// Milliseconds since the beginning of 1970, UTC.
+    pub due: u64,
+    pub payload: Arc<[u8]>,
 }
 
 /// What a call did: to be recorded in one transaction, or to be dropped whole.
@@ -34,13 +46,15 @@ pub struct Effects {
     pub reported: Map<String, Value>,
     /// Keys that were set, or deleted (`None`). Writes that changed nothing are not here.
     pub state: BTreeMap<String, Option<Vec<u8>>>,
+    /// Timers that were set, or cancelled (`None`). Changes that changed nothing are not here.
+    pub timers: BTreeMap<String, Option<Timer>>,
     /// In the order of sending.
     pub telemetry: Vec<OutgoingTelemetry>,
 }
 
 impl Effects {
     pub fn is_empty(&self) -> bool {
-        self.reported.is_empty() && self.state.is_empty() && self.telemetry.is_empty()
+        self.reported.is_empty() && self.state.is_empty() && self.timers.is_empty() && self.telemetry.is_empty()
     }
 }
 
@@ -201,6 +215,53 @@ impl CallContext {
         keys.into_iter().filter(|key| self.state(key).is_some()).cloned().collect()
     }
 
+    pub(crate) fn now(&self) -> u64 {
+        self.before.as_ref().map_or(0, |before| before.now)
+    }
+
+    pub(crate) fn set_timer(&mut self, name: String, timer: Timer) -> Result<(), Refused> {
+        if name.is_empty() || name.len() > TIMER_NAME_LIMIT {
+            let text = format!("a timer's name has 1 to {TIMER_NAME_LIMIT} bytes, this one {}", name.len());
+            return Err(Refused::Invalid(text));
+        }
+        if timer.due > self.now().saturating_add(FARTHEST_TIMER) {
+            return Err(Refused::Invalid("the time is more than 366 days ahead".to_owned()));
+        }
+        if timer.payload.len() > TIMER_PAYLOAD_LIMIT {
+            return Err(Refused::TooLarge);
+        }
+        let timers = self.timers();
+        if !timers.contains_key(&name) && timers.len() >= TIMERS_LIMIT {
+            return Err(Refused::Busy);
+        }
+        if self.before.as_ref().and_then(|before| before.timers.get(&name)) == Some(&timer) {
+            self.effects.timers.remove(&name);
+        } else {
+            self.effects.timers.insert(name, Some(timer));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cancel_timer(&mut self, name: String) {
+        if self.before.as_ref().is_some_and(|before| before.timers.contains_key(&name)) {
+            self.effects.timers.insert(name, None);
+        } else {
+            self.effects.timers.remove(&name);
+        }
+    }
+
+    /// What is set, with this call's changes.
+    pub(crate) fn timers(&self) -> BTreeMap<&String, &Timer> {
+        let mut timers: BTreeMap<_, _> = self.before.iter().flat_map(|before| before.timers.iter()).collect();
+        for (name, changed) in &self.effects.timers {
+            match changed {
+                Some(timer) => timers.insert(name, timer),
+                None => timers.remove(name),
+            };
+        }
+        timers
+    }
+
     fn kept(&self, key: &str) -> Option<&Vec<u8>> {
         self.before.as_ref().and_then(|before| before.state.get(key))
     }
@@ -244,6 +305,14 @@ const TOPIC_REST: usize = 128;
 const STATE_LIMIT: usize = 64 << 10;
 /// A key is a name, not a value.
 const STATE_KEY_LIMIT: usize = 256;
+/// As of a key of the state.
+const TIMER_NAME_LIMIT: usize = 256;
+/// A timer's payload says what to go on with; what that is belongs into the state.
+const TIMER_PAYLOAD_LIMIT: usize = 4 << 10;
+/// Enough for each thing that a device does; a plugin with more to wait for keeps a list in its state.
+const TIMERS_LIMIT: usize = 64;
+/// 366 days in milliseconds: "in a year" is possible, and a slip in the unit is found.
+const FARTHEST_TIMER: u64 = 366 * 24 * 60 * 60 * 1000;
 /// A patch that replaces a whole section deletes up to 32 KiB and writes up to 32 KiB.
 const COMBINED_PATCH_LIMIT: usize = 2 * twin::limit::PROPERTIES;
 
@@ -321,6 +390,41 @@ mod tests {
         assert_eq!(call.set_state("a".to_owned(), vec![2]), Ok(()));
         assert_eq!(call.set_state("a".to_owned(), vec![1]), Ok(()));
         assert!(call.into_effects().is_empty());
+    }
+
+    fn timer(due: u64, payload: &[u8]) -> Timer {
+        Timer { due, payload: payload.into() }
+    }
+
+    #[test]
+    fn timers_are_replaced_cancelled_and_counted_with_the_calls_own_changes() {
+        let before: BTreeMap<_, _> = (0..63).map(|n| (format!("t{n:02}"), timer(n, b""))).collect();
+        let mut call = call(|it| it.timers = Arc::new(before));
+        assert_eq!(call.set_timer("new".to_owned(), timer(7, b"x")), Ok(()));
+        assert_eq!(call.set_timer("one more".to_owned(), timer(7, b"x")), Err(Refused::Busy));
+        assert_eq!(call.set_timer("t00".to_owned(), timer(9, b"")), Ok(()), "replaced");
+        call.cancel_timer("t01".to_owned());
+        call.cancel_timer("never was".to_owned());
+        assert_eq!(call.set_timer("t02".to_owned(), timer(2, b"")), Ok(()), "as it is");
+        assert_eq!(call.timers().len(), 63);
+        let expected = [("new", Some(timer(7, b"x"))), ("t00", Some(timer(9, b""))), ("t01", None)];
+        let expected = expected.map(|(name, change)| (name.to_owned(), change));
+        assert_eq!(call.into_effects().timers, BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_timer_has_a_name_a_small_payload_and_a_time_within_a_year() {
+        let mut call = call(|_| {});
+        let now = call.now();
+        for name in ["", &"n".repeat(257)] {
+            assert!(matches!(call.set_timer(name.to_owned(), timer(now, b"")), Err(Refused::Invalid(_))));
+        }
+        assert_eq!(call.set_timer("t".to_owned(), timer(now, &[0; 4097])), Err(Refused::TooLarge));
+        assert_eq!(call.set_timer("t".to_owned(), timer(now + FARTHEST_TIMER, &[0; 4096])), Ok(()));
+        for due in [now + FARTHEST_TIMER + 1, u64::MAX] {
+            assert!(matches!(call.set_timer("t".to_owned(), timer(due, b"")), Err(Refused::Invalid(_))));
+        }
+        assert_eq!(call.set_timer("t".to_owned(), timer(0, b"")), Ok(()), "overdue from the start");
     }
 
     #[test]

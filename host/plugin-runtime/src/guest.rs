@@ -9,6 +9,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use crate::context::{CallContext, Effects, Snapshot};
 use crate::limiter::Limiter;
 use crate::output::{Output, Standard};
+use crate::version::PluginVersion;
 
 /// The data of a store.
 pub(crate) struct Guest {
@@ -18,17 +19,29 @@ pub(crate) struct Guest {
     pub(crate) output: Output,
     /// When the guest must have returned.
     pub(crate) deadline: Instant,
+    /// Whether a timer that it sets could fire.
+    pub(crate) has_ticks: bool,
     wasi: WasiCtx,
     table: ResourceTable,
 }
 
 impl Guest {
-    pub(crate) fn new(output: Output, config: Arc<BTreeMap<String, String>>, memory: usize, time: Duration) -> Guest {
+    pub(crate) fn new(version: &PluginVersion, memory: usize, time: Duration) -> Guest {
+        let output = Output::new(version.name.clone(), version.label.clone());
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_LIMIT);
         let wasi = wasi(&output);
         let limiter = Limiter::new(memory);
-        Guest { call: CallContext::default(), config, limiter, output, deadline: Instant::now() + time, wasi, table }
+        Guest {
+            call: CallContext::default(),
+            config: version.config.clone(),
+            limiter,
+            output,
+            deadline: Instant::now() + time,
+            has_ticks: version.exports.ticks(),
+            wasi,
+            table,
+        }
     }
 
     pub(crate) fn begin(&mut self, snapshot: Option<Snapshot>, time: Duration) {

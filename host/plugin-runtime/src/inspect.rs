@@ -10,6 +10,12 @@ pub(crate) const METHODS: &str = "iothub:plugin/methods";
 /// Reacts to desired properties.
 pub(crate) const REACTIONS: &str = "iothub:plugin/reactions";
 
+/// Is called when a timer is due. Nothing sets one without the others, so it makes no plugin by itself.
+pub(crate) const TICKS: &str = "iothub:plugin/ticks";
+
+/// Is told when a version takes over.
+pub(crate) const LIFECYCLE: &str = "iothub:plugin/lifecycle";
+
 /// What a file says about itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Inspection {
@@ -43,7 +49,8 @@ pub(crate) fn inspect(wasm: &[u8], size_limit: usize) -> Result<Inspection, Load
             _ => {}
         }
     }
-    if !exports.iter().any(|name| is_interface(name, METHODS) || is_interface(name, REACTIONS)) {
+    let plugin = [METHODS, REACTIONS, LIFECYCLE];
+    if !exports.iter().any(|name| plugin.iter().any(|interface| is_interface(name, interface))) {
         return Err(LoadError::World { exports: listed(&exports) });
     }
     Ok(Inspection { semver })
@@ -173,7 +180,7 @@ mod tests {
         assert_eq!(
             refusal(&wasm),
             "the component exports `wasi:cli/run@0.2.0`; a plugin exports `iothub:plugin/methods@0.1.0`, \
-             `iothub:plugin/reactions@0.1.0` or both"
+             `iothub:plugin/reactions@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several of them"
         );
         assert!(refusal(&wat::parse_str("(component)").expect("valid")).starts_with("the component exports nothing;"));
     }

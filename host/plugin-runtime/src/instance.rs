@@ -13,12 +13,11 @@ use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
-use crate::context::{Effects, Snapshot};
+use crate::context::{Effects, Snapshot, Timer};
 use crate::guest::Guest;
-use crate::inspect::{METHODS, REACTIONS};
-use crate::output::Output;
+use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
-use crate::version::PluginVersion;
+use crate::version::{PluginVersion, VersionTag};
 
 /// A guest in memory. Serves one device: what it keeps in its globals would otherwise travel between devices.
 ///
@@ -40,7 +39,7 @@ pub struct GuestResponse {
     pub payload: String,
 }
 
-/// What should become of a change.
+/// What should become of a change or a timer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Dealt with.
@@ -69,8 +68,7 @@ pub enum CallFailure {
 impl Instance {
     pub(crate) async fn new(version: Arc<PluginVersion>, settings: &RuntimeSettings) -> Result<Instance, CallFailure> {
         let (time_limit, memory_limit) = (settings.call_time_limit, settings.memory_limit);
-        let output = Output::new(version.name.clone(), version.label.clone());
-        let guest = Guest::new(output, version.config.clone(), memory_limit, time_limit);
+        let guest = Guest::new(&version, memory_limit, time_limit);
         let mut store = store(version.pre.engine(), guest);
         let making = in_time(time_limit, version.exports.instantiate(&version.pre, &mut store)).await;
         match making {
@@ -114,10 +112,39 @@ impl Instance {
         self.begin(Some(snapshot))?;
         let call = self.bound.changed(&mut self.store, version, patch);
         let outcome = in_time(self.time_limit, call).await;
-        let (verdict, effects) = self.end(outcome, REACTIONS)?;
-        match verdict {
-            Verdict::Done => Ok((Verdict::Done, effects)),
-            retry @ Verdict::Retry(_) => Ok((retry, Effects::default())),
+        self.end(outcome, REACTIONS).map(without_effects_of_retry)
+    }
+
+    /// Call `iothub:plugin/ticks.fired`. The timer is not to be among those of `snapshot`. One that comes again has no
+    /// effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn fired(
+        &mut self,
+        snapshot: Snapshot,
+        name: &str,
+        timer: &Timer,
+    ) -> Result<(Verdict, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.fired(&mut self.store, name, timer)).await;
+        self.end(outcome, TICKS).map(without_effects_of_retry)
+    }
+
+    /// Call `iothub:plugin/lifecycle.activated`. The inner error is the guest's refusal, which has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn activated(
+        &mut self,
+        snapshot: Snapshot,
+        previous: Option<&VersionTag>,
+    ) -> Result<(Result<(), String>, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.activated(&mut self.store, previous)).await;
+        match self.end(outcome, LIFECYCLE)? {
+            (Ok(()), effects) => Ok((Ok(()), effects)),
+            (refused, _) => Ok((refused, Effects::default())),
         }
     }
 
@@ -183,6 +210,13 @@ impl Instance {
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Instance").field("version", &self.version).field("ready", &self.ready).finish_non_exhaustive()
+    }
+}
+
+fn without_effects_of_retry((verdict, effects): (Verdict, Effects)) -> (Verdict, Effects) {
+    match verdict {
+        Verdict::Done => (verdict, effects),
+        Verdict::Retry(_) => (verdict, Effects::default()),
     }
 }
 
@@ -311,6 +345,29 @@ mod tests {
         assert_eq!(done, (Verdict::Done, Effects::default()));
         let retry = instance.changed(snapshot(), 1, "not now").await.expect("a verdict");
         assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_timer_is_dealt_with_or_comes_again() {
+        let mut instance = instance(Component::echo("lockDoor").ticking()).await;
+        assert!(instance.version().has_ticks());
+        let timer = |due, payload: &[u8]| Timer { due, payload: payload.into() };
+        let done = instance.fired(snapshot(), "step", &timer(1, b"")).await.expect("a verdict");
+        let timers = BTreeMap::from([("step".to_owned(), Some(timer(7, b"")))]);
+        assert_eq!(done, (Verdict::Done, Effects { timers, ..Effects::default() }));
+        let retry = instance.fired(snapshot(), "step", &timer(1, b"not now")).await.expect("a verdict");
+        assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_version_is_activated_or_refuses() {
+        let mut instance = instance(Component::echo("lockDoor").living()).await;
+        assert!(instance.version().has_lifecycle());
+        let new = instance.activated(snapshot(), None).await.expect("an answer");
+        assert_eq!(new, (Ok(()), Effects::default()));
+        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let refused = instance.activated(snapshot(), Some(&previous)).await.expect("an answer");
+        assert_eq!(refused, (Err("1.0.0".to_owned()), Effects::default()), "in words of its own");
     }
 
     #[tokio::test]

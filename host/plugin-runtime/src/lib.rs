@@ -35,10 +35,10 @@ mod testing;
 mod version;
 
 pub use catalog::{Catalog, CatalogEntry, CatalogError, PluginConfigs, PluginSet, Refusal, SwapReport};
-pub use context::{Effects, OutgoingTelemetry, Snapshot};
+pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
 pub use settings::{RuntimeError, RuntimeSettings};
-pub use version::{LoadError, PluginSource, PluginVersion};
+pub use version::{LoadError, PluginSource, PluginVersion, VersionTag};

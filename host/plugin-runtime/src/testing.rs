@@ -36,7 +36,18 @@ impl Component {
     pub(crate) fn reacting(self, path: &str) -> Component {
         let length = format!("\\{:02x}\\00\\00\\00", path.len());
         let reactions = REACTIONS.replace("PATH_LENGTH", &length).replace("PATH", path);
-        self.replace(";; reactions", &reactions)
+        self.replace(";; more", &format!("{reactions}\n$0"))
+    }
+
+    /// Also deals with timers: sets the timer again that fired, for 7 ms after 1970, if it has no payload; else retry
+    /// with the payload as the reason.
+    pub(crate) fn ticking(self) -> Component {
+        self.replace(";; more", &format!("{TICKS}\n$0"))
+    }
+
+    /// Also wants to be told when it takes over: refuses with the label of the version before, if there is one.
+    pub(crate) fn living(self) -> Component {
+        self.replace(";; more", &format!("{LIFECYCLE}\n$0"))
     }
 
     /// With more definitions in its core module.
@@ -95,6 +106,8 @@ pub(crate) fn snapshot() -> Snapshot {
         desired_version: 3,
         reported: Arc::new(Map::new()),
         state: Arc::new(BTreeMap::new()),
+        timers: Arc::new(BTreeMap::new()),
+        now: 1_700_000_000_000,
         telemetry_room: 256 << 10,
     }
 }
@@ -143,7 +156,7 @@ const TEXT: &str = r#"
     (with "import-names" (func $names))
     (with "import-call" (func $call))))
   (export "iothub:plugin/methods@0.1.0" (instance $methods))
-  ;; reactions
+  ;; more
 )"#;
 
 const REACTIONS: &str = r#"
@@ -182,4 +195,93 @@ const REACTIONS: &str = r#"
     (with "import-watched" (func $watched))
     (with "import-changed" (func $changed))))
   (export "iothub:plugin/reactions@0.1.0" (instance $reactions))
+"#;
+
+/// The verdict at 224, the answer of `set` at 240.
+const TICKS: &str = r#"
+  (import "iothub:device/types@0.1.0" (instance $types
+    (type $error (variant (case "denied") (case "invalid" string) (case "too-large") (case "busy")
+      (case "other" string)))
+    (export "error" (type (eq $error)))))
+  (alias export $types "error" (type $device_error))
+  (import "iothub:device/timers@0.1.0" (instance $timers
+    (alias outer 1 $device_error (type $error))
+    (export "error" (type $error' (eq $error)))
+    (type $when (variant (case "after" u64) (case "at" u64)))
+    (export "when" (type $when' (eq $when)))
+    (export "set" (func (param "name" string) (param "when" $when') (param "payload" (list u8))
+      (result (result (error $error')))))))
+  (core module $bump
+    (global $next (mut i32) (i32.const 16384))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (global.get $next)
+      (global.set $next (i32.add (global.get $next) (i32.and (i32.add (local.get 3) (i32.const 15)) (i32.const -8))))))
+  (core instance $bump (instantiate $bump))
+  (core func $set (canon lower (func $timers "set") (memory (core memory $libc "memory"))
+    (realloc (core func $libc "realloc"))))
+  (core module $ticker
+    (import "libc" "memory" (memory 2))
+    (import "host" "set" (func $set (param i32 i32 i32 i64 i32 i32 i32)))
+    (func (export "fired") (param $name i32) (param $name_len i32) (param $due i64)
+      (param $payload i32) (param $payload_len i32) (result i32)
+      (call $set (local.get $name) (local.get $name_len) (i32.const 1) (i64.const 7)
+        (local.get $payload) (local.get $payload_len) (i32.const 240))
+      (if (i32.load8_u (i32.const 240)) (then unreachable))
+      (i32.store (i32.const 224) (i32.ne (local.get $payload_len) (i32.const 0)))
+      (i32.store (i32.const 228) (local.get $payload))
+      (i32.store (i32.const 232) (local.get $payload_len))
+      (i32.const 224)))
+  (core instance $ticker (instantiate $ticker
+    (with "libc" (instance $libc))
+    (with "host" (instance (export "set" (func $set))))))
+  (type $timer (record (field "name" string) (field "due" u64) (field "payload" (list u8))))
+  (type $tick_verdict (variant (case "done") (case "retry" string)))
+  (func $fired (param "timer" $timer) (result $tick_verdict)
+    (canon lift (core func $ticker "fired") (memory (core memory $libc "memory"))
+      (realloc (core func $bump "realloc"))))
+  (component $ticks
+    (type $timer (record (field "name" string) (field "due" u64) (field "payload" (list u8))))
+    (import "import-timer" (type $timer' (eq $timer)))
+    (type $verdict (variant (case "done") (case "retry" string)))
+    (import "import-verdict" (type $verdict' (eq $verdict)))
+    (import "import-fired" (func $fired (param "timer" $timer') (result $verdict')))
+    (export $timer'' "timer" (type $timer'))
+    (export $verdict'' "verdict" (type $verdict'))
+    (export "fired" (func $fired) (func (param "timer" $timer'') (result $verdict''))))
+  (instance $ticks (instantiate $ticks
+    (with "import-timer" (type $timer))
+    (with "import-verdict" (type $tick_verdict))
+    (with "import-fired" (func $fired))))
+  (export "iothub:plugin/ticks@0.1.0" (instance $ticks))
+"#;
+
+/// The result at 256; a realloc of its own, since two texts arrive.
+const LIFECYCLE: &str = r#"
+  (core module $texts
+    (import "libc" "memory" (memory 2))
+    (global $next (mut i32) (i32.const 20480))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (global.get $next)
+      (global.set $next (i32.add (global.get $next) (local.get 3))))
+    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32) (result i32)
+      (i32.store (i32.const 256) (local.get $some))
+      (i32.store (i32.const 260) (local.get $label))
+      (i32.store (i32.const 264) (local.get $label_len))
+      (i32.const 256)))
+  (core instance $texts (instantiate $texts (with "libc" (instance $libc))))
+  (type $version (record (field "label" string) (field "hash" string)))
+  (func $activated (param "previous" (option $version)) (result (result (error string)))
+    (canon lift (core func $texts "activated") (memory (core memory $libc "memory"))
+      (realloc (core func $texts "realloc"))))
+  (component $lifecycle
+    (type $version (record (field "label" string) (field "hash" string)))
+    (import "import-version" (type $version' (eq $version)))
+    (import "import-activated" (func $activated (param "previous" (option $version')) (result (result (error string)))))
+    (export $version'' "version" (type $version'))
+    (export "activated" (func $activated)
+      (func (param "previous" (option $version'')) (result (result (error string))))))
+  (instance $lifecycle (instantiate $lifecycle
+    (with "import-version" (type $version))
+    (with "import-activated" (func $activated))))
+  (export "iothub:plugin/lifecycle@0.1.0" (instance $lifecycle))
 "#;

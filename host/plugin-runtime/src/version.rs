@@ -68,6 +68,16 @@ impl PluginVersion {
         &self.watched
     }
 
+    /// Whether it deals with timers that are due.
+    pub fn has_ticks(&self) -> bool {
+        self.exports.ticks()
+    }
+
+    /// Whether it is to be told when it takes over on a device.
+    pub fn has_lifecycle(&self) -> bool {
+        self.exports.lifecycle()
+    }
+
     /// Bytes of the component.
     pub fn size(&self) -> usize {
         self.size
@@ -90,6 +100,15 @@ impl fmt::Debug for PluginVersion {
         debug.field("name", &self.name).field("label", &self.label).field("methods", &self.methods);
         debug.field("watched", &self.watched).finish_non_exhaustive()
     }
+}
+
+/// A version in words: what is left of one that may not be loaded any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionTag {
+    /// As [`PluginVersion::label`].
+    pub label: Arc<str>,
+    /// As [`PluginVersion::hash`].
+    pub hash: Arc<str>,
 }
 
 /// Why bytes did not become a version, or a version not the current one. The texts are for whoever built the plugin.
@@ -116,7 +135,7 @@ pub enum LoadError {
     Malformed { offset: usize, reason: String },
     #[error(
         "the component exports {exports}; a plugin exports `iothub:plugin/methods@0.1.0`, \
-         `iothub:plugin/reactions@0.1.0` or both"
+         `iothub:plugin/reactions@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several of them"
     )]
     World { exports: String },
     #[error("the type of `{function}` in `{interface}` is wrong: expected {expected}, found {found}")]
@@ -127,7 +146,7 @@ pub enum LoadError {
     Compile { reason: String },
     #[error("the component fails when it is asked what it answers: {failure}")]
     SelfTest { failure: CallFailure },
-    #[error("the component answers no method and watches no property")]
+    #[error("the component answers no method, watches no property and takes part in no lifecycle")]
     Idle,
     #[error("the component answers a method whose name is impossible: {reason}")]
     MethodName { reason: IdError },

@@ -13,8 +13,9 @@ use super::{Actor, Call, Link, Outcome, Output, Stop, Waiting, Work};
 use crate::answer::Answer;
 use crate::desired::Change;
 use crate::failure::{Failure, LastFailure};
-use crate::lineup::{Lineup, Plugin};
-use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges};
+use crate::lineup::Plugin;
+use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges, TimerChanges};
+use crate::timers::Firing;
 
 /// The message that is being dealt with.
 #[derive(Debug, Default)]
@@ -37,6 +38,16 @@ pub(super) enum InHand {
 pub(super) enum Message {
     Method { rid: RequestId, connection: u64 },
     Change(Change),
+    Timer(Firing),
+    Activation,
+}
+
+/// What could be taken next.
+enum Next {
+    Activation(Arc<Plugin>),
+    Method,
+    Change(Arc<Plugin>),
+    Timer(Arc<Plugin>, Firing),
 }
 
 /// What a call did, until it is recorded.
@@ -44,24 +55,26 @@ pub(super) enum Message {
 pub(super) struct Done {
     pub(super) answer: Option<Answer>,
     pub(super) state: Arc<StateChanges>,
+    pub(super) timers: Arc<TimerChanges>,
     pub(super) reported: Map<String, Value>,
     pub(super) telemetry: Vec<QueuedTelemetry>,
 }
 
 impl Actor {
-    pub(super) fn take_lineup(&mut self, now: Instant, lineup: Arc<Lineup>) {
-        self.lineup = lineup.clone();
-        self.health.keep(&lineup);
-        self.drop_resident(|id, _| !lineup.has_version(id));
-        self.desired.reconsider(now, &lineup);
-    }
-
     /// The change that is due first, unless none may be taken.
     fn next_change(&self) -> Option<(Instant, &Arc<Plugin>)> {
         if self.stop != Stop::No {
             return None;
         }
-        self.desired.next(&self.lineup, |plugin| self.health.paused_until(&plugin.id))
+        self.desired.next(&self.lineup, |plugin| self.held_until(plugin))
+    }
+
+    /// The timer that is due first, unless none may be taken.
+    fn next_timer(&self) -> Option<(Instant, &Arc<Plugin>, Firing)> {
+        if self.stop != Stop::No {
+            return None;
+        }
+        self.timers.next(&self.lineup, |plugin| self.held_until(plugin))
     }
 
     /// The method at the front of the mailbox, and from when on it may be taken.
@@ -76,25 +89,37 @@ impl Actor {
             return None;
         }
         let change = self.next_change().map(|(due, _)| due);
+        let timer = self.next_timer().map(|(from, ..)| self.timers.look_at(from));
         let method = self.next_method().map(|(from, _)| from);
-        change.into_iter().chain(method).min()
+        let activation = self.activations.next().filter(|_| self.stop == Stop::No).and_then(|(from, _)| from);
+        [activation, change, timer, method].into_iter().flatten().min()
     }
 
     /// Take messages until one is in hand or none may be taken, in the order in which they came.
     pub(super) fn start_next(&mut self, now: Instant) {
         while matches!(self.in_hand, InHand::Nothing) {
-            let change = self.next_change().filter(|(due, _)| *due <= now);
-            let method = self.next_method().filter(|(from, _)| *from <= now);
-            match (change, method) {
-                (Some((due, _)), Some((_, method))) if method.received < due => self.start_method(now),
-                (Some((_, plugin)), _) => {
-                    let plugin = plugin.clone();
-                    self.start_change(plugin);
-                }
-                (None, Some(_)) => self.start_method(now),
-                (None, None) => return,
+            match self.next_message(now) {
+                Some(Next::Activation(plugin)) => self.start_activation(plugin),
+                Some(Next::Change(plugin)) => self.start_change(plugin),
+                Some(Next::Timer(plugin, firing)) => self.start_timer(plugin, firing),
+                Some(Next::Method) => self.start_method(now),
+                None => return,
             }
         }
+    }
+
+    fn next_message(&self, now: Instant) -> Option<Next> {
+        if let Some((_, plugin)) = self.next_activation(now).filter(|(from, _)| *from <= now) {
+            return Some(Next::Activation(plugin.clone()));
+        }
+        let change = self.next_change().filter(|(due, _)| *due <= now);
+        let change = change.map(|(due, plugin)| (due, Next::Change(plugin.clone())));
+        let timer = self.next_timer().filter(|(from, ..)| *from <= now);
+        let timer = timer.map(|(from, plugin, firing)| (from, Next::Timer(plugin.clone(), firing)));
+        let method = self.next_method().filter(|(from, _)| *from <= now);
+        let method = method.map(|(_, method)| (method.received, Next::Method));
+        // Of what came at the same instant, the first in this order.
+        [change, timer, method].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
     }
 
     fn start_method(&mut self, now: Instant) {
@@ -111,6 +136,10 @@ impl Actor {
         if let Some(left) = self.health.pause(now, &plugin.id) {
             return self.answer(rid, Answer::paused(&plugin, left));
         }
+        if self.activations.is_open(&plugin) {
+            let until = self.activations.waits_until(&plugin).unwrap_or(now);
+            return self.answer(rid, Answer::not_activated(&plugin, until.saturating_duration_since(now)));
+        }
         let message = Message::Method { rid, connection: self.connection };
         self.call(plugin, message, Work::Method { name, payload });
     }
@@ -122,13 +151,21 @@ impl Actor {
         self.call(plugin, Message::Change(change), work);
     }
 
-    fn call(&mut self, plugin: Arc<Plugin>, message: Message, work: Work) {
+    fn start_timer(&mut self, plugin: Arc<Plugin>, firing: Firing) {
+        let work = Work::Timer { name: firing.name.clone(), timer: firing.timer.clone() };
+        self.call(plugin, Message::Timer(firing), work);
+    }
+
+    pub(super) fn call(&mut self, plugin: Arc<Plugin>, message: Message, work: Work) {
+        let firing = if let Message::Timer(firing) = &message { Some(firing) } else { None };
         let snapshot = Snapshot {
             device_id: self.device.clone(),
             desired: self.desired.shown().clone(),
             desired_version: self.desired.version(),
             reported: self.outbox.reported().clone(),
             state: self.state.get(&plugin.name).cloned().unwrap_or_default(),
+            timers: self.timers.shown(&plugin.name, firing),
+            now: self.timers.wall(),
             telemetry_room: self.outbox.telemetry_room(&self.limits),
         };
         self.calls += 1;
@@ -153,6 +190,11 @@ impl Actor {
                 let answer = Answer::of_guest(&plugin, response);
                 self.settle(message, plugin, Some(answer), effects);
             }
+            Outcome::Activated { result: Ok(()), effects } => {
+                self.call_returned(now, &plugin);
+                self.settle(message, plugin, None, effects);
+            }
+            Outcome::Activated { result: Err(reason), .. } => self.activation_refused(now, &plugin, reason),
             Outcome::Reacted { verdict: Verdict::Done, effects } => {
                 self.call_returned(now, &plugin);
                 self.settle(message, plugin, None, effects);
@@ -160,8 +202,8 @@ impl Actor {
             Outcome::Reacted { verdict: Verdict::Retry(reason), .. } => {
                 self.call_returned(now, &plugin);
                 let (device, version) = (&self.device, &plugin.label);
-                tracing::info!(%device, plugin = %plugin.name, %version, reason, "plugin wants the change again later");
-                self.change_failed(now, message, &plugin);
+                tracing::info!(%device, plugin = %plugin.name, %version, reason, "plugin wants it again later");
+                self.comes_again(now, message, &plugin);
             }
         }
     }
@@ -175,13 +217,15 @@ impl Actor {
         }
     }
 
-    fn call_failed(&mut self, now: Instant, message: Message, plugin: &Arc<Plugin>, failure: Failure) {
+    pub(super) fn call_failed(&mut self, now: Instant, message: Message, plugin: &Arc<Plugin>, failure: Failure) {
         let (device, version) = (&self.device, &plugin.label);
         let (kind, detail) = (failure.kind, &failure.detail);
         tracing::warn!(%device, plugin = %plugin.name, %version, ?kind, detail, "call failed");
         self.failures += 1;
         self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
-        if self.lineup.has_version(&plugin.id) {
+        if let Message::Activation = &message {
+            self.activation_failed(now, plugin, failure.detail.clone());
+        } else if self.lineup.has_version(&plugin.id) {
             self.health.failed(now, &plugin.id, &self.limits);
         }
         if let Message::Method { rid, connection } = &message {
@@ -189,15 +233,20 @@ impl Actor {
         }
         let (plugin_name, version) = (plugin.name.clone(), plugin.label.clone());
         self.last_failure = Some(Arc::new(LastFailure { at: now, plugin: plugin_name, version, failure }));
-        self.change_failed(now, message, plugin);
+        self.comes_again(now, message, plugin);
     }
 
-    /// A change comes again; nothing of a method does.
-    fn change_failed(&mut self, now: Instant, message: Message, plugin: &Plugin) {
-        let Message::Change(change) = message else { return };
+    /// A change or a timer comes again; a method does not, and an activation by a rule of its own.
+    fn comes_again(&mut self, now: Instant, message: Message, plugin: &Plugin) {
         let (retry, rng) = (self.limits.retry, &mut self.rng);
-        self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
-        self.desired.reconsider(now, &self.lineup);
+        match message {
+            Message::Method { .. } | Message::Activation => {}
+            Message::Change(change) => {
+                self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
+                self.desired.reconsider(now, &self.lineup);
+            }
+            Message::Timer(firing) => self.timers.failed(plugin, firing, |nth| retry.jittered(nth, rng)),
+        }
     }
 
     /// The call returned: record what it did and consumed, and let the answer go after that.
@@ -210,9 +259,15 @@ impl Actor {
             }
             return;
         }
+        let mut timers = effects.timers;
+        if let Message::Timer(firing) = &message {
+            // Gone, unless the call has set it again.
+            timers.entry(firing.name.clone()).or_insert(None);
+        }
         let done = Done {
             answer,
             state: Arc::new(effects.state),
+            timers: Arc::new(timers),
             reported: effects.reported,
             telemetry: self.outbox.number(effects.telemetry, &mut self.rng),
         };
@@ -225,6 +280,8 @@ impl Actor {
             let state = Arc::make_mut(self.state.entry(plugin.name.clone()).or_default());
             apply_state(state, &done.state);
         }
+        self.activations.recorded(plugin);
+        self.timers.apply(&plugin.name, &done.timers);
         self.outbox.report(&done.reported);
         self.outbox.queue(done.telemetry);
         match (message, done.answer) {
@@ -233,15 +290,22 @@ impl Actor {
                 self.desired.done(&plugin.name, Applied { version: change.version, view: change.view });
                 self.desired.reconsider(now, &self.lineup);
             }
-            (Message::Method { .. }, None) => {}
+            (Message::Activation, _) => {
+                tracing::info!(device = %self.device, plugin = %plugin.name, version = %plugin.label, "version was activated");
+                self.run_lineup(now);
+            }
+            (Message::Method { .. } | Message::Timer(_), _) => {}
         }
     }
 
-    pub(super) fn call_not_recorded(&mut self, now: Instant, message: Message, plugin: &Plugin) {
+    pub(super) fn call_not_recorded(&mut self, now: Instant, message: Message, plugin: &Arc<Plugin>) {
         if let Message::Method { rid, connection } = &message {
             self.answer_on(*connection, rid.clone(), Answer::not_recorded(plugin));
         }
-        self.change_failed(now, message, plugin);
+        if let Message::Activation = &message {
+            self.activate_later(now, plugin, "its activation could not be recorded".to_owned());
+        }
+        self.comes_again(now, message, plugin);
     }
 
     pub(super) fn answer(&mut self, rid: RequestId, answer: Answer) {

@@ -58,6 +58,12 @@ impl Actor {
         if !done.state.is_empty() {
             changes.state = Some((plugin.name.clone(), done.state.clone()));
         }
+        if !self.activations.is_recorded(plugin) {
+            changes.version = Some((plugin.name.clone(), plugin.tag()));
+        }
+        if !done.timers.is_empty() {
+            changes.timers = Some((plugin.name.clone(), done.timers.clone()));
+        }
         if !done.reported.is_empty() {
             changes.unsent = Some(self.outbox.unsent_with(&done.reported));
         }

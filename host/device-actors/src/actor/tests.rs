@@ -1,7 +1,9 @@
 //! Scenarios with a fake clock, then all of them shuffled.
 
+mod activation;
 mod bench;
 mod messages;
 mod outbox;
 mod shuffled;
+mod timers;
 mod twin;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub, TwinDocument};
-use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, PluginName, Verdict};
+use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, PluginName, Timer, Verdict};
 use serde_json::{Map, Value, json};
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
@@ -14,10 +14,13 @@ use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
 use crate::lineup::{Lineup, Plugin};
 use crate::record::{Changes, DeviceRecord, Unsent};
+use crate::timers::Now;
 
 pub(super) struct Bench {
     pub(super) actor: Actor,
     pub(super) now: Instant,
+    /// The wall clock, which runs along and can be set.
+    pub(super) wall: u64,
     /// What is written.
     pub(super) db: DeviceRecord,
     pub(super) call: Option<Call>,
@@ -30,10 +33,15 @@ pub(super) struct Bench {
 impl Bench {
     /// On `db`, with these plugins, not connected.
     pub(super) fn on(db: DeviceRecord, plugins: &[Arc<Plugin>]) -> Bench {
+        Bench::at(1_700_000_000_000, db, plugins)
+    }
+
+    pub(super) fn at(wall: u64, db: DeviceRecord, plugins: &[Arc<Plugin>]) -> Bench {
+        let now = Instant::now();
         let device = DeviceId::parse("door-0001").expect("an id");
-        let actor = Actor::new(device, db.clone(), Limits::default(), 42);
-        let (now, call, records, sent) = (Instant::now(), None, VecDeque::new(), Vec::new());
-        let mut bench = Bench { actor, now, db, call, records, sent, dropped: Vec::new(), stopped: false };
+        let actor = Actor::new(device, db.clone(), Limits::default(), 42, Now { monotonic: now, wall });
+        let (call, records, sent) = (None, VecDeque::new(), Vec::new());
+        let mut bench = Bench { actor, now, wall, db, call, records, sent, dropped: Vec::new(), stopped: false };
         bench.plugins(1, plugins);
         bench
     }
@@ -47,7 +55,7 @@ impl Bench {
     }
 
     pub(super) fn input(&mut self, input: Input) {
-        self.actor.handle(self.now, input);
+        self.actor.handle(Now { monotonic: self.now, wall: self.wall }, input);
         while let Some(output) = self.actor.poll() {
             match output {
                 Output::Call(call) => assert!(self.call.replace(*call).is_none(), "one call at a time"),
@@ -104,7 +112,8 @@ impl Bench {
                 let payload = json!({"version": &*call.plugin.label}).to_string();
                 Outcome::Answered { response: GuestResponse { status: 200, payload }, effects }
             }
-            Work::Change { .. } => Outcome::Reacted { verdict: Verdict::Done, effects },
+            Work::Activation { .. } => Outcome::Activated { result: Ok(()), effects },
+            Work::Change { .. } | Work::Timer { .. } => Outcome::Reacted { verdict: Verdict::Done, effects },
         };
         self.input(Input::Called(outcome));
     }
@@ -141,6 +150,7 @@ impl Bench {
 
     pub(super) fn wait(&mut self, time: Duration) {
         self.now += time;
+        self.wall += u64::try_from(time.as_millis()).expect("few");
         self.input(Input::Timeout);
     }
 
@@ -174,8 +184,30 @@ impl Bench {
             Work::Change { version, patch } => {
                 Some((call.plugin.label.to_string(), *version, serde_json::from_str(patch).expect("JSON")))
             }
-            Work::Method { .. } => None,
+            Work::Method { .. } | Work::Timer { .. } | Work::Activation { .. } => None,
         }
+    }
+
+    /// The activation in hand: the version and the one before.
+    pub(super) fn activation(&self) -> Option<(String, Option<String>)> {
+        let call = self.call.as_ref()?;
+        let Work::Activation { previous } = &call.work else { return None };
+        Some((call.plugin.label.to_string(), previous.as_ref().map(|tag| tag.label.to_string())))
+    }
+
+    pub(super) fn refuses(&mut self, reason: &str) {
+        self.call.take().expect("a call");
+        let result = Err(reason.to_owned());
+        self.input(Input::Called(Outcome::Activated { result, effects: Effects::default() }));
+    }
+
+    /// The timer in hand: plugin version, name, payload.
+    pub(super) fn timer(&self) -> Option<(String, String, String)> {
+        let call = self.call.as_ref()?;
+        let Work::Timer { name, timer } = &call.work else { return None };
+        assert!(timer.due <= call.snapshot.now, "too early");
+        let payload = String::from_utf8(timer.payload.to_vec()).expect("text");
+        Some((call.plugin.label.to_string(), name.clone(), payload))
     }
 }
 
@@ -199,6 +231,16 @@ pub(super) fn apply(db: &mut DeviceRecord, changes: Changes) {
             };
         }
     }
+    if let Some((plugin, timers)) = changes.timers {
+        let kept = db.timers.entry(plugin).or_default();
+        for (name, timer) in &*timers {
+            match timer {
+                Some(timer) => kept.insert(name.clone(), timer.clone()),
+                None => kept.remove(name),
+            };
+        }
+    }
+    db.versions.extend(changes.version);
     db.applied.extend(changes.applied);
     db.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
     db.telemetry.extend(changes.telemetry_queued);
@@ -224,11 +266,21 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
         label: Arc::from(version),
         methods: methods.iter().map(|name| MethodName::parse(name).expect("a name")).collect(),
         watched: watched.iter().map(|&path| path.to_owned()).collect(),
+        has_ticks: false,
+        has_lifecycle: false,
     })
 }
 
 pub(super) fn lock_door(version: &str) -> Arc<Plugin> {
     plugin("lock-door", version, &["lockDoor", "unlockDoor"], &[])
+}
+
+pub(super) fn ticker(version: &str) -> Arc<Plugin> {
+    Arc::new(Plugin { has_ticks: true, ..Plugin::clone(&plugin("ticker", version, &["start"], &["x"])) })
+}
+
+pub(super) fn living(version: &str) -> Arc<Plugin> {
+    Arc::new(Plugin { has_lifecycle: true, ..Plugin::clone(&ticker(version)) })
 }
 
 pub(super) fn reactor(version: &str, watched: &[&str]) -> Arc<Plugin> {
@@ -245,6 +297,14 @@ pub(super) fn reports(patch: Value) -> Effects {
 
 pub(super) fn sets(key: &str, value: &str) -> Effects {
     Effects { state: BTreeMap::from([(key.to_owned(), Some(value.into()))]), ..Effects::default() }
+}
+
+/// Timers by name, with their due times and payloads.
+pub(super) fn timers(timers: &[(&str, u64, &str)]) -> Effects {
+    let timers = timers
+        .iter()
+        .map(|&(name, due, payload)| (name.to_owned(), Some(Timer { due, payload: Arc::from(payload.as_bytes()) })));
+    Effects { timers: timers.collect(), ..Effects::default() }
 }
 
 pub(super) fn sends(bodies: &[&str]) -> Effects {

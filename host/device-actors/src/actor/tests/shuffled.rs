@@ -27,8 +27,10 @@ enum Step {
         report: Option<u8>,
         send: bool,
         set: bool,
+        timer: Option<(u8, u16)>,
     },
     Trap,
+    Refuse,
     Later,
     Write,
     CannotWrite,
@@ -39,6 +41,8 @@ enum Step {
     Throttle,
     TakeTelemetry,
     Wait(u16),
+    /// Somebody sets the wall clock.
+    SetClock(i16),
     Swap,
     Evict,
     Crash,
@@ -51,9 +55,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Disconnect),
         5 => Just(Step::Method),
         3 => (0..4_u8).prop_map(Step::Desire),
-        8 => (prop::option::of(0..6_u8), any::<bool>(), any::<bool>())
-            .prop_map(|(report, send, set)| Step::Return { report, send, set }),
+        8 => (prop::option::of(0..6_u8), any::<bool>(), any::<bool>(), prop::option::of((0..3_u8, 0..3000_u16)))
+            .prop_map(|(report, send, set, timer)| Step::Return { report, send, set, timer }),
         1 => Just(Step::Trap),
+        1 => Just(Step::Refuse),
         1 => Just(Step::Later),
         8 => Just(Step::Write),
         1 => Just(Step::CannotWrite),
@@ -61,6 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Throttle),
         4 => Just(Step::TakeTelemetry),
         2 => (0..3000_u16).prop_map(Step::Wait),
+        1 => (-5000..5000_i16).prop_map(Step::SetClock),
         1 => Just(Step::Swap),
         1 => Just(Step::Evict),
         1 => Just(Step::Crash),
@@ -81,14 +87,24 @@ struct World {
     messages: VecDeque<u64>,
     received: Vec<String>,
     /// Effects of the call that returned last, and the record that holds them.
-    unrecorded: Option<(u64, Effects, Option<Value>)>,
+    unrecorded: Option<Unrecorded>,
     reported: Map<String, Value>,
     sent: Vec<String>,
     state: BTreeMap<String, Vec<u8>>,
+    /// Payloads by name.
+    timers: BTreeMap<String, String>,
     seen: Map<String, Value>,
     asked: BTreeSet<String>,
     answered: BTreeSet<String>,
     counter: u32,
+}
+
+/// A call that returned, with what it consumed.
+struct Unrecorded {
+    record: u64,
+    effects: Effects,
+    change: Option<Value>,
+    timer: Option<(String, String)>,
 }
 
 impl World {
@@ -108,6 +124,7 @@ impl World {
             reported: Map::new(),
             sent: Vec::new(),
             state: BTreeMap::new(),
+            timers: BTreeMap::new(),
             seen: Map::new(),
             asked: BTreeSet::new(),
             answered: BTreeSet::new(),
@@ -137,16 +154,17 @@ impl World {
                 self.bench.method(&self.counter.to_string(), "lockDoor");
             }
             Step::Desire(value) => self.desire(*value),
-            Step::Return { report, send, set } if self.bench.call.is_some() => {
-                let effects = self.effects(*report, *send, *set);
+            Step::Return { report, send, set, timer } if self.bench.call.is_some() => {
+                let effects = self.effects(*report, *send, *set, *timer);
                 self.call_returns(effects);
             }
             Step::Trap if self.bench.call.is_some() => self.bench.fails(FailureKind::Trap),
-            Step::Later if self.bench.change().is_some() => self.bench.wants_it_later(),
+            Step::Refuse if self.bench.activation().is_some() => self.bench.refuses("no"),
+            Step::Later if self.bench.change().is_some() || self.bench.timer().is_some() => self.bench.wants_it_later(),
             Step::Write if !self.bench.records.is_empty() => self.write(),
             Step::CannotWrite if !self.bench.records.is_empty() => {
                 let id = self.bench.records[0].0;
-                self.unrecorded.take_if(|(record, ..)| *record == id);
+                self.unrecorded.take_if(|call| call.record == id);
                 self.bench.cannot_write();
             }
             Step::TakeReport { answered } => self.take_report(*answered),
@@ -161,6 +179,7 @@ impl World {
                 }
             }
             Step::Wait(millis) => self.bench.wait(Duration::from_millis((*millis).into())),
+            Step::SetClock(by) => self.bench.wall = self.bench.wall.saturating_add_signed((*by).into()),
             Step::Swap => {
                 self.generation += 1;
                 self.bench.plugins(self.generation, &plugins(self.generation));
@@ -169,7 +188,7 @@ impl World {
             Step::Crash => {
                 self.lose_link();
                 self.unrecorded = None;
-                self.bench = Bench::on(self.bench.db.clone(), &plugins(self.generation));
+                self.bench = Bench::at(self.bench.wall, self.bench.db.clone(), &plugins(self.generation));
             }
             _ => {}
         }
@@ -197,7 +216,7 @@ impl World {
         }
     }
 
-    fn effects(&mut self, report: Option<u8>, send: bool, set: bool) -> Effects {
+    fn effects(&mut self, report: Option<u8>, send: bool, set: bool, timer: Option<(u8, u16)>) -> Effects {
         self.counter += 1;
         let (text, n) = (self.counter.to_string(), self.counter);
         let reported = report.map(|kind| match kind {
@@ -207,7 +226,9 @@ impl World {
             3 => json!({"a": n}),
             _ => json!({"b": n}),
         });
+        let due = timer.map(|(name, after)| (name.to_string(), self.bench.wall + u64::from(after)));
         Effects {
+            timers: due.map(|(name, due)| timers(&[(&name, due, &text)]).timers).unwrap_or_default(),
             reported: reported.map(object).unwrap_or_default(),
             telemetry: if send { sends(&[text.as_str()]).telemetry } else { Vec::new() },
             state: if set { sets("k", &text).state } else { BTreeMap::new() },
@@ -216,22 +237,30 @@ impl World {
 
     fn call_returns(&mut self, effects: Effects) {
         let change = self.bench.change().map(|(_, _, patch)| patch);
+        let timer = self.bench.timer().map(|(_, name, payload)| (name, payload));
         let is_method = matches!(self.bench.call.as_ref().map(|call| &call.work), Some(Work::Method { .. }));
         let recorded = !effects.is_empty() || !is_method;
         self.bench.returns(effects.clone());
         if recorded {
             let (id, _) = self.bench.records.back().expect("a record of the call");
-            self.unrecorded = Some((*id, effects, change));
+            self.unrecorded = Some(Unrecorded { record: *id, effects, change, timer });
         }
     }
 
     fn write(&mut self) {
         let id = self.bench.records[0].0;
-        if let Some((_, effects, change)) = self.unrecorded.take_if(|(record, ..)| *record == id) {
+        if let Some(Unrecorded { effects, change, timer, .. }) = self.unrecorded.take_if(|call| call.record == id) {
             twin::merge(&mut self.reported, &effects.reported);
             self.sent.extend(effects.telemetry.iter().map(|message| text(&message.body)));
             for (key, value) in effects.state {
                 self.state.insert(key, value.expect("only set here"));
+            }
+            if let Some((name, payload)) = timer {
+                assert_eq!(self.timers.remove(&name), Some(payload), "each is dealt with once");
+            }
+            for (name, timer) in effects.timers {
+                let payload = text(&timer.expect("only set here").payload);
+                self.timers.insert(name, payload);
             }
             if let Some(change) = change {
                 twin::merge(&mut self.seen, &object(change));
@@ -308,6 +337,7 @@ impl World {
         let kept: BTreeMap<_, _> =
             db.state.values().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
         assert_eq!(kept, self.state, "state");
+        assert!(self.timers.is_empty() && db.timers.values().all(BTreeMap::is_empty), "every timer was dealt with");
         let watched: Map<_, _> = self.desired.clone().into_iter().filter(|(key, _)| key == "x").collect();
         assert_eq!(self.seen, watched, "desired, as the plugin saw it");
         assert_eq!((&db.desired, db.desired_version), (&self.desired, self.version));
@@ -318,8 +348,15 @@ impl World {
 /// One plugin, so that all effects are its own.
 fn plugins(version: u64) -> Vec<Arc<Plugin>> {
     let label: Arc<str> = Arc::from(version.to_string());
-    let plugin =
-        Plugin { label: label.clone(), id: label, watched: vec!["x".into()], ..Plugin::clone(&lock_door("1")) };
+    let plugin = Plugin {
+        id: label.clone(),
+        label: label.clone(),
+        hash: label,
+        watched: vec!["x".into()],
+        has_ticks: true,
+        has_lifecycle: version.is_multiple_of(2),
+        ..Plugin::clone(&lock_door("1"))
+    };
     vec![Arc::new(plugin)]
 }
 
