@@ -19,3 +19,4 @@ mod languages;
 mod misbehaving;
 mod restart;
 mod swap;
+mod timers;

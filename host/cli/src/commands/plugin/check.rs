@@ -102,15 +102,24 @@ fn tell(
     Ok(())
 }
 
+/// The worlds of `iothub:plugin` and the interfaces that each exports.
+const WORLDS: [(&str, &[&str]); 6] = [
+    ("full-plugin", &["methods", "reactions", "ticks", "lifecycle"]),
+    ("device-plugin", &["methods", "reactions"]),
+    ("timed-handler", &["methods", "ticks"]),
+    ("timed-reactor", &["reactions", "ticks"]),
+    ("method-handler", &["methods"]),
+    ("twin-reactor", &["reactions"]),
+];
+
 /// Which worlds of `iothub:plugin` a component with these exports is of, as far as names tell.
 fn worlds(exports: &[String]) -> Vec<&'static str> {
-    let has = |interface: &str| exports.iter().any(|name| name.split('@').next() == Some(interface));
-    match (has("iothub:plugin/methods"), has("iothub:plugin/reactions")) {
-        (true, true) => vec!["device-plugin", "method-handler", "twin-reactor"],
-        (true, false) => vec!["method-handler"],
-        (false, true) => vec!["twin-reactor"],
-        (false, false) => Vec::new(),
-    }
+    let has = |interface: &str| {
+        exports
+            .iter()
+            .any(|name| name.strip_prefix("iothub:plugin/").and_then(|rest| rest.split('@').next()) == Some(interface))
+    };
+    WORLDS.iter().filter(|(_, needed)| needed.iter().all(|interface| has(interface))).map(|(world, _)| *world).collect()
 }
 
 /// Imports by whose they are: what plugins ask of the device, what languages' runtimes ask of WASI (its packages are

@@ -87,13 +87,16 @@ const C: &[File] = &[
 
 /// The whole contract, so that a project stands alone.
 const CONTRACT: &[File] = &[
+    ("wit/lifecycle.wit", include_str!("../../../../../wit/plugin/lifecycle.wit")),
     ("wit/methods.wit", include_str!("../../../../../wit/plugin/methods.wit")),
     ("wit/reactions.wit", include_str!("../../../../../wit/plugin/reactions.wit")),
+    ("wit/ticks.wit", include_str!("../../../../../wit/plugin/ticks.wit")),
     ("wit/worlds.wit", include_str!("../../../../../wit/plugin/worlds.wit")),
     ("wit/deps/iothub-device/config.wit", include_str!("../../../../../wit/device/config.wit")),
     ("wit/deps/iothub-device/log.wit", include_str!("../../../../../wit/device/log.wit")),
     ("wit/deps/iothub-device/state.wit", include_str!("../../../../../wit/device/state.wit")),
     ("wit/deps/iothub-device/telemetry.wit", include_str!("../../../../../wit/device/telemetry.wit")),
+    ("wit/deps/iothub-device/timers.wit", include_str!("../../../../../wit/device/timers.wit")),
     ("wit/deps/iothub-device/twin.wit", include_str!("../../../../../wit/device/twin.wit")),
     ("wit/deps/iothub-device/types.wit", include_str!("../../../../../wit/device/types.wit")),
 ];

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::twin;
-use plugin_runtime::{Effects, OutgoingTelemetry, Snapshot};
+use plugin_runtime::{Effects, OutgoingTelemetry, Snapshot, Timer};
 use serde_json::{Map, Value};
 
 use super::scenario::Start;
@@ -18,6 +18,8 @@ pub(super) struct Device {
     applied: Map<String, Value>,
     pub(super) reported: Map<String, Value>,
     pub(super) state: BTreeMap<String, Vec<u8>>,
+    /// Set and never fired: a scenario's clock stands still.
+    timers: BTreeMap<String, Timer>,
 }
 
 /// A change of desired properties, for the plugin.
@@ -38,6 +40,7 @@ impl Device {
             applied: Map::new(),
             reported: start.reported.clone(),
             state,
+            timers: BTreeMap::new(),
         }
     }
 
@@ -48,6 +51,8 @@ impl Device {
             desired_version: self.desired_version,
             reported: Arc::new(self.reported.clone()),
             state: Arc::new(self.state.clone()),
+            timers: Arc::new(self.timers.clone()),
+            now: NOW,
             telemetry_room: TELEMETRY_ROOM,
         }
     }
@@ -78,6 +83,12 @@ impl Device {
                 None => self.state.remove(&key),
             };
         }
+        for (name, timer) in effects.timers {
+            match timer {
+                Some(timer) => self.timers.insert(name, timer),
+                None => self.timers.remove(&name),
+            };
+        }
         effects.telemetry
     }
 }
@@ -100,6 +111,8 @@ fn view(document: &Map<String, Value>, watched: &[String]) -> Map<String, Value>
     view
 }
 
+/// The time in every scenario, 2026-01-01, in milliseconds since 1970.
+const NOW: u64 = 1_767_225_600_000;
 /// A host's queue for one device.
 const TELEMETRY_ROOM: usize = 256 << 10;
 
