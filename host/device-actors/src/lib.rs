@@ -20,12 +20,13 @@ mod outbox;
 mod record;
 mod residency;
 mod roster;
+mod selection;
 mod store;
 mod view;
 
 pub use failure::{Failure, FailureKind, LastFailure};
 pub use limits::{Backoff, Limits};
-pub use lineup::{Lineup, Plugin};
+pub use lineup::{Lineup, Offer, Offered, Offers, Plugin};
 pub use record::{Applied, Changes, DeviceRecord, QueuedTelemetry, Unsent};
 pub use roster::{Roster, RosterSettings};
 pub use store::StateStore;

@@ -13,7 +13,7 @@ use super::{Actor, Call, Link, Outcome, Output, Stop, Waiting, Work};
 use crate::answer::Answer;
 use crate::desired::Change;
 use crate::failure::{Failure, LastFailure};
-use crate::lineup::{Lineup, Plugin};
+use crate::lineup::Plugin;
 use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges};
 
 /// The message that is being dealt with.
@@ -49,13 +49,6 @@ pub(super) struct Done {
 }
 
 impl Actor {
-    pub(super) fn take_lineup(&mut self, now: Instant, lineup: Arc<Lineup>) {
-        self.lineup = lineup.clone();
-        self.health.keep(&lineup);
-        self.drop_resident(|id, _| !lineup.has_version(id));
-        self.desired.reconsider(now, &lineup);
-    }
-
     /// The change that is due first, unless none may be taken.
     fn next_change(&self) -> Option<(Instant, &Arc<Plugin>)> {
         if self.stop != Stop::No {
@@ -168,6 +161,7 @@ impl Actor {
 
     fn call_returned(&mut self, now: Instant, plugin: &Plugin) {
         self.health.worked(&plugin.id);
+        self.past.worked(plugin);
         if self.lineup.has_version(&plugin.id) {
             self.resident.insert(plugin.id.clone(), now);
         } else {
@@ -182,7 +176,8 @@ impl Actor {
         self.failures += 1;
         self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
         if self.lineup.has_version(&plugin.id) {
-            self.health.failed(now, &plugin.id, &self.limits);
+            let in_a_row = self.health.failed(now, &plugin.id, &self.limits);
+            self.failed_in_a_row(now, plugin, in_a_row);
         }
         if let Message::Method { rid, connection } = &message {
             self.answer_on(*connection, rid.clone(), Answer::failed(plugin, &failure));

@@ -5,3 +5,4 @@ mod messages;
 mod outbox;
 mod shuffled;
 mod twin;
+mod versions;
