@@ -18,4 +18,5 @@ mod fleet_job;
 mod languages;
 mod misbehaving;
 mod restart;
+mod rollout;
 mod swap;
