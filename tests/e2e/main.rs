@@ -18,5 +18,6 @@ mod fleet_job;
 mod languages;
 mod misbehaving;
 mod restart;
+mod rollout;
 mod swap;
 mod timers;

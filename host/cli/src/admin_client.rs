@@ -33,6 +33,10 @@ impl AdminClient {
         read(self.send(Method::PUT, path, body.into()).await?).await
     }
 
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        read(self.send(Method::POST, path, body.to_string().into()).await?).await
+    }
+
     /// Call `each` with each line of an answer, as it comes.
     pub(crate) async fn lines(
         &self,
@@ -74,7 +78,10 @@ impl AdminClient {
                 tracing::debug!(%error, "the admin connection ended");
             }
         });
-        let request = Request::builder().method(method).uri(path).header("host", "latch").body(Full::new(body))?;
+        // Only components are put.
+        let content_type = if method == Method::PUT { "application/wasm" } else { "application/json" };
+        let request = Request::builder().method(method).uri(path).header("host", "latch");
+        let request = request.header("content-type", content_type).body(Full::new(body))?;
         sender.send_request(request).await.context("the running latch does not answer")
     }
 }

@@ -82,7 +82,7 @@ pub(crate) enum Command {
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
     Events(EventsArgs),
-    /// Start, build, test, check, list and swap plugins
+    /// Start, build, test, check, list, swap, pin and roll back plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
 }
@@ -376,17 +376,78 @@ A scenario is TOML, with JSON in texts; what a step does not mention is not comp
         /// The component
         file: PathBuf,
     },
-    /// List the plugins of the running host
+    /// List the plugins of the running host: their versions, and how many devices run each
     List,
     /// Replace a plugin of the running host, without a restart and without losing a call
-    #[command(after_help = "Example:
-  latch plugin swap lock-door target/plugins/next/lock-door.wasm")]
-    Swap {
+    #[command(
+        after_help = "With --percent or --devices the new version is a canary: those devices run it, the others what they ran. If more \
+of its calls fail than --max-failures within --window, it is withdrawn by itself. After that it stays a canary until \
+`latch plugin promote` makes it current; a swap without these options, or a new file, ends its trial.
+
+A device runs what its twin pins (desired latch.plugins.NAME), else the operator's pin, else the canary, else the current version.
+
+Examples:
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600"
+    )]
+    Swap(SwapArgs),
+    /// Make the canary of a plugin its current version, for every device
+    Promote {
         /// The plugin's name
         name: String,
-        /// The component to run from now on
-        file: PathBuf,
     },
+    /// Withdraw the canary of a plugin; without one, go back to the version that was current before
+    Rollback {
+        /// The plugin's name
+        name: String,
+    },
+    /// Keep devices on a version, whatever is current
+    #[command(
+        after_help = "A pin in a device's twin is stronger. The latest of several pins that match a device counts.
+
+Examples:
+  latch plugin pin lock-door 1.0.0 --devices 'door-00*'
+  latch job twin --desired '{\"latch\": {\"plugins\": {\"lock-door\": \"1.0.0\"}}}' --query \"tags.site = 'A'\""
+    )]
+    Pin {
+        /// The plugin's name
+        name: String,
+        /// A semantic version, of which the newest counts, or a hash (its first 12 digits or more)
+        #[arg(value_name = "VERSION")]
+        wanted: String,
+        /// Only the devices whose id matches: * stands for any text, ? for one character
+        #[arg(long, value_name = "GLOB")]
+        devices: Option<String>,
+    },
+    /// Remove pins
+    Unpin {
+        /// The plugin's name
+        name: String,
+        /// Only the pin that was made with this pattern [default: all pins of the plugin]
+        #[arg(long, value_name = "GLOB")]
+        devices: Option<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SwapArgs {
+    /// The plugin's name
+    pub(crate) name: String,
+    /// The component to run from now on
+    pub(crate) file: PathBuf,
+    /// Only on so many percent of the devices, as a canary; always the same ones, and a larger share contains a smaller
+    #[arg(long, value_name = "P", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) percent: Option<u8>,
+    /// Only on devices whose id matches, as a canary: * stands for any text, ? for one character
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) devices: Option<String>,
+    /// Seconds for which the canary's calls are watched [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) window: Option<u32>,
+    /// Percent of the canary's calls that may fail, of at least 10 [default: 5]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub(crate) max_failures: Option<u8>,
 }
 
 #[derive(Debug, ClapArgs)]

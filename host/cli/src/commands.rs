@@ -7,6 +7,7 @@ mod job;
 mod method;
 mod plugin;
 mod query;
+mod rollout;
 mod run;
 mod twin;
 mod up;

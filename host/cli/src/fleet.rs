@@ -27,6 +27,8 @@ const TO_HUB: usize = 16;
 /// How long devices may take to connect: so much, and a second more for every so many of them.
 const CONNECT_TIME: Duration = Duration::from_secs(30);
 const CONNECTS_PER_SECOND: u64 = 50;
+/// The folder in the data folder with earlier versions of plugins, and the operator's decisions.
+const VERSIONS: &str = "versions";
 /// How many failed devices an error names.
 const NAMED: usize = 3;
 
@@ -37,7 +39,7 @@ pub(crate) struct Plugins {
 }
 
 impl Plugins {
-    pub(crate) async fn load(args: &HostArgs) -> anyhow::Result<Plugins> {
+    pub(crate) async fn load(args: &HostArgs, data: &DataFolder) -> anyhow::Result<Plugins> {
         let settings = RuntimeSettings {
             call_time_limit: Duration::from_secs(args.call_limit.into()),
             memory_limit: (args.memory_limit as usize) << 20,
@@ -47,9 +49,13 @@ impl Plugins {
         let runtime = tokio::task::spawn_blocking(|| Runtime::new(settings)).await??;
         let catalog = match &args.plugins {
             None => None,
-            Some(folder) => Some(Catalog::open(folder, runtime.clone()).await.with_context(
-                || "hint: --plugins names a folder of components; `latch plugin build` makes target/plugins",
-            )?),
+            Some(folder) => {
+                let versions = data.path().join(VERSIONS);
+                let catalog = Catalog::open(folder, &versions, runtime.clone()).await;
+                Some(catalog.with_context(
+                    || "hint: --plugins names a folder of components; `latch plugin build` makes target/plugins",
+                )?)
+            }
         };
         Ok(Plugins { runtime, catalog })
     }

@@ -11,8 +11,9 @@ mod in_hand;
 mod recording;
 #[cfg(test)]
 mod tests;
+mod versions;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,9 +30,10 @@ use crate::desired::Desired;
 use crate::failure::{Failure, LastFailure};
 use crate::health::Health;
 use crate::limits::Limits;
-use crate::lineup::{Lineup, Plugin};
+use crate::lineup::{Lineup, Offers, Plugin};
 use crate::outbox::Outbox;
 use crate::record::{Changes, DeviceRecord, PluginState};
+use crate::selection::Past;
 use crate::timers::{Now, Timers};
 use crate::view::ActorView;
 
@@ -39,8 +41,8 @@ use crate::view::ActorView;
 #[derive(Debug)]
 pub enum Input {
     Hub(FromHub),
-    /// Another set of plugins is current. The first one comes right after the start.
-    Plugins(Arc<Lineup>),
+    /// There are other plugins to run, or other rules. The first ones come right after the start.
+    Plugins(Arc<Offers>),
     /// The call of the last [`Output::Call`] is over.
     Called(Outcome),
     /// The record `id` is durable, or it could not be written and nothing of it is.
@@ -67,6 +69,8 @@ pub enum Output {
         changes: Box<Changes>,
     },
     ToHub(ToHub),
+    /// Have these versions loaded, by plugin and hash, and no others beyond those that come anyway.
+    Want(BTreeSet<(PluginName, Arc<str>)>),
     /// The instance of the version with this [`Plugin::id`] is not needed, if there is one.
     DropInstance(Arc<str>),
     /// Everything is done and recorded; the last output.
@@ -102,9 +106,12 @@ pub struct Actor {
     device: DeviceId,
     limits: Limits,
     rng: SmallRng,
-    /// What this device runs, which need not be what is current.
+    offers: Arc<Offers>,
+    /// What this device runs of them, which need not be what it was given: a version may refuse to take over.
     lineup: Arc<Lineup>,
     activations: Activations,
+    past: Past,
+    wanted: BTreeSet<(PluginName, Arc<str>)>,
     link: Link,
     /// Counts connections, so that no answer reaches a caller on a later one.
     connection: u64,
@@ -159,8 +166,11 @@ impl Actor {
             device,
             limits,
             rng: SmallRng::seed_from_u64(seed),
+            offers: Arc::default(),
             lineup: Arc::default(),
             activations: Activations::new(recovered.versions),
+            past: Past::default(),
+            wanted: BTreeSet::new(),
             link: Link::Down,
             connection: 0,
             mailbox: VecDeque::new(),
@@ -185,7 +195,7 @@ impl Actor {
         let now = now.monotonic;
         match input {
             Input::Hub(message) => self.on_hub(now, message),
-            Input::Plugins(lineup) => self.take_lineup(now, lineup),
+            Input::Plugins(offers) => self.take_offers(now, offers),
             Input::Called(outcome) => self.called(now, outcome),
             Input::Recorded { id, written } => self.recorded(now, id, written),
             Input::Evict => self.drop_resident(|_, _| true),
@@ -212,6 +222,7 @@ impl Actor {
     pub fn view(&self) -> ActorView {
         ActorView {
             lineup: self.lineup.clone(),
+            quarantined: self.past.quarantined(),
             mailbox: self.mailbox.len(),
             busy: !matches!(self.in_hand, InHand::Nothing),
             connected: self.link != Link::Down,

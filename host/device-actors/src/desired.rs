@@ -16,6 +16,8 @@ use crate::record::Applied;
 
 /// The top-level key of the twin that belongs to the host; guests do not see it.
 pub(crate) const HOST_KEY: &str = "latch";
+/// The key in it, of desired and reported properties, with the version of each plugin.
+pub(crate) const PLUGINS: &str = "plugins";
 
 #[derive(Debug)]
 pub(crate) struct Desired {
@@ -71,6 +73,16 @@ impl Desired {
 
     pub(crate) fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Whether the hub was asked since the start.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// The versions that the twin wants, by plugin.
+    pub(crate) fn pins(&self) -> Option<&Map<String, Value>> {
+        self.document.get(HOST_KEY)?.get(PLUGINS)?.as_object()
     }
 
     pub(crate) fn applied(&self) -> impl Iterator<Item = (&PluginName, &Applied)> {

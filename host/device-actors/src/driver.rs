@@ -9,14 +9,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{CallFailure, Instance, PluginSet, PluginVersion, Runtime};
+use plugin_runtime::{CallFailure, Instance, Lease, PluginSet, PluginVersion, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
-use crate::lineup::{self, Lineup};
+use crate::lineup::{self, Offers};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
 use crate::timers::Now;
@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     versions: Arc<Versions>,
     /// Versions that are not current any more, but that the actor goes on with.
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
+    /// Versions that are loaded for this device.
+    leases: Vec<Lease>,
     instances: HashMap<Arc<str>, Resident>,
     calling: Option<Calling>,
     /// Filled from the store's thread.
@@ -115,6 +117,7 @@ impl Driver {
             plugins,
             versions: Arc::default(),
             former: HashMap::new(),
+            leases: Vec::new(),
             instances: HashMap::new(),
             calling: None,
             recorded: mpsc::unbounded_channel(),
@@ -201,7 +204,7 @@ impl Driver {
         let set = self.plugins.borrow_and_update().clone();
         let former = mem::replace(&mut self.versions, self.shared.current.of(&set));
         self.former.extend(former.by_id.iter().map(|(id, version)| (id.clone(), version.clone())));
-        self.handle(Input::Plugins(self.versions.lineup.clone()));
+        self.handle(Input::Plugins(self.versions.offers.clone()));
     }
 
     fn on_called(&mut self, finished: Box<Finished>) {
@@ -242,6 +245,11 @@ impl Driver {
                 });
             }
             Output::ToHub(message) => self.send(message),
+            Output::Want(versions) => {
+                let demand = self.plugins.borrow().demand.clone();
+                // The new ones first, so that what is needed still is not let go.
+                self.leases = versions.into_iter().map(|(name, hash)| demand.want(name, hash)).collect();
+            }
             Output::DropInstance(id) => {
                 self.instances.remove(&id);
             }
@@ -263,7 +271,7 @@ impl Driver {
     fn call(&mut self, call: Call) -> Calling {
         let id = call.plugin.id.clone();
         let Some(version) = self.versions.by_id.get(&id).or_else(|| self.former.get(&id)).cloned() else {
-            let detail = "the version is not current".to_owned();
+            let detail = "the version is not loaded".to_owned();
             let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
             return Box::pin(async { Box::new(Finished { id, resident: None, outcome }) });
         };
@@ -274,8 +282,14 @@ impl Driver {
         let (shared, evict) = (self.shared.clone(), self.evict.clone());
         Box::pin(async move {
             let (resident, outcome) = match call_instance(&shared, evict, &version, resident, call).await {
-                Ok((resident, outcome)) => (Some(resident), outcome),
-                Err(failure) => (None, Outcome::Failed(described(&failure))),
+                Ok((resident, outcome)) => {
+                    version.tally().answered();
+                    (Some(resident), outcome)
+                }
+                Err(failure) => {
+                    version.tally().failed();
+                    (None, Outcome::Failed(described(&failure)))
+                }
             };
             Box::new(Finished { id, resident, outcome })
         })
@@ -347,10 +361,10 @@ async fn passed(deadline: Option<Instant>) {
     }
 }
 
-/// The versions that are current, as actors see them and as the runtime needs them.
+/// The versions that are loaded, as actors see them and as the runtime needs them.
 #[derive(Default)]
 pub(crate) struct Versions {
-    pub(crate) lineup: Arc<Lineup>,
+    pub(crate) offers: Arc<Offers>,
     by_id: HashMap<Arc<str>, Arc<PluginVersion>>,
 }
 
@@ -367,8 +381,8 @@ impl CurrentPlugins {
         if let Some((_, versions)) = last.as_ref().filter(|(known, _)| Arc::ptr_eq(known, set)) {
             return versions.clone();
         }
-        let by_id = set.plugins.iter().map(|version| (lineup::identity(version), version.clone())).collect();
-        let versions = Arc::new(Versions { lineup: Arc::new(Lineup::of(set)), by_id });
+        let by_id = set.loaded().map(|version| (lineup::identity(version), version.clone())).collect();
+        let versions = Arc::new(Versions { offers: Arc::new(Offers::of(set)), by_id });
         *last = Some((set.clone(), versions.clone()));
         versions
     }

@@ -24,12 +24,14 @@ impl Health {
         self.failing.remove(id);
     }
 
-    pub(crate) fn failed(&mut self, now: Instant, id: &Arc<str>, limits: &Limits) {
+    /// Answers how many failures in a row that makes.
+    pub(crate) fn failed(&mut self, now: Instant, id: &Arc<str>, limits: &Limits) -> u32 {
         let failing = self.failing.entry(id.clone()).or_insert(Failing { in_a_row: 0, paused_until: None });
         failing.in_a_row = failing.in_a_row.saturating_add(1);
         if let Some(over) = failing.in_a_row.checked_sub(limits.failures_in_a_row) {
             failing.paused_until = Some(now + limits.pause.delay(over + 1));
         }
+        failing.in_a_row
     }
 
     pub(crate) fn paused_until(&self, id: &str) -> Option<Instant> {

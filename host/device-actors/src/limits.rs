@@ -31,6 +31,9 @@ pub struct Limits {
     pub failures_in_a_row: u32,
     /// How long that while is. Short, because a caller's retry should find the plugin willing again.
     pub pause: Backoff,
+    /// Failures in a row of one plugin version before the device stops running it, if there is another to run instead:
+    /// two more tries after the first pauses.
+    pub quarantine_after: u32,
 }
 
 impl Default for Limits {
@@ -46,6 +49,7 @@ impl Default for Limits {
             retry: Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(60) },
             failures_in_a_row: 3,
             pause: Backoff { first: Duration::from_secs(1), cap: Duration::from_secs(30) },
+            quarantine_after: 5,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use iothub_protocol::id::MethodName;
-use plugin_runtime::{PluginName, PluginSet, PluginVersion, VersionTag};
+use plugin_runtime::{CanaryRule, KnownVersion, PinRule, PluginName, PluginSet, PluginVersion, VersionTag};
 
 /// One version of one plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,30 +33,93 @@ impl Plugin {
     }
 }
 
-/// The plugins that are current together. Replaced as a whole.
+/// The plugins that a device runs together. Replaced as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lineup {
     pub generation: u64,
     pub plugins: Vec<Arc<Plugin>>,
 }
 
-impl Lineup {
-    pub(crate) fn of(set: &PluginSet) -> Lineup {
-        let plugins = set.plugins.iter().map(|version| {
-            Arc::new(Plugin {
-                name: version.name().clone(),
-                id: identity(version),
-                hash: Arc::from(version.hash()),
-                label: Arc::from(version.label()),
-                methods: version.methods().to_vec(),
-                watched: version.watched().to_vec(),
-                has_ticks: version.has_ticks(),
-                has_lifecycle: version.has_lifecycle(),
-            })
-        });
-        Lineup { generation: set.generation, plugins: plugins.collect() }
-    }
+/// Everything that devices could run, from which each one takes its own [`Lineup`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Offers {
+    pub generation: u64,
+    /// What most devices run, made once for all of them.
+    pub current: Arc<Lineup>,
+    /// One for each plugin in `current`, in the same order.
+    pub plugins: Vec<Offer>,
+}
 
+/// The versions of one plugin, and who gets which.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub name: PluginName,
+    pub current: Arc<Plugin>,
+    /// Everything that is kept, the current one included, the newest first.
+    pub versions: Vec<Offered>,
+    /// Hash of the version that was current before.
+    pub previous: Option<Arc<str>>,
+    pub canary: Option<CanaryRule>,
+    /// The operator's; the first one that matches counts.
+    pub pins: Vec<PinRule>,
+}
+
+/// A version that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offered {
+    pub hash: Arc<str>,
+    pub semver: Option<Arc<str>>,
+    pub label: Arc<str>,
+    /// Once it is loaded.
+    pub plugin: Option<Arc<Plugin>>,
+    /// Why it cannot be loaded.
+    pub failed: Option<Arc<str>>,
+}
+
+impl Plugin {
+    fn of(version: &PluginVersion) -> Plugin {
+        Plugin {
+            name: version.name().clone(),
+            id: identity(version),
+            hash: Arc::from(version.hash()),
+            label: Arc::from(version.label()),
+            methods: version.methods().to_vec(),
+            watched: version.watched().to_vec(),
+            has_ticks: version.has_ticks(),
+            has_lifecycle: version.has_lifecycle(),
+        }
+    }
+}
+
+impl Offers {
+    pub(crate) fn of(set: &PluginSet) -> Offers {
+        let current: Vec<_> = set.plugins.iter().map(|version| Arc::new(Plugin::of(version))).collect();
+        let offers = set.rollouts.iter().zip(&current).map(|(rollout, current)| Offer {
+            name: rollout.name.clone(),
+            current: current.clone(),
+            versions: rollout.versions.iter().map(|known| Offered::of(known, current)).collect(),
+            previous: rollout.previous.clone(),
+            canary: rollout.canary.clone(),
+            pins: rollout.pins.clone(),
+        });
+        let plugins = offers.collect();
+        let current = Arc::new(Lineup { generation: set.generation, plugins: current });
+        Offers { generation: set.generation, current, plugins }
+    }
+}
+
+impl Offered {
+    fn of(known: &KnownVersion, current: &Arc<Plugin>) -> Offered {
+        let KnownVersion { hash, semver, label, version, failed } = known.clone();
+        let plugin = version.map(|version| {
+            // The same one, so that it is the same for whoever compares.
+            if hash == current.hash { current.clone() } else { Arc::new(Plugin::of(&version)) }
+        });
+        Offered { hash, semver, label, plugin, failed }
+    }
+}
+
+impl Lineup {
     pub(crate) fn answering(&self, method: &MethodName) -> Option<&Arc<Plugin>> {
         self.plugins.iter().find(|plugin| plugin.methods.contains(method))
     }

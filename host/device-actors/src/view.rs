@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use plugin_runtime::PluginName;
+
 use crate::activation::HeldBack;
 use crate::failure::LastFailure;
 use crate::lineup::Lineup;
@@ -11,6 +13,8 @@ use crate::lineup::Lineup;
 pub struct ActorView {
     /// The plugin versions that the next message runs on.
     pub lineup: Arc<Lineup>,
+    /// Plugins with the labels of versions that failed here too often and are not run.
+    pub quarantined: Vec<(PluginName, Arc<str>)>,
     /// Methods that wait for their turn.
     pub mailbox: usize,
     /// Whether a message is in hand.

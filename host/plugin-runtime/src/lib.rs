@@ -30,15 +30,21 @@ mod reported;
 mod runtime;
 mod settings;
 mod signature;
+mod tally;
 #[cfg(test)]
 mod testing;
 mod version;
 
-pub use catalog::{Catalog, CatalogEntry, CatalogError, PluginConfigs, PluginSet, Refusal, SwapReport};
+pub use catalog::{
+    CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
+    KnownVersion, Lease, PinRule, PluginConfigs, PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView,
+    WithdrawnView,
+};
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
 pub use settings::{RuntimeError, RuntimeSettings};
-pub use version::{LoadError, PluginSource, PluginVersion, VersionTag};
+pub use tally::{Counts, Tally};
+pub use version::{LoadError, PluginSource, PluginVersion, VersionTag, resolve_version};

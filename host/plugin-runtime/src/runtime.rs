@@ -11,6 +11,7 @@ use crate::guest::Guest;
 use crate::inspect;
 use crate::instance::{CallFailure, Instance};
 use crate::settings::{RuntimeError, RuntimeSettings};
+use crate::tally::Tally;
 use crate::version::{self, LoadError, PluginSource, PluginVersion};
 
 /// The engine and everything that is made once for a process. Cheap to clone.
@@ -61,7 +62,7 @@ impl Runtime {
             .instantiate_pre(&component)
             .map_err(|error| LoadError::Imports { reason: format!("{error:#}") })?;
         let exports = Exports::find(&component, &pre)?;
-        let label = inspection.semver.clone().unwrap_or_else(|| hash[..LABEL_DIGITS].to_owned());
+        let label = inspection.semver.clone().unwrap_or_else(|| hash[..version::LABEL_DIGITS].to_owned());
         let unasked = PluginVersion {
             name: source.name,
             hash,
@@ -73,6 +74,7 @@ impl Runtime {
             watched: Vec::new(),
             pre,
             exports,
+            tally: Tally::default(),
         };
         self.ask(Arc::new(unasked))
     }
@@ -161,8 +163,6 @@ const COMPILED_LIMIT: usize = 16;
 /// Bytes of the components that are kept compiled. Code of a Rust plugin of 0.1 MB takes 0.3 MB, of a Python plugin of
 /// 20 MB 39 MB.
 const COMPILED_BYTES: usize = 64 << 20;
-/// As many as Git and container tools show.
-const LABEL_DIGITS: usize = 12;
 
 #[cfg(test)]
 mod tests {

@@ -13,6 +13,7 @@ use crate::context::HOST_KEY;
 use crate::guest::Guest;
 use crate::instance::CallFailure;
 use crate::name::{PluginName, PluginNameError};
+use crate::tally::Tally;
 
 /// What a version is made from. Not printable: settings can be secrets.
 #[derive(Clone)]
@@ -36,6 +37,7 @@ pub struct PluginVersion {
     pub(crate) watched: Vec<String>,
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) exports: Exports,
+    pub(crate) tally: Tally,
 }
 
 impl PluginVersion {
@@ -86,6 +88,11 @@ impl PluginVersion {
     /// The settings that it was loaded with.
     pub fn config(&self) -> &BTreeMap<String, String> {
         &self.config
+    }
+
+    /// How its calls have ended. Whoever calls it counts.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Whether `other` is the same code with the same configuration.
@@ -167,6 +174,24 @@ pub(crate) fn hash(wasm: &[u8]) -> String {
     digest(&SHA256, wasm).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The position of the version that `wanted` names, among versions given as hash and semver, the newest first: the newest
+/// with that semver, else the one whose hash begins with at least 12 such digits.
+pub fn resolve_version<'a>(
+    wanted: &str,
+    newest_first: impl Iterator<Item = (&'a str, Option<&'a str>)>,
+) -> Option<usize> {
+    let mut by_hash = None;
+    for (position, (hash, semver)) in newest_first.enumerate() {
+        if semver == Some(wanted) {
+            return Some(position);
+        }
+        if by_hash.is_none() && wanted.len() >= LABEL_DIGITS && hash.starts_with(wanted) {
+            by_hash = Some(position);
+        }
+    }
+    by_hash
+}
+
 /// The names that a guest says it answers, each once.
 pub(crate) fn methods(names: &[String]) -> Result<Vec<MethodName>, LoadError> {
     check_count(names)?;
@@ -212,6 +237,8 @@ fn check_count(names: &[String]) -> Result<(), LoadError> {
     Ok(())
 }
 
+/// Digits of a hash that stand for all of it: as many as Git and container tools show.
+pub(crate) const LABEL_DIGITS: usize = 12;
 /// Every device routes by this list.
 const NAMES_LIMIT: usize = 256;
 /// A key has up to 1 KiB, but nobody nests such keys.

@@ -96,7 +96,7 @@ impl Stage {
             idle: 1000,
             max_instances: 256,
         };
-        let loaded = Plugins::load(&host).await?;
+        let loaded = Plugins::load(&host, &data).await?;
         let hub = RunningHub::start(data.clone(), listeners).await?;
         let devices = hub.ensure_doors(args.devices).await?;
         let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;

@@ -10,9 +10,10 @@ use anyhow::Context as _;
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
+use super::rollout;
 use crate::args::{BuildArgs, BuildLanguage, PluginCommand, Toolchain};
 use crate::context::Context;
-use crate::output::{cell, document, line, say, table};
+use crate::output::{document, say, table};
 use crate::plugin_build::{self, BuildRequest, BuiltPlugin, Language, PluginKind, ToolchainChoice};
 
 pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Result<()> {
@@ -21,8 +22,12 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Build(args) => build(args, context).await,
         PluginCommand::Test(args) => test::run(args, context).await,
         PluginCommand::Check { file } => check::run(&file, context).await,
-        PluginCommand::List => list(context).await,
-        PluginCommand::Swap { name, file } => swap(&name, &file, context).await,
+        PluginCommand::List => rollout::list(context).await,
+        PluginCommand::Swap(args) => rollout::swap(args, context).await,
+        PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
+        PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,
+        PluginCommand::Pin { name, wanted, devices } => rollout::pin(&name, &wanted, devices, context).await,
+        PluginCommand::Unpin { name, devices } => rollout::unpin(&name, devices, context).await,
     }
 }
 
@@ -98,58 +103,6 @@ fn read_component(file: &Path) -> anyhow::Result<(PluginName, Vec<u8>)> {
     Ok((name, wasm))
 }
 
-fn or_none(names: &[String]) -> String {
+pub(super) fn or_none(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-}
-
-async fn list(context: &Context) -> anyhow::Result<()> {
-    let plugins = context.admin().get("/plugins").await?;
-    if context.json {
-        return document(&plugins);
-    }
-    let entries = plugins.as_array().map(Vec::as_slice).unwrap_or_default();
-    let rows: Vec<_> = entries
-        .iter()
-        .map(|entry| {
-            let version = &entry["version"];
-            let names = |list: &Value| {
-                let names: Vec<_> = list.as_array().into_iter().flatten().map(cell).collect();
-                or_none(&names)
-            };
-            let state = match (version.is_null(), entry["refused"].is_null(), entry["removed"] == json!(true)) {
-                (true, _, _) => "refused",
-                (_, false, _) => "running, new file refused",
-                (_, _, true) => "running, file removed",
-                _ => "running",
-            };
-            vec![
-                cell(&entry["name"]),
-                cell(&version["label"]),
-                state.to_owned(),
-                names(&version["methods"]),
-                names(&version["watched"]),
-                cell(&entry["loadedAt"]),
-            ]
-        })
-        .collect();
-    table(&["PLUGIN", "VERSION", "STATE", "METHODS", "WATCHES", "SINCE"], &rows)?;
-    for entry in entries {
-        if let Some(reason) = entry["refused"]["reason"].as_str() {
-            say(&format!("{} was refused: {reason}", cell(&entry["name"])));
-        }
-    }
-    Ok(())
-}
-
-async fn swap(name: &str, file: &Path, context: &Context) -> anyhow::Result<()> {
-    let name = PluginName::parse(name)?;
-    let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let report = context.admin().put(&format!("/plugins/{name}"), wasm).await?;
-    if context.json {
-        return document(&report);
-    }
-    if report["from"] == report["to"] {
-        return line(&format!("{name} {} runs already", cell(&report["to"])));
-    }
-    line(&format!("{name} {} -> {}", cell(&report["from"]), cell(&report["to"])))
 }

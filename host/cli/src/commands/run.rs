@@ -19,7 +19,7 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
     check_descriptors(u32::try_from(devices.len()).unwrap_or(u32::MAX), 1)?;
     let tls = context.tls()?;
     let data = DataFolder::open(&context.data)?;
-    let plugins = Plugins::load(&args.host).await?;
+    let plugins = Plugins::load(&args.host, &data).await?;
     let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
     let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), args.host.admin).await?;
     let ready = async {

@@ -18,7 +18,7 @@ const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     check_descriptors(args.devices, DESCRIPTORS_OF_A_DEVICE)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let plugins = Plugins::load(&args.host).await?;
+    let plugins = Plugins::load(&args.host, &data).await?;
     let mut hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;

@@ -6,15 +6,10 @@ use std::time::Instant;
 use super::in_hand::Message;
 use super::{Actor, Stop, Work};
 use crate::failure::{Failure, FailureKind};
-use crate::lineup::{Lineup, Plugin};
+use crate::lineup::Plugin;
 
 impl Actor {
-    pub(super) fn take_lineup(&mut self, now: Instant, offered: Arc<Lineup>) {
-        self.activations.offer(offered);
-        self.run_lineup(now);
-    }
-
-    /// Run what is current and activated.
+    /// Run what was chosen for this device and is activated.
     pub(super) fn run_lineup(&mut self, now: Instant) {
         let lineup = self.activations.lineup(&self.lineup);
         self.lineup = lineup.clone();
@@ -53,6 +48,7 @@ impl Actor {
             }
             None => self.activate_later(now, plugin, reason),
         }
+        self.reselect(now);
     }
 
     pub(super) fn activate_later(&mut self, now: Instant, plugin: &Arc<Plugin>, reason: String) {

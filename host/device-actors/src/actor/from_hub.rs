@@ -59,7 +59,7 @@ impl Actor {
             self.records.dirty.applied = true;
         }
         self.records.dirty.desired |= before != (self.desired.document().clone(), self.desired.version());
-        self.desired.reconsider(now, &self.lineup);
+        self.reselect(now);
     }
 
     fn desired_notice(&mut self, now: Instant, version: u64, patch: Map<String, Value>) {
@@ -69,6 +69,7 @@ impl Actor {
             Link::Up if self.desired.noticed(version, &patch) => {
                 self.records.dirty.desired = true;
                 self.desired.reconsider(now, &self.lineup);
+                self.desired_versions(now, &patch);
             }
             Link::Up => tracing::debug!(device = %self.device, version, "notice of desired properties is not news"),
         }

@@ -186,6 +186,7 @@ impl Actor {
         match outcome {
             Outcome::Failed(failure) => self.call_failed(now, message, &plugin, failure),
             Outcome::Answered { response, effects } => {
+                self.past.worked(&plugin);
                 self.call_returned(now, &plugin);
                 let answer = Answer::of_guest(&plugin, response);
                 self.settle(message, plugin, Some(answer), effects);
@@ -196,6 +197,7 @@ impl Actor {
             }
             Outcome::Activated { result: Err(reason), .. } => self.activation_refused(now, &plugin, reason),
             Outcome::Reacted { verdict: Verdict::Done, effects } => {
+                self.past.worked(&plugin);
                 self.call_returned(now, &plugin);
                 self.settle(message, plugin, None, effects);
             }
@@ -226,7 +228,8 @@ impl Actor {
         if let Message::Activation = &message {
             self.activation_failed(now, plugin, failure.detail.clone());
         } else if self.lineup.has_version(&plugin.id) {
-            self.health.failed(now, &plugin.id, &self.limits);
+            let in_a_row = self.health.failed(now, &plugin.id, &self.limits);
+            self.failed_in_a_row(now, plugin, in_a_row);
         }
         if let Message::Method { rid, connection } = &message {
             self.answer_on(*connection, rid.clone(), Answer::failed(plugin, &failure));
@@ -292,7 +295,7 @@ impl Actor {
             }
             (Message::Activation, _) => {
                 tracing::info!(device = %self.device, plugin = %plugin.name, version = %plugin.label, "version was activated");
-                self.run_lineup(now);
+                self.reselect(now);
             }
             (Message::Method { .. } | Message::Timer(_), _) => {}
         }

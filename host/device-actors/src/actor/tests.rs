@@ -7,3 +7,4 @@ mod outbox;
 mod shuffled;
 mod timers;
 mod twin;
+mod versions;

@@ -1,11 +1,20 @@
 //! The plugins of a directory, kept current.
 //!
-//! [`shelf`] decides what is current; it knows no files. [`settling`] decides when a file that changed is worth a
-//! look; it reads no clock. [`files`] touches the disk. [`watcher`] and this module drive them.
+//! [`shelf`] decides what is current, [`ledger`] what is remembered, [`canary`] when a version on trial has failed; they
+//! know no files and no clock. [`settling`] decides when a file that changed is worth a look; it reads no clock.
+//! [`files`] and [`archive`] touch the disk. [`watcher`], [`operator`] and this module drive them.
 
+mod archive;
+mod canary;
+mod demand;
 mod files;
+mod glob;
+mod ledger;
+mod operator;
+mod set;
 mod settling;
 mod shelf;
+mod view;
 mod watcher;
 
 use std::collections::BTreeMap;
@@ -21,10 +30,17 @@ use tokio::task::JoinHandle;
 use crate::name::PluginName;
 use crate::runtime::Runtime;
 use crate::version::{self, LoadError, PluginSource, PluginVersion};
+use archive::Archive;
 use files::Listing;
 use shelf::Shelf;
 
-pub use shelf::{PluginSet, Refusal};
+pub use canary::CanaryPolicy;
+pub use demand::{Demand, Lease};
+pub use glob::{DeviceGlob, DeviceGlobError};
+pub use operator::RolloutError;
+pub use set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
+pub use shelf::Refusal;
+pub use view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 
 /// Settings for plugins by name, handed to each version that is loaded.
 pub type PluginConfigs = BTreeMap<PluginName, BTreeMap<String, String>>;
@@ -40,6 +56,8 @@ struct Inner {
     directory: PathBuf,
     runtime: Runtime,
     configs: PluginConfigs,
+    archive: Arc<Archive>,
+    demand: Demand,
     shelf: Mutex<Shelf>,
     published: watch::Sender<Arc<PluginSet>>,
     /// Held from reading a new version to publishing it, so that versions arrive one after the other.
@@ -53,6 +71,8 @@ struct Inner {
 pub enum CatalogError {
     #[error("the plugin directory {} cannot be read: {reason}", path.display())]
     Directory { path: PathBuf, reason: String },
+    #[error("the folder of plugin versions {} cannot be used: {reason}", path.display())]
+    Versions { path: PathBuf, reason: String },
 }
 
 /// What a swap did.
@@ -67,28 +87,15 @@ pub struct SwapReport {
     pub generation: u64,
 }
 
-/// One plugin, or one file that could be one.
-#[derive(Debug, Clone)]
-pub struct CatalogEntry {
-    /// The file's name without `.wasm`.
-    pub name: String,
-    /// What runs. `None` if no version was ever accepted.
-    pub version: Option<Arc<PluginVersion>>,
-    pub loaded_at: Option<SystemTime>,
-    /// Whether the file is gone; the version keeps running until the host ends.
-    pub removed: bool,
-    /// Why the file as it is now is not what runs.
-    pub refusal: Option<Refusal>,
-}
-
 impl Catalog {
     /// Load every plugin of `directory`. A file that cannot be loaded is refused, which the log and [`Catalog::list`]
-    /// say; the rest is loaded.
+    /// say; the rest is loaded. The folder `versions` belongs to the catalog, which keeps earlier versions in it, and what
+    /// the operator decided.
     ///
     /// # Errors
-    /// If there is no such directory, or it cannot be read.
-    pub async fn open(directory: &Path, runtime: Runtime) -> Result<Catalog, CatalogError> {
-        Catalog::open_with(directory, runtime, PluginConfigs::new()).await
+    /// If there is no such directory, or one of the two cannot be used.
+    pub async fn open(directory: &Path, versions: &Path, runtime: Runtime) -> Result<Catalog, CatalogError> {
+        Catalog::open_with(directory, versions, runtime, PluginConfigs::new()).await
     }
 
     /// [`Catalog::open`] with settings for some of the plugins.
@@ -97,6 +104,7 @@ impl Catalog {
     /// The same.
     pub async fn open_with(
         directory: &Path,
+        versions: &Path,
         runtime: Runtime,
         configs: PluginConfigs,
     ) -> Result<Catalog, CatalogError> {
@@ -104,11 +112,18 @@ impl Catalog {
         let listing = blocking(move || files::list(&path)).await;
         let first_listing = listing
             .map_err(|error| CatalogError::Directory { path: directory.to_owned(), reason: error.to_string() })?;
+        let path = versions.to_owned();
+        let kept = blocking(move || Archive::open(path)).await;
+        let (archive, ledger) =
+            kept.map_err(|error| CatalogError::Versions { path: versions.to_owned(), reason: error.to_string() })?;
+        let demand = Demand::default();
         let inner = Inner {
             directory: directory.to_owned(),
             runtime,
             configs,
-            shelf: Mutex::new(Shelf::default()),
+            archive: Arc::new(archive),
+            demand: demand.clone(),
+            shelf: Mutex::new(Shelf::new(ledger, demand)),
             published: watch::Sender::new(Arc::default()),
             arriving: tokio::sync::Mutex::new(()),
             first_listing,
@@ -119,6 +134,7 @@ impl Catalog {
             let (wasm, _) = catalog.read(stem).await;
             catalog.arrived(&arriving, stem, wasm).await;
         }
+        catalog.load_missing().await;
         Ok(catalog)
     }
 
@@ -137,7 +153,8 @@ impl Catalog {
         self.shelf().list()
     }
 
-    /// Make `wasm` the current version of `name`, and keep it in the directory for the next start. Whoever follows
+    /// Make `wasm` the current version of `name`, and keep it in the directory for the next start. That ends the trial of
+    /// a canary. Whoever follows
     /// [`Catalog::subscribe`] takes it from there. Once begun it ends, even if the future is dropped.
     ///
     /// # Errors
@@ -150,19 +167,20 @@ impl Catalog {
 
     async fn swap_whole(&self, name: &PluginName, wasm: Vec<u8>) -> Result<SwapReport, LoadError> {
         let path = self.inner.directory.join(files::file_name(name.as_str()));
-        let _arriving = self.inner.arriving.lock().await;
+        let arriving = self.inner.arriving.lock().await;
         let version = self.load(name, wasm.clone()).await?;
         self.shelf().check(&version)?;
+        self.keep(&version, wasm.clone()).await?;
         let written = blocking(move || files::write(&path, &wasm)).await;
         written.map_err(|error| LoadError::File { action: "written", reason: error.to_string() })?;
-        self.publish(version)
+        self.make_placed(&arriving, version).await
     }
 
     /// A file was read under `stem`: take it, or refuse it. It was read under the lock that is held, so that it is no
     /// older than what a swap has written meanwhile.
-    async fn arrived(&self, _arriving: &MutexGuard<'_, ()>, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
+    async fn arrived(&self, arriving: &MutexGuard<'_, ()>, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
         let hash = wasm.as_ref().map_or_else(|_| String::new(), |wasm| version::hash(wasm));
-        if let Err(error) = self.take(stem, wasm).await {
+        if let Err(error) = self.take(arriving, stem, wasm).await {
             let is_conflict = matches!(error, LoadError::Conflict { .. });
             let reason = error.to_string();
             let refusal = Refusal { reason: reason.clone(), hash, at: SystemTime::now() };
@@ -172,10 +190,18 @@ impl Catalog {
         }
     }
 
-    async fn take(&self, stem: &str, wasm: Result<Vec<u8>, LoadError>) -> Result<SwapReport, LoadError> {
+    async fn take(
+        &self,
+        arriving: &MutexGuard<'_, ()>,
+        stem: &str,
+        wasm: Result<Vec<u8>, LoadError>,
+    ) -> Result<SwapReport, LoadError> {
         let name = PluginName::parse(stem).map_err(|reason| LoadError::Name { reason })?;
-        let version = self.load(&name, wasm?).await?;
-        self.publish(version)
+        let wasm = wasm?;
+        let version = self.load(&name, wasm.clone()).await?;
+        self.shelf().check(&version)?;
+        self.keep(&version, wasm).await?;
+        self.make_placed(arriving, version).await
     }
 
     async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
@@ -188,17 +214,39 @@ impl Catalog {
         blocking(load).await.unwrap_or_else(|_| Err(crash()))
     }
 
-    fn publish(&self, version: Arc<PluginVersion>) -> Result<SwapReport, LoadError> {
-        let mut shelf = self.shelf();
+    /// Make current what is kept already.
+    async fn make_placed(
+        &self,
+        _arriving: &MutexGuard<'_, ()>,
+        version: Arc<PluginVersion>,
+    ) -> Result<SwapReport, LoadError> {
         let (name, to) = (version.name().clone(), version.label().to_owned());
-        let placed = shelf.place(version, SystemTime::now())?;
-        let (from, generation) = (placed.from.clone(), shelf.generation());
+        let (placed, ledger) = {
+            let mut shelf = self.shelf();
+            let before = shelf.ledger().clone();
+            let placed = shelf.place(version, SystemTime::now())?;
+            (placed, Some(shelf.ledger().clone()).filter(|ledger| *ledger != before))
+        };
+        let mut generation = self.current().generation;
         if placed.changed {
-            let from = from.as_deref().unwrap_or("none");
+            generation = self.publish();
+            let from = placed.from.as_deref().unwrap_or("none");
             tracing::info!(plugin = %name, from, to, generation, "plugin version is current");
-            self.inner.published.send_replace(Arc::new(shelf.set()));
         }
-        Ok(SwapReport { name, from, to, generation })
+        // The directory says what is current, so losing this costs no more than the memory of it.
+        if let Some(ledger) = ledger
+            && let Err(error) = self.save(&ledger).await
+        {
+            tracing::error!(plugin = %name, %error, "the history of plugin versions could not be written");
+        }
+        Ok(SwapReport { name, from: placed.from, to, generation })
+    }
+
+    /// Hand out what holds now. Answers its generation.
+    fn publish(&self) -> u64 {
+        let mut shelf = self.shelf();
+        self.inner.published.send_replace(Arc::new(shelf.next_set()));
+        shelf.generation()
     }
 
     /// Read a file whole, with its state when it was read.

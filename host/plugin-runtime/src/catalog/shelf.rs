@@ -1,35 +1,17 @@
-//! Which version of each plugin is current.
+//! Which version of each plugin is current, and which others are loaded.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
-use iothub_protocol::id::MethodName;
-
-use super::CatalogEntry;
+use super::canary::{CanaryPolicy, Judgement, Trial};
+use super::demand::Demand;
+use super::ledger::{Ledger, Record};
+use super::set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
+use super::view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 use crate::name::PluginName;
+use crate::tally::Counts;
 use crate::version::{LoadError, PluginVersion};
-
-/// The current version of every plugin. No two of them answer one method.
-#[derive(Debug, Clone, Default)]
-pub struct PluginSet {
-    /// Grows by one with each change.
-    pub generation: u64,
-    /// By name.
-    pub plugins: Vec<Arc<PluginVersion>>,
-}
-
-impl PluginSet {
-    pub fn get(&self, name: &PluginName) -> Option<&Arc<PluginVersion>> {
-        let position = self.plugins.binary_search_by(|version| version.name().cmp(name)).ok()?;
-        self.plugins.get(position)
-    }
-
-    /// The plugin that answers `method`.
-    pub fn answering(&self, method: &MethodName) -> Option<&Arc<PluginVersion>> {
-        self.plugins.iter().find(|version| version.methods().contains(method))
-    }
-}
 
 /// Why a file is not what runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +23,11 @@ pub struct Refusal {
 }
 
 /// Everything that is known by name.
-#[derive(Default)]
 pub(super) struct Shelf {
     generation: u64,
     entries: BTreeMap<String, Entry>,
+    ledger: Ledger,
+    demand: Demand,
 }
 
 #[derive(Default)]
@@ -55,6 +38,12 @@ struct Entry {
     refusal: Option<Refusal>,
     /// Whether the file was refused for what another plugin answers, which may change.
     in_conflict: bool,
+    /// Versions that are loaded beside the current one, by hash.
+    others: BTreeMap<String, Arc<PluginVersion>>,
+    /// Kept versions that could not be loaded, and why.
+    failed: BTreeMap<String, Arc<str>>,
+    /// Of the canary in the ledger.
+    trial: Option<Trial>,
 }
 
 /// What became of a version.
@@ -64,31 +53,81 @@ pub(super) struct Placed {
     pub(super) changed: bool,
 }
 
+/// A canary that was just judged.
+pub(super) struct Judged {
+    pub(super) name: PluginName,
+    pub(super) judgement: Judgement,
+    pub(super) counts: Counts,
+    pub(super) policy: CanaryPolicy,
+}
+
 impl Shelf {
+    pub(super) fn new(ledger: Ledger, demand: Demand) -> Shelf {
+        Shelf { generation: 0, entries: BTreeMap::new(), ledger, demand }
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation
     }
 
-    pub(super) fn set(&self) -> PluginSet {
-        let plugins = self.entries.values().filter_map(|entry| entry.version.clone()).collect();
-        PluginSet { generation: self.generation, plugins }
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What devices get from now on.
+    pub(super) fn next_set(&mut self) -> PluginSet {
+        self.generation += 1;
+        let mut set = PluginSet { generation: self.generation, demand: self.demand.clone(), ..PluginSet::default() };
+        for (name, entry) in &self.entries {
+            let Some(version) = &entry.version else { continue };
+            let Some(record) = self.ledger.get(name) else { continue };
+            set.plugins.push(version.clone());
+            set.rollouts.push(entry.rollout(version.name(), record));
+        }
+        set
     }
 
     pub(super) fn list(&self) -> Vec<CatalogEntry> {
-        let entries = self.entries.iter().map(|(name, entry)| CatalogEntry {
-            name: name.clone(),
-            version: entry.version.clone(),
-            loaded_at: entry.loaded_at,
-            removed: entry.removed,
-            refusal: entry.refusal.clone(),
+        let none = Record::default();
+        let entries = self.entries.iter().map(|(name, entry)| {
+            let record = self.ledger.get(name).unwrap_or(&none);
+            CatalogEntry {
+                name: name.clone(),
+                version: entry.version.clone(),
+                loaded_at: entry.loaded_at,
+                removed: entry.removed,
+                refusal: entry.refusal.clone(),
+                versions: entry.version_views(record),
+                canary: entry.canary_view(record),
+                withdrawn: record.withdrawn.as_ref().map(|withdrawn| WithdrawnView {
+                    hash: withdrawn.hash.clone(),
+                    label: withdrawn.label.clone(),
+                    reason: withdrawn.reason.clone(),
+                    at: withdrawn.at(),
+                }),
+            }
         });
         entries.collect()
     }
 
-    /// Whether `version` could be current: nobody else answers its methods.
+    pub(super) fn current(&self, name: &PluginName) -> Option<&Arc<PluginVersion>> {
+        self.entries.get(name.as_str())?.version.as_ref()
+    }
+
+    pub(super) fn loaded(&self, name: &PluginName, hash: &str) -> Option<&Arc<PluginVersion>> {
+        self.entries.get(name.as_str())?.loaded(hash)
+    }
+
+    /// Whether `version` could run: nobody else answers its methods, nor would if a rule took effect.
     pub(super) fn check(&self, version: &PluginVersion) -> Result<(), LoadError> {
-        let others = self.entries.values().filter_map(|entry| entry.version.as_ref());
-        for other in others.filter(|other| other.name() != version.name()) {
+        let others = self.entries.iter().filter(|(name, _)| name.as_str() != version.name().as_str());
+        let others = others.flat_map(|(name, entry)| {
+            let record = self.ledger.get(name);
+            let ruled_in = move |hash: &str| record.is_some_and(|record| record.is_ruled_in(hash));
+            let beside = entry.others.iter().filter(move |(hash, _)| ruled_in(hash)).map(|(_, version)| version);
+            entry.version.iter().chain(beside)
+        });
+        for other in others {
             if let Some(method) = version.methods().iter().find(|method| other.methods().contains(method)) {
                 return Err(LoadError::Conflict {
                     plugin: version.name().clone(),
@@ -103,6 +142,11 @@ impl Shelf {
     /// Make `version` current. The same code and configuration again changes nothing.
     pub(super) fn place(&mut self, version: Arc<PluginVersion>, now: SystemTime) -> Result<Placed, LoadError> {
         self.check(&version)?;
+        let record = self.ledger.record(version.name());
+        if record.current() != Some(version.hash()) || record.find(version.hash()).is_none() {
+            record.arrived(&version, now);
+        }
+        record.became_current(version.hash());
         let entry = self.entries.entry(version.name().to_string()).or_default();
         entry.refusal = None;
         entry.in_conflict = false;
@@ -110,11 +154,100 @@ impl Shelf {
         let from = entry.version.as_ref().map(|before| before.label().to_owned());
         let changed = entry.version.as_ref().is_none_or(|before| !before.is_same(&version));
         if changed {
-            entry.version = Some(version);
+            entry.others.remove(version.hash());
+            if let Some(before) = entry.version.replace(version) {
+                entry.others.insert(before.hash().to_owned(), before);
+            }
             entry.loaded_at = Some(now);
-            self.generation += 1;
         }
+        self.tidy();
         Ok(Placed { from, changed })
+    }
+
+    /// Put what was decided in force. It is on disk already.
+    pub(super) fn install(&mut self, ledger: Ledger) {
+        self.ledger = ledger;
+        self.tidy();
+    }
+
+    /// A version beside the current one is loaded.
+    pub(super) fn add(&mut self, version: Arc<PluginVersion>) {
+        let Some(entry) = self.entries.get_mut(version.name().as_str()) else { return };
+        entry.failed.remove(version.hash());
+        if entry.loaded(version.hash()).is_none() {
+            entry.others.insert(version.hash().to_owned(), version);
+        }
+    }
+
+    pub(super) fn cannot_load(&mut self, name: &PluginName, hash: &str, reason: &str) {
+        if let Some(entry) = self.entries.get_mut(name.as_str()) {
+            entry.failed.insert(hash.to_owned(), Arc::from(reason));
+        }
+    }
+
+    /// Kept versions that somebody needs and that are not loaded.
+    pub(super) fn missing(&self) -> Vec<(PluginName, String)> {
+        let ruled = self.ledger.iter().filter_map(|(name, record)| Some((PluginName::parse(name).ok()?, record)));
+        let ruled = ruled.flat_map(|(name, record)| {
+            let hashes = record.canary.iter().map(|canary| &canary.hash);
+            hashes.chain(record.pins.iter().map(|pin| &pin.hash)).map(move |hash| (name.clone(), hash.clone()))
+        });
+        let wanted = self.demand.wanted().into_iter().map(|(name, hash)| (name, hash.to_string()));
+        let mut missing: Vec<_> = ruled.chain(wanted).filter(|(name, hash)| self.is_missing(name, hash)).collect();
+        missing.sort();
+        missing.dedup();
+        missing
+    }
+
+    fn is_missing(&self, name: &PluginName, hash: &str) -> bool {
+        let Some(entry) = self.entries.get(name.as_str()).filter(|entry| entry.version.is_some()) else { return false };
+        let kept = self.ledger.get(name.as_str()).is_some_and(|record| record.find(hash).is_some());
+        kept && entry.loaded(hash).is_none() && !entry.failed.contains_key(hash)
+    }
+
+    /// Begin the trial of each canary that is loaded and has none yet.
+    pub(super) fn begin_trials(&mut self, now: Instant) {
+        for (name, entry) in &mut self.entries {
+            let canary = self.ledger.get(name).and_then(|record| record.canary.as_ref());
+            let Some((canary, version)) = canary.and_then(|canary| Some((canary, entry.loaded(&canary.hash)?))) else {
+                continue;
+            };
+            let before = version.tally().counts();
+            entry.trial.get_or_insert(Trial { since: now, before, passed: canary.passed });
+        }
+    }
+
+    /// A trial that has begun is void.
+    pub(super) fn end_trial(&mut self, name: &PluginName) {
+        if let Some(entry) = self.entries.get_mut(name.as_str()) {
+            entry.trial = None;
+        }
+    }
+
+    /// Whether a canary is being watched.
+    pub(super) fn on_trial(&self) -> bool {
+        self.entries.values().any(|entry| entry.trial.as_ref().is_some_and(|trial| !trial.passed))
+    }
+
+    /// Judge every canary whose trial is open. Answers those that passed or failed.
+    pub(super) fn judge(&self, now: Instant) -> Vec<Judged> {
+        let judged = self.entries.values().filter_map(|entry| {
+            let trial = entry.trial.as_ref().filter(|trial| !trial.passed)?;
+            let name = entry.version.as_ref()?.name().clone();
+            let canary = self.ledger.get(name.as_str())?.canary.as_ref()?;
+            let (policy, version) = (canary.policy()?, entry.loaded(&canary.hash)?);
+            let counts = version.tally().counts();
+            let judgement = trial.judge(&policy, now, counts);
+            Some(Judged { name, judgement, counts: counts.since(trial.before), policy })
+        });
+        judged.filter(|judged| judged.judgement != Judgement::Open).collect()
+    }
+
+    /// The canary of `name` did well.
+    pub(super) fn passed(&mut self, name: &PluginName) {
+        if let Some(trial) = self.entries.get_mut(name.as_str()).and_then(|entry| entry.trial.as_mut()) {
+            trial.passed = true;
+        }
     }
 
     /// The files that were refused because of another plugin.
@@ -147,5 +280,75 @@ impl Shelf {
         entry.refusal = None;
         entry.in_conflict = false;
         Some(version.label().to_owned())
+    }
+
+    /// Drop what nobody needs any more.
+    fn tidy(&mut self) {
+        let wanted = self.demand.wanted();
+        let is_wanted =
+            |name: &str, hash: &str| wanted.iter().any(|(other, known)| other.as_str() == name && &**known == hash);
+        self.ledger.forget_old(is_wanted);
+        for (name, entry) in &mut self.entries {
+            let Some(record) = self.ledger.get(name) else { continue };
+            entry.others.retain(|hash, _| record.is_ruled_in(hash) || is_wanted(name, hash));
+            entry.failed.retain(|hash, _| record.find(hash).is_some());
+            if record.canary.is_none() {
+                entry.trial = None;
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn loaded(&self, hash: &str) -> Option<&Arc<PluginVersion>> {
+        self.version.as_ref().filter(|version| version.hash() == hash).or_else(|| self.others.get(hash))
+    }
+
+    fn rollout(&self, name: &PluginName, record: &Record) -> Rollout {
+        let versions = record.versions.iter().rev().map(|kept| KnownVersion {
+            hash: Arc::from(&*kept.hash),
+            semver: kept.semver.as_deref().map(Arc::from),
+            label: Arc::from(&*kept.label),
+            version: self.loaded(&kept.hash).cloned(),
+            failed: self.failed.get(&kept.hash).cloned(),
+        });
+        let canary = record.canary.as_ref().and_then(|canary| {
+            let CanaryPolicy { percent, devices, .. } = canary.policy()?;
+            Some(CanaryRule { hash: Arc::from(&*canary.hash), percent, devices })
+        });
+        let pins = record.pins.iter().rev();
+        let pins = pins.filter_map(|pin| Some(PinRule { hash: Arc::from(&*pin.hash), devices: pin.devices()? }));
+        Rollout {
+            name: name.clone(),
+            versions: versions.collect(),
+            previous: record.previous().map(Arc::from),
+            canary,
+            pins: pins.collect(),
+        }
+    }
+
+    fn version_views(&self, record: &Record) -> Vec<VersionView> {
+        let pins_of = |hash: &str| {
+            let pins = record.pins.iter().rev().filter(|pin| pin.hash == hash);
+            pins.filter_map(|pin| Some(pin.devices()?.to_string())).collect()
+        };
+        let views = record.versions.iter().rev().map(|kept| VersionView {
+            hash: kept.hash.clone(),
+            semver: kept.semver.clone(),
+            label: kept.label.clone(),
+            arrived: kept.arrived(),
+            is_current: record.current() == Some(&kept.hash),
+            is_previous: record.previous() == Some(&kept.hash),
+            pinned: pins_of(&kept.hash),
+            counts: self.loaded(&kept.hash).map(|version| version.tally().counts()),
+        });
+        views.collect()
+    }
+
+    fn canary_view(&self, record: &Record) -> Option<CanaryView> {
+        let (canary, trial) = (record.canary.as_ref()?, self.trial.as_ref()?);
+        let counts = self.loaded(&canary.hash)?.tally().counts().since(trial.before);
+        let (hash, label) = (canary.hash.clone(), record.label(&canary.hash));
+        Some(CanaryView { hash, label, policy: canary.policy()?, passed: trial.passed, counts })
     }
 }

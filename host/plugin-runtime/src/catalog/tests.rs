@@ -18,8 +18,13 @@ async fn open(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Catalog) {
     for (file, content) in files {
         fs::write(directory.path().join(file), content).expect("written");
     }
-    let catalog = Catalog::open(directory.path(), runtime()).await.expect("a catalog");
+    let catalog = reopen(&directory).await;
     (directory, catalog)
+}
+
+/// The catalog as a restart makes it. What it keeps lies in a folder that is not looked at for plugins.
+async fn reopen(directory: &tempfile::TempDir) -> Catalog {
+    Catalog::open(directory.path(), &directory.path().join("versions"), runtime()).await.expect("a catalog")
 }
 
 fn running(set: &PluginSet) -> Vec<String> {
@@ -86,7 +91,7 @@ async fn a_directory_is_loaded_and_broken_files_are_kept_as_refused() {
 async fn no_directory_is_an_error() {
     let directory = tempfile::tempdir().expect("a directory");
     let missing = directory.path().join("plugins");
-    let error = Catalog::open(&missing, runtime()).await.expect_err("missing");
+    let error = Catalog::open(&missing, directory.path(), runtime()).await.expect_err("missing");
     assert!(error.to_string().starts_with(&format!("the plugin directory {} cannot be read", missing.display())));
 }
 
@@ -161,7 +166,8 @@ async fn a_swap_is_published_once_and_kept_on_disk() {
     assert_eq!(running(&old), ["lock-door 1.0.0"]);
     assert_eq!(running(&catalog.current()), ["lock-door 1.1.0"]);
     assert_eq!(fs::read(directory.path().join("lock-door.wasm")).expect("the file"), new);
-    assert_eq!(fs::read_dir(directory.path()).expect("the directory").count(), 1);
+    let files = fs::read_dir(directory.path()).expect("readable").count();
+    assert_eq!(files, 2, "the plugin, and the folder of versions; nothing temporary");
 }
 
 #[tokio::test]
@@ -217,4 +223,119 @@ async fn a_plugin_whose_file_goes_keeps_running() {
     fs::remove_file(directory.path().join("lock-door.wasm")).expect("removed");
     until(&catalog, || catalog.list().iter().any(|entry| entry.removed)).await;
     assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
+}
+
+/// The labels of what is kept of lock-door, the newest first, with what each one is.
+fn kept(catalog: &Catalog) -> Vec<String> {
+    let entry = catalog.list().into_iter().find(|entry| entry.name == "lock-door").expect("a plugin");
+    let canary = entry.canary.map(|canary| canary.hash);
+    let describe = |version: VersionView| {
+        let marks = [
+            (version.is_current, " current"),
+            (version.is_previous, " previous"),
+            (canary.as_ref() == Some(&version.hash), " canary"),
+            (!version.pinned.is_empty(), " pinned"),
+        ];
+        let marks: String = marks.into_iter().filter(|(is, _)| *is).map(|(_, mark)| mark).collect();
+        version.label + &marks
+    };
+    entry.versions.into_iter().map(describe).collect()
+}
+
+#[tokio::test]
+async fn versions_are_kept_across_restarts_and_a_rollback_goes_back_through_them() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    assert!(matches!(catalog.rollback(&name).await, Err(RolloutError::NoPrevious { .. })));
+    catalog.swap(&name, plugin("lockDoor", "1.1.0")).await.expect("a swap");
+    drop(catalog);
+    fs::write(directory.path().join("lock-door.wasm"), plugin("lockDoor", "1.2.0")).expect("written");
+    let catalog = reopen(&directory).await;
+    assert_eq!(kept(&catalog), ["1.2.0 current", "1.1.0 previous", "1.0.0"]);
+
+    for (from, to) in [("1.2.0", "1.1.0"), ("1.1.0", "1.0.0")] {
+        let report = catalog.rollback(&name).await.expect("a rollback");
+        assert_eq!((report.from.as_deref(), &*report.to), (Some(from), to));
+        assert_eq!(running(&catalog.current()), [format!("lock-door {to}")]);
+    }
+    assert!(matches!(catalog.rollback(&name).await, Err(RolloutError::NoPrevious { .. })));
+    drop(catalog);
+    assert_eq!(running(&reopen(&directory).await.current()), ["lock-door 1.0.0"], "the file was put back");
+}
+
+#[tokio::test]
+async fn old_versions_that_nobody_uses_are_removed_from_the_disk() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    catalog.pin(&name, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern")).await.expect("a pin");
+    for version in 1..20 {
+        catalog.swap(&name, plugin("lockDoor", &format!("1.{version}.0"))).await.expect("a swap");
+    }
+    let files = || fs::read_dir(directory.path().join("versions/lock-door")).expect("a folder").count();
+    assert_eq!((files(), kept(&catalog).len()), (18, 18), "16, the current one and the pinned one");
+    assert_eq!(catalog.unpin(&name, None).await, Ok(1));
+    assert!(matches!(catalog.unpin(&name, None).await, Err(RolloutError::NoPin { .. })));
+    assert_eq!(files(), 17);
+}
+
+#[tokio::test]
+async fn pins_and_canaries_survive_a_restart() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let some = DeviceGlob::parse("door-1*").expect("a pattern");
+    let policy = CanaryPolicy { percent: 20, ..CanaryPolicy::default() };
+    let error = catalog.canary(&name, plugin("lockDoor", "1.0.0"), policy.clone()).await.expect_err("the current one");
+    assert!(matches!(error, RolloutError::IsCurrent { .. }));
+    catalog.swap(&name, plugin("lockDoor", "1.1.0")).await.expect("a swap");
+    catalog.pin(&name, "1.0.0", &some).await.expect("a pin");
+    let error = catalog.pin(&name, "9", &some).await.expect_err("unknown");
+    assert_eq!(error.to_string(), "no version 9 of lock-door is kept here; there are 1.0.0, 1.1.0");
+    catalog.canary(&name, plugin("lockDoor", "2.0.0"), policy).await.expect("a canary");
+    drop(catalog);
+
+    let catalog = reopen(&directory).await;
+    assert_eq!(kept(&catalog), ["2.0.0 canary", "1.1.0 current", "1.0.0 previous pinned"]);
+    let set = catalog.current();
+    assert_eq!((running(&set), set.loaded().count()), (vec!["lock-door 1.1.0".to_owned()], 3));
+    let rollout = &set.rollouts[0];
+    assert_eq!(rollout.canary.as_ref().map(|canary| canary.percent), Some(20));
+    assert_eq!(rollout.pins[0].devices, some);
+
+    let report = catalog.promote(&name).await.expect("promoted");
+    assert_eq!((report.from.as_deref(), &*report.to), (Some("1.1.0"), "2.0.0"));
+    assert_eq!(kept(&catalog), ["2.0.0 current", "1.1.0 previous", "1.0.0 pinned"]);
+    assert!(matches!(catalog.promote(&name).await, Err(RolloutError::NoCanary { .. })));
+}
+
+#[tokio::test]
+async fn a_canary_that_fails_is_withdrawn_and_one_that_does_well_stays() {
+    let (_directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let start = std::time::Instant::now();
+    for (failures, healthy) in [(0, true), (1, false)] {
+        catalog.canary(&name, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
+        let version = catalog.current().loaded().find(|version| version.label() == "2.0.0").cloned().expect("loaded");
+        (0..10 - failures).for_each(|_| version.tally().answered());
+        (0..failures).for_each(|_| version.tally().failed());
+        catalog.judge(start + Duration::from_secs(120)).await;
+        let entry = catalog.list().remove(0);
+        assert_eq!((entry.canary.is_some_and(|canary| canary.passed), entry.withdrawn.is_none()), (healthy, healthy));
+    }
+    let withdrawn = catalog.list().remove(0).withdrawn.expect("withdrawn");
+    assert_eq!((&*withdrawn.label, &*withdrawn.reason), ("2.0.0", "1 of 10 calls failed; 5% may"));
+    assert!(catalog.current().rollouts[0].canary.is_none());
+    assert_eq!(catalog.current().loaded().count(), 1, "its code is freed");
+}
+
+#[tokio::test]
+async fn a_version_that_a_device_needs_is_loaded_and_freed_after() {
+    let (_directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let old = Arc::from(catalog.current().plugins[0].hash());
+    catalog.swap(&name, plugin("lockDoor", "1.1.0")).await.expect("a swap");
+    let lease = catalog.current().demand.want(name.clone(), old);
+    until(&catalog, || catalog.current().loaded().count() == 2).await;
+    drop(lease);
+    catalog.swap(&name, plugin("lockDoor", "1.2.0")).await.expect("a swap");
+    assert_eq!(catalog.current().loaded().count(), 1);
 }

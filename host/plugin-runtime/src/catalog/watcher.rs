@@ -16,8 +16,27 @@ use crate::inspect;
 
 impl Catalog {
     /// Follow the directory until the future is dropped: take new versions as their files arrive, refuse broken ones,
-    /// and say when a file goes. Run it once for each directory.
+    /// and say when a file goes. Meanwhile load the versions that devices ask for, and judge canaries. Run it once for
+    /// each directory.
     pub async fn watch(&self) -> Infallible {
+        tokio::select! {
+            never = self.follow_directory() => never,
+            never = self.tend() => never,
+        }
+    }
+
+    async fn tend(&self) -> Infallible {
+        loop {
+            self.load_missing().await;
+            let watching = self.shelf().on_trial();
+            tokio::select! {
+                () = self.inner.demand.changed() => {}
+                () = sleep(JUDGE), if watching => self.judge(now()).await,
+            }
+        }
+    }
+
+    async fn follow_directory(&self) -> Infallible {
         let changed = Arc::new(Notify::new());
         // Held for its effect: notifications end when it is dropped.
         let mut _notifications = notifications(&self.inner.directory, changed.clone());
@@ -128,5 +147,7 @@ fn now() -> std::time::Instant {
 
 /// For file systems that notify nobody, and for a file changed through another link to it.
 const POLL: Duration = Duration::from_secs(2);
+/// How often a canary is judged: soon enough that few calls fail after the one too many.
+const JUDGE: Duration = Duration::from_millis(200);
 /// A copy notifies at each block; the directory is read no oftener than this.
 const PAUSE: Duration = Duration::from_millis(20);

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
-use crate::lineup::{Lineup, Plugin};
+use crate::lineup::{Lineup, Offer, Offered, Offers, Plugin};
 use crate::record::{Changes, DeviceRecord, Unsent};
 use crate::timers::Now;
 
@@ -27,6 +27,8 @@ pub(super) struct Bench {
     pub(super) records: VecDeque<(u64, Changes)>,
     pub(super) sent: Vec<ToHub>,
     pub(super) dropped: Vec<String>,
+    /// Hashes of the versions that it needs loaded.
+    pub(super) wanted: Vec<String>,
     pub(super) stopped: bool,
 }
 
@@ -41,7 +43,8 @@ impl Bench {
         let device = DeviceId::parse("door-0001").expect("an id");
         let actor = Actor::new(device, db.clone(), Limits::default(), 42, Now { monotonic: now, wall });
         let (call, records, sent) = (None, VecDeque::new(), Vec::new());
-        let mut bench = Bench { actor, now, wall, db, call, records, sent, dropped: Vec::new(), stopped: false };
+        let (dropped, wanted) = (Vec::new(), Vec::new());
+        let mut bench = Bench { actor, now, wall, db, call, records, sent, dropped, wanted, stopped: false };
         bench.plugins(1, plugins);
         bench
     }
@@ -61,6 +64,9 @@ impl Bench {
                 Output::Call(call) => assert!(self.call.replace(*call).is_none(), "one call at a time"),
                 Output::Record { id, changes } => self.records.push_back((id, *changes)),
                 Output::ToHub(message) => self.sent.push(message),
+                Output::Want(versions) => {
+                    self.wanted = versions.into_iter().map(|(_, hash)| hash.to_string()).collect()
+                }
                 Output::DropInstance(id) => self.dropped.push(id.to_string()),
                 Output::Stopped => assert!(!std::mem::replace(&mut self.stopped, true)),
             }
@@ -73,7 +79,19 @@ impl Bench {
     }
 
     pub(super) fn plugins(&mut self, generation: u64, plugins: &[Arc<Plugin>]) {
-        self.input(Input::Plugins(Arc::new(Lineup { generation, plugins: plugins.to_vec() })));
+        let current = Arc::new(Lineup { generation, plugins: plugins.to_vec() });
+        let plugins = plugins.iter().map(|plugin| offer(plugin, &[])).collect();
+        self.offers(Offers { generation, current, plugins });
+    }
+
+    /// One plugin: its current version, and others that are kept, of which the newest comes first.
+    pub(super) fn versions(&mut self, current: &Arc<Plugin>, others: &[Arc<Plugin>]) {
+        let lineup = Arc::new(Lineup { generation: 1, plugins: vec![current.clone()] });
+        self.offers(Offers { generation: 1, current: lineup, plugins: vec![offer(current, others)] });
+    }
+
+    pub(super) fn offers(&mut self, offers: Offers) {
+        self.input(Input::Plugins(Arc::new(offers)));
     }
 
     pub(super) fn connect(&mut self, desired: Value, version: u64) {
@@ -262,13 +280,26 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
     Arc::new(Plugin {
         name: name(plugin),
         id: Arc::from(format!("{plugin}@{version}")),
-        hash: Arc::from(version),
+        hash: Arc::from(format!("{version:0>64}")),
         label: Arc::from(version),
         methods: methods.iter().map(|name| MethodName::parse(name).expect("a name")).collect(),
         watched: watched.iter().map(|&path| path.to_owned()).collect(),
         has_ticks: false,
         has_lifecycle: false,
     })
+}
+
+fn offer(current: &Arc<Plugin>, others: &[Arc<Plugin>]) -> Offer {
+    let versions = [current].into_iter().chain(others).map(|plugin| Offered {
+        hash: plugin.hash.clone(),
+        semver: Some(plugin.label.clone()),
+        label: plugin.label.clone(),
+        plugin: Some(plugin.clone()),
+        failed: None,
+    });
+    let (name, current) = (current.name.clone(), current.clone());
+    let previous = others.first().map(|plugin| plugin.hash.clone());
+    Offer { name, current, versions: versions.collect(), previous, canary: None, pins: Vec::new() }
 }
 
 pub(super) fn lock_door(version: &str) -> Arc<Plugin> {
