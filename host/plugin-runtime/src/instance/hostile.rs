@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::tests::{fail, instance};
+use super::tests::{SHORT, fail, hang, instance};
 use super::*;
 use crate::testing::{Component, name, snapshot};
 use crate::version::LoadError;
@@ -86,14 +86,14 @@ async fn a_guest_that_sleeps_is_woken_by_the_limit() {
         Component::method("lockDoor", "(call $block (call $wait (i64.const 0x7fffffffffffffff))) unreachable")
             .importing("block", "(param i32)", "")
             .importing("wait", "(param i64) (result i32)", imports);
-    assert_eq!(fail(component).await, CallFailure::Timeout { limit: Duration::from_millis(100) });
+    assert_eq!(hang(component).await, CallFailure::Timeout { limit: SHORT });
 }
 
 #[tokio::test]
 async fn a_guest_that_spins_in_calls_of_the_host_is_ended() {
     let body = "(loop $again (call $delete (i32.const 64) (i32.const 8)) (br $again)) unreachable";
-    let failure = fail(Component::method("lockDoor", body)).await;
-    assert_eq!(failure, CallFailure::Timeout { limit: Duration::from_millis(100) });
+    let failure = hang(Component::method("lockDoor", body)).await;
+    assert_eq!(failure, CallFailure::Timeout { limit: SHORT });
 }
 
 #[tokio::test]
