@@ -11,7 +11,7 @@ use plugin_runtime::{CanaryRule, KnownVersion, PinRule, PluginName, PluginSet, P
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugin {
     pub name: PluginName,
-    /// The version's identity: name, code and configuration. Only ever compared.
+    /// The version's identity: name, code and terms. Only ever compared.
     pub id: Arc<str>,
     /// Hash of the code.
     pub hash: Arc<str>,
@@ -134,9 +134,9 @@ impl Lineup {
     }
 }
 
-/// The same code under two names, or with two configurations, is two versions.
+/// The same code under two names, or on two sets of terms, is two versions.
 pub(crate) fn identity(version: &PluginVersion) -> Arc<str> {
-    let mut config = DefaultHasher::new();
-    version.config().hash(&mut config);
-    Arc::from(format!("{}@{}+{:x}", version.name(), version.hash(), config.finish()))
+    let mut terms = DefaultHasher::new();
+    version.terms().hash(&mut terms);
+    Arc::from(format!("{}@{}+{:x}", version.name(), version.hash(), terms.finish()))
 }

@@ -264,11 +264,11 @@ impl types::Host for Guest {}
 
 impl config::Host for Guest {
     fn get(&mut self, key: String) -> Option<String> {
-        self.config.get(&key).cloned()
+        self.terms.config.get(&key).cloned()
     }
 
     fn all(&mut self) -> Vec<(String, String)> {
-        self.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        self.terms.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     fn device_id(&mut self) -> String {

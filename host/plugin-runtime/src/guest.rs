@@ -1,6 +1,5 @@
 //! What a store holds beside the guest: its call, its limits, its empty WASI.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,12 +8,13 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use crate::context::{CallContext, Effects, Snapshot};
 use crate::limiter::Limiter;
 use crate::output::{Output, Standard};
+use crate::terms::Terms;
 use crate::version::PluginVersion;
 
 /// The data of a store.
 pub(crate) struct Guest {
     pub(crate) call: CallContext,
-    pub(crate) config: Arc<BTreeMap<String, String>>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) limiter: Limiter,
     pub(crate) output: Output,
     /// When the guest must have returned.
@@ -34,7 +34,7 @@ impl Guest {
         let limiter = Limiter::new(memory);
         Guest {
             call: CallContext::default(),
-            config: version.config.clone(),
+            terms: version.terms.clone(),
             limiter,
             output,
             deadline: Instant::now() + time,

@@ -31,14 +31,15 @@ mod runtime;
 mod settings;
 mod signature;
 mod tally;
+mod terms;
 #[cfg(test)]
 mod testing;
 mod version;
 
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    KnownVersion, Lease, PinRule, PluginConfigs, PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView,
-    WithdrawnView,
+    KnownVersion, Lease, PinRule, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SwapReport,
+    VersionView, WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
@@ -47,4 +48,5 @@ pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
 pub use settings::{RuntimeError, RuntimeSettings};
 pub use tally::{Counts, Tally};
+pub use terms::{AddressGrant, ClockGrant, Grants, Placement, PluginLimits, Terms};
 pub use version::{LoadError, PluginSource, PluginVersion, VersionTag, resolve_version};

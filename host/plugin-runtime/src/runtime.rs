@@ -69,7 +69,7 @@ impl Runtime {
             semver: inspection.semver,
             label: Arc::from(label),
             size: source.wasm.len(),
-            config: Arc::new(source.config),
+            terms: Arc::new(source.terms),
             methods: Vec::new(),
             watched: Vec::new(),
             pre,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iothub_protocol::id::{DeviceId, MethodName};
 use serde_json::Map;
 
-use crate::{PluginName, PluginSource, Runtime, RuntimeSettings, Snapshot};
+use crate::{PluginName, PluginSource, Runtime, RuntimeSettings, Snapshot, Terms};
 
 /// A small plugin in text form.
 pub(crate) struct Component {
@@ -91,7 +91,7 @@ pub(crate) fn runtime() -> Runtime {
 }
 
 pub(crate) fn source(name: &str, wasm: Vec<u8>) -> PluginSource {
-    PluginSource { name: PluginName::parse(name).expect("a name"), wasm, config: BTreeMap::new() }
+    PluginSource { name: PluginName::parse(name).expect("a name"), wasm, terms: Terms::default() }
 }
 
 pub(crate) fn name(text: &str) -> MethodName {

@@ -1,6 +1,5 @@
-//! A version of a plugin: code and configuration that passed every check.
+//! A version of a plugin: code and terms that passed every check.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use crate::guest::Guest;
 use crate::instance::CallFailure;
 use crate::name::{PluginName, PluginNameError};
 use crate::tally::Tally;
+use crate::terms::Terms;
 
 /// What a version is made from. Not printable: settings can be secrets.
 #[derive(Clone)]
@@ -21,8 +21,7 @@ pub struct PluginSource {
     pub name: PluginName,
     /// A component. Never precompiled code, which could not be checked.
     pub wasm: Vec<u8>,
-    /// Settings that the guest can ask for.
-    pub config: BTreeMap<String, String>,
+    pub terms: Terms,
 }
 
 /// One version of a plugin, ready to be instantiated. Never changes.
@@ -32,7 +31,7 @@ pub struct PluginVersion {
     pub(crate) semver: Option<String>,
     pub(crate) label: Arc<str>,
     pub(crate) size: usize,
-    pub(crate) config: Arc<BTreeMap<String, String>>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) methods: Vec<MethodName>,
     pub(crate) watched: Vec<String>,
     pub(crate) pre: InstancePre<Guest>,
@@ -85,9 +84,9 @@ impl PluginVersion {
         self.size
     }
 
-    /// The settings that it was loaded with.
-    pub fn config(&self) -> &BTreeMap<String, String> {
-        &self.config
+    /// What it was loaded with.
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     /// How its calls have ended. Whoever calls it counts.
@@ -95,9 +94,9 @@ impl PluginVersion {
         &self.tally
     }
 
-    /// Whether `other` is the same code with the same configuration.
+    /// Whether `other` is the same code on the same terms.
     pub fn is_same(&self, other: &PluginVersion) -> bool {
-        self.name == other.name && self.hash == other.hash && self.config == other.config
+        self.name == other.name && self.hash == other.hash && self.terms == other.terms
     }
 }
 

@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 
 use crate::name::PluginName;
 use crate::runtime::Runtime;
+use crate::terms::{Placement, Terms};
 use crate::version::{self, LoadError, PluginSource, PluginVersion};
 use archive::Archive;
 use files::Listing;
@@ -42,8 +43,15 @@ pub use set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 pub use shelf::Refusal;
 pub use view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 
-/// Settings for plugins by name, handed to each version that is loaded.
-pub type PluginConfigs = BTreeMap<PluginName, BTreeMap<String, String>>;
+/// What was decided for a plugin before it was there: on what terms it runs, and where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PluginPlan {
+    pub terms: Terms,
+    pub placement: Placement,
+}
+
+/// Plans by plugin. One without a plan runs everywhere and is granted nothing.
+pub type PluginPlans = BTreeMap<PluginName, PluginPlan>;
 
 /// The plugins of one directory. Every `*.wasm` directly in it is a plugin, named by its file; sub-folders and hidden
 /// files are not looked at. Cheap to clone.
@@ -55,7 +63,7 @@ pub struct Catalog {
 struct Inner {
     directory: PathBuf,
     runtime: Runtime,
-    configs: PluginConfigs,
+    plans: PluginPlans,
     archive: Arc<Archive>,
     demand: Demand,
     shelf: Mutex<Shelf>,
@@ -95,10 +103,10 @@ impl Catalog {
     /// # Errors
     /// If there is no such directory, or one of the two cannot be used.
     pub async fn open(directory: &Path, versions: &Path, runtime: Runtime) -> Result<Catalog, CatalogError> {
-        Catalog::open_with(directory, versions, runtime, PluginConfigs::new()).await
+        Catalog::open_with(directory, versions, runtime, PluginPlans::new()).await
     }
 
-    /// [`Catalog::open`] with settings for some of the plugins.
+    /// [`Catalog::open`] with plans for some of the plugins.
     ///
     /// # Errors
     /// The same.
@@ -106,7 +114,7 @@ impl Catalog {
         directory: &Path,
         versions: &Path,
         runtime: Runtime,
-        configs: PluginConfigs,
+        plans: PluginPlans,
     ) -> Result<Catalog, CatalogError> {
         let path = directory.to_owned();
         let listing = blocking(move || files::list(&path)).await;
@@ -120,7 +128,7 @@ impl Catalog {
         let inner = Inner {
             directory: directory.to_owned(),
             runtime,
-            configs,
+            plans,
             archive: Arc::new(archive),
             demand: demand.clone(),
             shelf: Mutex::new(Shelf::new(ledger, demand)),
@@ -205,8 +213,8 @@ impl Catalog {
     }
 
     async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
-        let config = self.inner.configs.get(name).cloned().unwrap_or_default();
-        let source = PluginSource { name: name.clone(), wasm, config };
+        let terms = self.inner.plans.get(name).map(|plan| plan.terms.clone()).unwrap_or_default();
+        let source = PluginSource { name: name.clone(), wasm, terms };
         let runtime = self.inner.runtime.clone();
         // A component that a compiler cannot bear must not take the directory's watcher with it.
         let load = move || panic::catch_unwind(AssertUnwindSafe(|| runtime.load(source)));

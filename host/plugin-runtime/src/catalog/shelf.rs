@@ -139,7 +139,7 @@ impl Shelf {
         Ok(())
     }
 
-    /// Make `version` current. The same code and configuration again changes nothing.
+    /// Make `version` current. The same code on the same terms again changes nothing.
     pub(super) fn place(&mut self, version: Arc<PluginVersion>, now: SystemTime) -> Result<Placed, LoadError> {
         self.check(&version)?;
         let record = self.ledger.record(version.name());

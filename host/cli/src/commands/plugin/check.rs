@@ -1,12 +1,12 @@
 //! `latch plugin check`: what a component is, and whether the host would take it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::bail;
 use plugin_runtime::{
-    Description, LoadError, PluginName, PluginSource, PluginVersion, Runtime, RuntimeSettings, describe,
+    Description, LoadError, PluginName, PluginSource, PluginVersion, Runtime, RuntimeSettings, Terms, describe,
 };
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use crate::output::{document, line};
 pub(super) async fn run(file: &Path, context: &Context) -> anyhow::Result<()> {
     let (name, wasm) = read_component(file)?;
     let (description, size) = (describe(&wasm), wasm.len());
-    let source = PluginSource { name: name.clone(), wasm, config: BTreeMap::new() };
+    let source = PluginSource { name: name.clone(), wasm, terms: Terms::default() };
     let (loaded, milliseconds) = tokio::task::spawn_blocking(move || {
         let runtime = Runtime::new(RuntimeSettings::default())?;
         let started = Instant::now();

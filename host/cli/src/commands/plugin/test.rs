@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use plugin_runtime::{PluginSource, PluginVersion, Runtime, RuntimeSettings};
+use plugin_runtime::{PluginSource, PluginVersion, Runtime, RuntimeSettings, Terms};
 use serde_json::{Value, json};
 
 use crate::args::TestArgs;
@@ -41,7 +41,8 @@ pub(super) async fn run(args: TestArgs, context: &Context) -> anyhow::Result<()>
     let mut outcomes = Vec::new();
     let mut tested = None;
     for scenario in scenarios {
-        let source = PluginSource { name: name.clone(), wasm: wasm.clone(), config: scenario.config.clone() };
+        let terms = Terms { config: scenario.config.clone(), ..Terms::default() };
+        let source = PluginSource { name: name.clone(), wasm: wasm.clone(), terms };
         let loader = runtime.clone();
         let version = match tokio::task::spawn_blocking(move || loader.load(source)).await? {
             Ok(version) => version,
