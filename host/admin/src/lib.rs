@@ -105,6 +105,8 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "failures": view.failures,
         "lastFailure": last_failure,
         "desiredVersion": view.desired_version,
+        "messages": view.messages,
+        "lostMessages": view.lost_messages,
         "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,

@@ -325,6 +325,10 @@ async fn call_instance(
             let (result, effects) = resident.instance.activated(call.snapshot, previous.as_ref()).await?;
             Outcome::Activated { result, effects }
         }
+        Work::Message(message) => {
+            let (verdict, effects) = resident.instance.received(call.snapshot, &message).await?;
+            Outcome::Reacted { verdict, effects }
+        }
         Work::Timer { name, timer } => {
             let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
             Outcome::Reacted { verdict, effects }

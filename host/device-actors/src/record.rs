@@ -28,6 +28,8 @@ pub struct DeviceRecord {
     pub state: BTreeMap<PluginName, PluginState>,
     pub applied: BTreeMap<PluginName, Applied>,
     pub timers: BTreeMap<PluginName, BTreeMap<String, Timer>>,
+    /// Messages that each plugin has dealt with last, in order of `number`.
+    pub handled: BTreeMap<PluginName, Vec<Handled>>,
     /// Whose changes were recorded last.
     pub versions: BTreeMap<PluginName, VersionTag>,
     /// In order of `sequence`.
@@ -49,6 +51,15 @@ pub struct Applied {
     pub version: u64,
     /// The part that it watched, as it was in that version. What is left to deliver is the difference to this.
     pub view: Map<String, Value>,
+}
+
+/// A message that a plugin has dealt with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handled {
+    /// Grows by one with each message of a device and plugin.
+    pub number: u64,
+    /// See [`CloudMessage::fingerprint`](iothub_protocol::link::CloudMessage::fingerprint).
+    pub fingerprint: u128,
 }
 
 /// A message that the hub has not taken yet.
@@ -83,6 +94,8 @@ pub struct Changes {
     pub state: Option<(PluginName, Arc<StateChanges>)>,
     /// Of the same plugin; the timer that it dealt with is gone.
     pub timers: Option<(PluginName, Arc<TimerChanges>)>,
+    /// The message that the same plugin dealt with.
+    pub handled: Option<(PluginName, Handled)>,
     /// The version that was called, if another one was before it.
     pub version: Option<(PluginName, VersionTag)>,
     pub applied: Vec<(PluginName, Applied)>,

@@ -13,9 +13,9 @@ use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
-use crate::context::{Effects, Snapshot, Timer};
+use crate::context::{Effects, IncomingMessage, Snapshot, Timer};
 use crate::guest::Guest;
-use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
+use crate::inspect::{LIFECYCLE, MESSAGES, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
 use crate::version::{PluginVersion, VersionTag};
 
@@ -39,7 +39,7 @@ pub struct GuestResponse {
     pub payload: String,
 }
 
-/// What should become of a change or a timer.
+/// What should become of a change, a message or a timer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Dealt with.
@@ -113,6 +113,20 @@ impl Instance {
         let call = self.bound.changed(&mut self.store, version, patch);
         let outcome = in_time(self.time_limit, call).await;
         self.end(outcome, REACTIONS).map(without_effects_of_retry)
+    }
+
+    /// Call `iothub:plugin/messages.received`. A message that comes again has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn received(
+        &mut self,
+        snapshot: Snapshot,
+        message: &IncomingMessage,
+    ) -> Result<(Verdict, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.received(&mut self.store, message)).await;
+        self.end(outcome, MESSAGES).map(without_effects_of_retry)
     }
 
     /// Call `iothub:plugin/ticks.fired`. The timer is not to be among those of `snapshot`. One that comes again has no
@@ -302,7 +316,11 @@ mod hostile;
 mod tests {
     use std::collections::BTreeMap;
 
+    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::link::CloudMessage;
+
     use super::*;
+    use crate::context::MessageSource;
     use crate::runtime::Runtime;
     use crate::testing::{Component, name, snapshot, source};
 
@@ -362,6 +380,31 @@ mod tests {
         assert_eq!(done, (Verdict::Done, Effects::default()));
         let retry = instance.changed(snapshot(), 1, "not now").await.expect("a verdict");
         assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_message_is_dealt_with_or_comes_again() {
+        let mut instance = instance(Component::echo("lockDoor").messaging()).await;
+        assert!(instance.version().has_messages());
+        let message = |source, body: &str| IncomingMessage {
+            source,
+            message: CloudMessage { body: body.into(), message_id: Some("m1".into()), ..CloudMessage::default() },
+        };
+        let done = instance.received(snapshot(), &message(MessageSource::Cloud, "")).await.expect("a verdict");
+        assert_eq!(done, (Verdict::Done, Effects::default()));
+        let peer = MessageSource::Peer(DeviceId::parse("door-0002").expect("an id"));
+        for (source, reason) in [(MessageSource::Cloud, "not now"), (peer, "from door-0002")] {
+            let message = message(source, "not now");
+            let retry = instance.received(snapshot(), &message).await.expect("a verdict");
+            assert_eq!(retry, (Verdict::Retry(reason.to_owned()), Effects::default()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_may_have_messages_and_nothing_else() {
+        let only_messages =
+            Component::echo("lockDoor").messaging().replace("\\08\\00\\00\\00\\01", "\\08\\00\\00\\00\\00");
+        assert!(instance(only_messages).await.version().methods().is_empty());
     }
 
     #[tokio::test]
