@@ -313,7 +313,10 @@ async fn call_instance(
         Some(resident) => resident,
         None => {
             let place = shared.residency.admit(evict).await;
-            Resident { instance: shared.runtime.instantiate(version).await?, place }
+            Resident {
+                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
+                place,
+            }
         }
     };
     let outcome = match call.work {

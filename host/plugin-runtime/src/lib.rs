@@ -17,6 +17,7 @@
 
 mod bindings;
 mod catalog;
+mod clock;
 mod context;
 mod describe;
 mod engine;
@@ -46,7 +47,7 @@ pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
-pub use settings::{RuntimeError, RuntimeSettings};
+pub use settings::{CallLimits, RuntimeError, RuntimeSettings};
 pub use tally::{Counts, Tally};
 pub use terms::{AddressGrant, ClockGrant, Grants, Placement, PluginLimits, Terms};
 pub use version::{LoadError, PluginSource, PluginVersion, VersionTag, resolve_version};
