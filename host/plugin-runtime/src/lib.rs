@@ -12,8 +12,9 @@
 //!   any [`CallFailure`] it is worth nothing and is dropped.
 //! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
 //!
-//! A guest sees the interfaces of `wit/` and an empty WASI: clocks, randomness, standard output and error (which arrive
-//! in the log), no environment, no folder, no address.
+//! A guest sees the interfaces of `wit/` and an empty WASI: standard output and error, which arrive in the log, and the second
+//! in which its call began. Whoever runs the host may grant more ([`Grants`]): environment variables, addresses, a folder,
+//! a clock, randomness. What a guest does through them is no part of the call's transaction: it stays if the call fails.
 
 mod bindings;
 mod catalog;
@@ -21,12 +22,15 @@ mod clock;
 mod context;
 mod describe;
 mod engine;
+mod folder;
+mod grants;
 mod guest;
 mod inspect;
 mod instance;
 mod limiter;
 mod name;
 mod output;
+mod random;
 mod reported;
 mod runtime;
 mod settings;

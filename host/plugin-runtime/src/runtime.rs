@@ -77,6 +77,7 @@ impl Runtime {
             pre,
             exports,
             tally: Tally::default(),
+            seeding: Arc::default(),
         };
         self.ask(Arc::new(unasked))
     }
@@ -113,7 +114,11 @@ impl Runtime {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             let mut instance = Instance::new(unasked.clone(), &self.inner.settings, None, now).await?;
-            Ok((instance.names().await?, instance.watched().await?))
+            let asked = (instance.names().await?, instance.watched().await?);
+            if unasked.exports.can_be_asked() {
+                unasked.seeding.started();
+            }
+            Ok(asked)
         };
         let failed = |failure| LoadError::SelfTest { failure };
         let tokio = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -136,7 +141,6 @@ impl fmt::Debug for Runtime {
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     bindings::add_to_linker(&mut linker)?;
     Ok(linker)
 }
