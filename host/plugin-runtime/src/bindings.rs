@@ -17,6 +17,7 @@ use crate::version::{LoadError, VersionTag};
 
 use imports::iothub::device::{config, log, state, telemetry, timers, twin, types};
 
+mod drafts;
 mod wasi;
 
 mod imports {
@@ -71,6 +72,7 @@ mod lifecycle {
 /// Offer to guests what they may import.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasi::add_to_linker(linker)?;
+    drafts::add_to_linker(linker)?;
     imports::TimedImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
 }
 

@@ -316,6 +316,8 @@ fn summary(backtrace: &WasmBacktrace) -> Option<String> {
 }
 
 #[cfg(test)]
+mod drafts;
+#[cfg(test)]
 mod granted;
 #[cfg(test)]
 mod hostile;
