@@ -77,9 +77,10 @@ impl EmbeddedHub {
         let hub_store = blocking(move || store::open(&hub_path)).await?;
         let policies: Arc<[Policy]> = hub_store.write(store::load_policies).await?.into();
         let devices = hub_store.read(store::load_devices).await?;
+        let feedback = hub_store.read(store::load_feedback).await?;
 
         let hub_cancel = CancellationToken::new();
-        let hub = Hub::new(policies.to_vec(), devices);
+        let hub = Hub::new(policies.to_vec(), devices, feedback);
         let (handle, driver) = driver::spawn(hub, hub_store.clone(), hub_cancel.clone());
 
         let jobs_path = settings.data.join("jobs.db");
