@@ -15,7 +15,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -37,6 +37,8 @@ use crate::queue::{Disposition, Queue, Queued};
 use calls::Calls;
 use links::Link;
 use messages::Waiters;
+
+pub(crate) use messages::numbered;
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -136,7 +138,7 @@ pub enum LinkOutput {
     },
 }
 
-/// What a back end asks.
+/// What a back end asks, or a device over HTTPS.
 #[derive(Debug)]
 pub enum Operation {
     PutDevice {
@@ -187,6 +189,20 @@ pub enum Operation {
     /// A device's queue, as an array.
     ListMessages(DeviceId),
     PurgeMessages(DeviceId),
+    /// A device takes its next message, locked for so long under `token`.
+    ReceiveMessage {
+        id: DeviceId,
+        password: Password,
+        token: u128,
+        lock: Duration,
+    },
+    /// A device deals with a message that it has taken.
+    SettleMessage {
+        id: DeviceId,
+        password: Password,
+        token: u128,
+        disposition: Disposition,
+    },
     /// All feedback that waits, as an array; it goes on waiting.
     ListFeedback,
     /// Take a batch of feedback, locked under `token`.
@@ -200,13 +216,24 @@ pub enum Operation {
     },
 }
 
-/// What a back end gets.
+/// The SAS token of a request; never shown.
+pub struct Password(pub String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+/// What whoever asked gets.
 #[derive(Clone, PartialEq)]
 pub enum Answer {
     Document(Value),
     Documents(Vec<(DeviceId, Value)>),
     Method(MethodResponse),
     Counts(Counts),
+    /// A message that a device has taken.
+    Message(Box<Queued>),
     Done,
 }
 
@@ -218,6 +245,7 @@ impl fmt::Debug for Answer {
             Answer::Documents(_) => "Documents",
             Answer::Method(_) => "Method",
             Answer::Counts(_) => "Counts",
+            Answer::Message(_) => "Message",
             Answer::Done => "Done",
         })
     }
@@ -465,6 +493,12 @@ impl<R> Hub<R> {
             Operation::Counts => Ok(Answer::Counts(self.counts())),
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
+            Operation::ReceiveMessage { id, password, token, lock } => {
+                self.receive_message(now, &id, &password.0, token, lock)
+            }
+            Operation::SettleMessage { id, password, token, disposition } => {
+                self.settle_message(now, &id, &password.0, token, disposition)
+            }
             Operation::ListFeedback => Ok(self.list_feedback()),
             Operation::ReceiveFeedback { token } => Ok(self.receive_feedback(now, token)),
             Operation::SettleFeedback { token, disposition } => self.settle_feedback(now, token, disposition),

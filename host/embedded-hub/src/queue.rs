@@ -24,7 +24,7 @@ pub const LOCK: Duration = Duration::from_secs(60);
 pub const MAX_DELIVERY_COUNT: u32 = 10;
 
 /// One message in a queue.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Queued {
     /// Its place; higher than that of every message before it.
     pub sequence: u64,
@@ -41,7 +41,7 @@ pub struct Queued {
     link: Option<LinkId>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Lock {
     holder: Holder,
     until: Instant,

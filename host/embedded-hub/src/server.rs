@@ -110,9 +110,9 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// `GET /events` for the operator's socket.
-    pub fn events_router(&self) -> Router {
-        rest::events::router(self.handle.events().clone())
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, and feedback on them.
+    pub fn operator_router(&self) -> Router {
+        rest::operator::router(self.handle.clone())
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are

@@ -43,7 +43,7 @@ impl<R> Hub<R> {
     }
 
     fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
-        let expiry = match self.authenticate(now, &request) {
+        let expiry = match self.authenticate(now, &request.device, &request.password) {
             Ok(expiry) => expiry,
             Err(reason) => {
                 tracing::info!(device = %request.device, reason, "connection refused");
@@ -82,9 +82,14 @@ impl<R> Hub<R> {
 
     /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code
     /// only.
-    fn authenticate(&self, now: Now, request: &ConnectRequest) -> Result<DateTime<chrono::Utc>, &'static str> {
-        let token = Token::parse(&request.password).map_err(|_| "the password is no SAS token")?;
-        let device = self.devices.get(&request.device).ok_or("the device is not registered")?;
+    pub(super) fn authenticate(
+        &self,
+        now: Now,
+        id: &DeviceId,
+        password: &str,
+    ) -> Result<DateTime<chrono::Utc>, &'static str> {
+        let token = Token::parse(password).map_err(|_| "the password is no SAS token")?;
+        let device = self.devices.get(id).ok_or("the device is not registered")?;
         let signed = match token.policy() {
             None => token.signed_by(&device.identity.primary_key) || token.signed_by(&device.identity.secondary_key),
             Some(name) => self
@@ -99,7 +104,7 @@ impl<R> Hub<R> {
         if token.is_expired(now.wall) {
             return Err("the token has expired");
         }
-        if !token.covers_device(&request.device) {
+        if !token.covers_device(id) {
             return Err("the token is for another resource");
         }
         if !device.identity.enabled {

@@ -241,6 +241,53 @@ impl<R> Hub<R> {
         Ok(Answer::Document(json!({"totalMessagesPurged": purged.len(), "deviceId": id, "moduleId": null})))
     }
 
+    pub(super) fn receive_message(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        password: &str,
+        token: u128,
+        lock: Duration,
+    ) -> Result<Answer, HubError> {
+        self.admit(now, id, password)?;
+        // What has expired is not handed out.
+        self.attend_queue(now, id);
+        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
+        let received = device.queue.receive(now.steady, token, lock).cloned();
+        self.attend_queue(now, id);
+        Ok(received.map_or(Answer::Done, |queued| Answer::Message(Box::new(queued))))
+    }
+
+    pub(super) fn settle_message(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        password: &str,
+        token: u128,
+        disposition: Disposition,
+    ) -> Result<Answer, HubError> {
+        self.admit(now, id, password)?;
+        self.attend_queue(now, id);
+        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
+        let settled = device.queue.settle(token, disposition).ok_or_else(lock_lost)?;
+        self.message_settled(now, id, &settled);
+        self.attend_queue(now, id);
+        Ok(Answer::Done)
+    }
+
+    /// Whether a request over HTTPS is the device's own.
+    fn admit(&mut self, now: Now, id: &DeviceId, password: &str) -> Result<(), HubError> {
+        self.authenticate(now, id, password).map_err(|reason| {
+            tracing::info!(device = %id, reason, "request refused");
+            let text = "Authentication failed for this device, renew token or certificate and reconnect";
+            HubError::new(ErrorCode::IotHubUnauthorized, text)
+        })?;
+        if let Some(device) = self.devices.get_mut(id) {
+            device.last_activity = Some(now.wall);
+        }
+        Ok(())
+    }
+
     /// The device is being deleted: its queue goes, and the feedback on what was in it.
     pub(super) fn drop_messages(&mut self, id: &DeviceId) {
         let Some(device) = self.devices.get_mut(id) else { return };
@@ -309,7 +356,7 @@ pub(super) fn list(device: &Device) -> Answer {
 }
 
 /// A feedback record with its number, which tells it from all others that wait.
-fn numbered(sequence: u64, record: &FeedbackRecord) -> Value {
+pub(crate) fn numbered(sequence: u64, record: &FeedbackRecord) -> Value {
     let mut document = record.to_json();
     document["sequence"] = json!(sequence);
     document
