@@ -390,6 +390,8 @@ impl Session {
                 }
             }
             ToHub::Report { token, patch } => self.report(now, token, serde_json::Value::Object(patch).to_string()),
+            // No message has been delivered: the session does not subscribe to them.
+            ToHub::MessageTaken { .. } => {}
             ToHub::Telemetry { token, message } => {
                 let topic = telemetry_topic(&self.settings.device_id, &message);
                 if fits(&topic, &message.body) {
