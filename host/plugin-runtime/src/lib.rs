@@ -43,8 +43,8 @@ mod version;
 
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    KnownVersion, Lease, PinRule, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SwapReport,
-    VersionView, WithdrawnView,
+    KnownVersion, Lease, PinRule, PlanError, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError,
+    SwapReport, VersionView, WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
