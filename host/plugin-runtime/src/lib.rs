@@ -7,7 +7,8 @@
 //! How the parts fit:
 //!
 //! - A [`Runtime`] holds the engine. [`Runtime::load`] turns bytes into a [`PluginVersion`]: inspected, type-checked,
-//!   compiled and asked for what it answers. A version is immutable.
+//!   compiled and asked for what it answers. A version is immutable. What was compiled once is kept on disk, if
+//!   [`CacheSettings`] say where.
 //! - [`Runtime::instantiate`] makes an [`Instance`] of a version in microseconds. It takes one call at a time; after
 //!   any [`CallFailure`] it is worth nothing and is dropped.
 //! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
@@ -16,6 +17,7 @@
 //! in the log), no environment, no folder, no address.
 
 mod bindings;
+mod cache;
 mod catalog;
 mod context;
 mod describe;
@@ -36,6 +38,7 @@ mod terms;
 mod testing;
 mod version;
 
+pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
     KnownVersion, Lease, PinRule, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SwapReport,
