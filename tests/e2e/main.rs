@@ -13,6 +13,7 @@ mod operator;
 mod rest;
 
 mod bad_input;
+mod capacity;
 mod command_line;
 mod fleet_job;
 mod languages;

@@ -7,7 +7,8 @@
 //! How the parts fit:
 //!
 //! - A [`Runtime`] holds the engine. [`Runtime::load`] turns bytes into a [`PluginVersion`]: inspected, type-checked,
-//!   compiled and asked for what it answers. A version is immutable.
+//!   compiled and asked for what it answers. A version is immutable. What was compiled once is kept on disk, if
+//!   [`CacheSettings`] say where.
 //! - [`Runtime::instantiate`] makes an [`Instance`] of a version in microseconds. It takes one call at a time; after
 //!   any [`CallFailure`] it is worth nothing and is dropped.
 //! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
@@ -17,6 +18,7 @@
 //! a clock, randomness. What a guest does through them is no part of the call's transaction: it stays if the call fails.
 
 mod bindings;
+mod cache;
 mod catalog;
 mod clock;
 mod context;
@@ -41,6 +43,7 @@ mod terms;
 mod testing;
 mod version;
 
+pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
     KnownVersion, Lease, PinRule, PlanError, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError,
