@@ -19,5 +19,6 @@ mod languages;
 mod misbehaving;
 mod restart;
 mod rollout;
+mod scenarios;
 mod swap;
 mod timers;

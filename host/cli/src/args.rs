@@ -356,20 +356,28 @@ pub(crate) enum PluginCommand {
   latch plugin build lock-door-js
   latch plugin build --workspace my-door --out target/plugins")]
     Build(BuildArgs),
-    /// Run a plugin against scripted devices, with no hub and no network
+    /// Run a plugin against scripted devices, on a clock that the script turns, with no hub and no network
     #[command(after_help = "Examples:
   latch plugin test plugins/lock-door/tests --plugin target/plugins/lock-door.wasm
   latch plugin test my-door/tests/hello.toml --plugin target/plugins/my-door.wasm
 
 A scenario is TOML, with JSON in texts; what a step does not mention is not compared:
-  [device]                                  # at first: id, desired, reported, state
+  [device]                                  # at first: id, now, desired, reported, state, timers
   desired = '{\"building\": \"43\"}'
 
   [[step]]
-  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or again = true
+  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or one of those below
   payload = '{\"by\": \"ann\"}'
   status = 200                              # also answer, answer-text, telemetry, state, retry, fails
-  reported = '{\"door\": {\"locked\": true}}'")]
+  reported = '{\"door\": {\"locked\": true}}'
+  timers = { relock = \"in 5m\" }             # those that wait, all of them
+
+  [[step]]
+  wait = \"5m\"                               # or again = true, until what was put off comes again
+  fired = [\"relock\"]
+
+  [[step]]
+  restart = true                            # the host is killed and starts anew; or \"1h\", for which it is down")]
     Test(TestArgs),
     /// Say what a component is, and whether the host would take it
     Check {
