@@ -20,5 +20,6 @@ mod languages;
 mod misbehaving;
 mod restart;
 mod rollout;
+mod scenarios;
 mod swap;
 mod timers;

@@ -46,8 +46,8 @@ mod version;
 pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    KnownVersion, Lease, PinRule, PlanError, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError,
-    SwapReport, VersionView, WithdrawnView,
+    DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError, PluginPlan, PluginPlans,
+    PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView, WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
