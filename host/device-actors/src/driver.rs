@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
+use crate::limits::Limits;
 use crate::lineup::{self, Offers};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
@@ -43,6 +44,7 @@ pub(crate) struct Driver {
     from_hub: mpsc::Receiver<FromHub>,
     to_hub: mpsc::Sender<ToHub>,
     plugins: watch::Receiver<Arc<PluginSet>>,
+    limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
     /// Versions that are not current any more, but that the actor goes on with.
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
@@ -65,6 +67,7 @@ struct Open {
     from_hub: bool,
     to_hub: bool,
     plugins: bool,
+    limits: bool,
     stop: bool,
 }
 
@@ -90,6 +93,7 @@ struct Recorded {
 enum Event {
     Hub(Option<FromHub>),
     Plugins { open: bool },
+    Limits { open: bool },
     Called(Box<Finished>),
     Recorded(Recorded),
     Evict,
@@ -104,6 +108,7 @@ impl Driver {
         actor: Actor,
         link: HubLink,
         plugins: watch::Receiver<Arc<PluginSet>>,
+        limits: watch::Receiver<Limits>,
         shared: Arc<Shared>,
     ) -> Driver {
         let view = watch::Sender::new(actor.view());
@@ -115,6 +120,7 @@ impl Driver {
             from_hub,
             to_hub,
             plugins,
+            limits,
             versions: Arc::default(),
             former: HashMap::new(),
             leases: Vec::new(),
@@ -124,7 +130,7 @@ impl Driver {
             outgoing: VecDeque::new(),
             evict: Arc::new(Notify::new()),
             view,
-            open: Open { from_hub: true, to_hub: true, plugins: true, stop: true },
+            open: Open { from_hub: true, to_hub: true, plugins: true, limits: true, stop: true },
             stopped: false,
         }
     }
@@ -148,6 +154,7 @@ impl Driver {
         tokio::select! {
             message = self.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
             changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
+            changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
             finished = called(&mut self.calling) => Event::Called(finished),
             Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
             permit = self.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
@@ -173,6 +180,11 @@ impl Driver {
             }
             Event::Plugins { open: true } => self.take_plugins(),
             Event::Plugins { open: false } => self.open.plugins = false,
+            Event::Limits { open: true } => {
+                let limits = *self.limits.borrow_and_update();
+                self.handle(Input::Limits(limits));
+            }
+            Event::Limits { open: false } => self.open.limits = false,
             Event::Called(finished) => self.on_called(finished),
             Event::Recorded(Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Evict => self.handle(Input::Evict),
@@ -313,7 +325,10 @@ async fn call_instance(
         Some(resident) => resident,
         None => {
             let place = shared.residency.admit(evict).await;
-            Resident { instance: shared.runtime.instantiate(version).await?, place }
+            Resident {
+                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
+                place,
+            }
         }
     };
     let outcome = match call.work {

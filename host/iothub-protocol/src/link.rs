@@ -27,8 +27,8 @@ pub enum FromHub {
     /// The hub has taken the message with this `token` ([`ToHub::Telemetry`]).
     TelemetryTaken { token: u64 },
     /// A cloud-to-device message. Answer with [`ToHub::MessageTaken`] and the same `token` once it is dealt with for
-    /// good; until then it stays in the hub's queue and comes again, with another token, at the latest after the next
-    /// connect.
+    /// good; until then it stays in the hub's queue and may come again: with the same token on the same connection, or
+    /// with another one.
     Message { token: u64, message: CloudMessage },
 }
 
@@ -45,6 +45,10 @@ pub enum ToHub {
     /// for feedback. There is no other answer, since a device on MQTT can complete a message but neither reject nor
     /// abandon it. Dropped if the link broke since, as the hub brings the message again.
     MessageTaken { token: u64 },
+    /// Subscribe to cloud-to-device messages, once for each connection: what is not subscribed to waits in the hub's queue
+    /// until it expires. Said after [`FromHub::Connected`] by a device that deals with messages. A hub remembers the
+    /// subscription, so later connections may bring messages without it.
+    SubscribeMessages,
 }
 
 /// A device-to-cloud message.

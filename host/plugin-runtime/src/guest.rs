@@ -1,22 +1,27 @@
-//! What a store holds beside the guest: its call, its limits, its empty WASI.
+//! What a store holds beside the guest: its call, its limits, its WASI.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iothub_protocol::id::DeviceId;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
+use crate::clock::{self, CallTime};
 use crate::context::{CallContext, Effects, Snapshot};
 use crate::limiter::Limiter;
 use crate::output::{Output, Standard};
-use crate::terms::Terms;
+use crate::settings::CallLimits;
+use crate::terms::{Grants, Terms};
 use crate::version::PluginVersion;
 
 /// The data of a store.
 pub(crate) struct Guest {
     pub(crate) call: CallContext,
     pub(crate) terms: Arc<Terms>,
+    limits: CallLimits,
     pub(crate) limiter: Limiter,
     pub(crate) output: Output,
+    time: CallTime,
     /// When the guest must have returned.
     pub(crate) deadline: Instant,
     /// Whether a timer that it sets could fire.
@@ -26,29 +31,41 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(version: &PluginVersion, memory: usize, time: Duration) -> Guest {
-        let output = Output::new(version.name.clone(), version.label.clone());
+    pub(crate) fn new(version: &PluginVersion, memory: usize, limits: CallLimits) -> Guest {
+        let output = Output::new(version.name.clone(), version.label.clone(), limits);
+        let time = CallTime::default();
+        let wasi = wasi(&version.terms.grants, &output, &time, limits);
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES_LIMIT);
-        let wasi = wasi(&output);
-        let limiter = Limiter::new(memory);
+        table.set_max_capacity(limits.handles);
         Guest {
             call: CallContext::default(),
             terms: version.terms.clone(),
-            limiter,
+            limits,
+            limiter: Limiter::new(memory),
             output,
-            deadline: Instant::now() + time,
+            time,
+            deadline: Instant::now(),
             has_ticks: version.exports.ticks(),
             wasi,
             table,
         }
     }
 
-    pub(crate) fn begin(&mut self, snapshot: Option<Snapshot>, time: Duration) {
-        self.call = CallContext::new(snapshot);
+    /// The guest's own start is to run, which sees no device.
+    pub(crate) fn start(&mut self, device: Option<&DeviceId>, now: u64, limit: Duration) {
+        self.output.begin(device.map_or("", DeviceId::as_str));
+        self.time.set(now);
+        self.deadline = Instant::now() + limit;
+    }
+
+    pub(crate) fn begin(&mut self, snapshot: Option<Snapshot>, limit: Duration) {
+        if let Some(snapshot) = &snapshot {
+            self.time.set(snapshot.now);
+        }
+        self.call = CallContext::new(snapshot, self.limits);
         self.output.begin(self.call.device_id());
         self.limiter.begin();
-        self.deadline = Instant::now() + time;
+        self.deadline = Instant::now() + limit;
     }
 
     pub(crate) fn end(&mut self) -> Effects {
@@ -63,19 +80,15 @@ impl WasiView for Guest {
     }
 }
 
-/// Clocks, randomness and a voice. The rest is linked, because toolchains import it whether it is used or not, but
+/// A voice, and what is granted. The rest is linked, because toolchains import it whether it is used or not, but
 /// nothing is granted: no environment, no folder, no socket, no name lookup.
-fn wasi(output: &Output) -> WasiCtx {
-    WasiCtx::builder()
-        .stdout(output.stream(Standard::Output))
+fn wasi(grants: &Grants, output: &Output, time: &CallTime, limits: CallLimits) -> WasiCtx {
+    let mut wasi = WasiCtx::builder();
+    wasi.stdout(output.stream(Standard::Output))
         .stderr(output.stream(Standard::Error))
         .allow_tcp(false)
         .allow_udp(false)
-        .max_random_size(RANDOM_LIMIT)
-        .build()
+        .max_random_size(limits.random);
+    clock::grant(grants.clock, time, &mut wasi);
+    wasi.build()
 }
-
-/// Handles that a guest may hold (streams, pollables): a leak ends in an error, not in the host's memory.
-const RESOURCES_LIMIT: usize = 1000;
-/// Random bytes at once; the host allocates them before the guest has room for them.
-const RANDOM_LIMIT: u64 = 64 << 10;

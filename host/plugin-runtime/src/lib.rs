@@ -17,6 +17,7 @@
 
 mod bindings;
 mod catalog;
+mod clock;
 mod context;
 mod describe;
 mod engine;
@@ -38,15 +39,15 @@ mod version;
 
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    KnownVersion, Lease, PinRule, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SwapReport,
-    VersionView, WithdrawnView,
+    KnownVersion, Lease, PinRule, PlanError, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError,
+    SwapReport, VersionView, WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
-pub use settings::{RuntimeError, RuntimeSettings};
+pub use settings::{CallLimits, RuntimeError, RuntimeSettings};
 pub use tally::{Counts, Tally};
 pub use terms::{AddressGrant, ClockGrant, Grants, Placement, PluginLimits, Terms};
 pub use version::{LoadError, PluginSource, PluginVersion, VersionTag, resolve_version};

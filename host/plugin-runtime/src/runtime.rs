@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use iothub_protocol::id::DeviceId;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
@@ -79,12 +81,18 @@ impl Runtime {
         self.ask(Arc::new(unasked))
     }
 
-    /// Make an instance of `version`. At most [`RuntimeSettings::max_instances`] may exist at once.
+    /// Make an instance of `version` for `device`, at the time `now` (milliseconds since the beginning of 1970, UTC). At
+    /// most [`RuntimeSettings::max_instances`] may exist at once.
     ///
     /// # Errors
     /// If the guest's own start fails or breaks a limit, or the pool is empty.
-    pub async fn instantiate(&self, version: &Arc<PluginVersion>) -> Result<Instance, CallFailure> {
-        Instance::new(version.clone(), &self.inner.settings).await
+    pub async fn instantiate(
+        &self,
+        version: &Arc<PluginVersion>,
+        device: &DeviceId,
+        now: u64,
+    ) -> Result<Instance, CallFailure> {
+        Instance::new(version.clone(), &self.inner.settings, Some(device), now).await
     }
 
     fn compile(&self, hash: &str, wasm: &[u8]) -> Result<Component, LoadError> {
@@ -102,7 +110,9 @@ impl Runtime {
     /// The self-test: a version that cannot even say what it answers never reaches a device.
     fn ask(&self, unasked: Arc<PluginVersion>) -> Result<Arc<PluginVersion>, LoadError> {
         let asking = async {
-            let mut instance = Instance::new(unasked.clone(), &self.inner.settings).await?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let mut instance = Instance::new(unasked.clone(), &self.inner.settings, None, now).await?;
             Ok((instance.names().await?, instance.watched().await?))
         };
         let failed = |failure| LoadError::SelfTest { failure };

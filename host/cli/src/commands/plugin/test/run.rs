@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use iothub_protocol::id::MethodName;
-use plugin_runtime::{CallFailure, Instance, OutgoingTelemetry, PluginVersion, Runtime, Verdict};
+use plugin_runtime::{CallFailure, Instance, OutgoingTelemetry, PluginVersion, Runtime, Snapshot, Verdict};
 use serde_json::{Map, Value};
 
 use super::super::or_none;
@@ -142,7 +142,11 @@ impl Run<'_> {
     async fn instance(&mut self) -> Result<&mut Instance, String> {
         let instance = match self.instance.take() {
             Some(instance) => instance,
-            None => self.runtime.instantiate(self.version).await.map_err(|failure: CallFailure| failure.to_string())?,
+            None => {
+                let Snapshot { device_id, now, .. } = self.device.snapshot();
+                let made = self.runtime.instantiate(self.version, &device_id, now).await;
+                made.map_err(|failure: CallFailure| failure.to_string())?
+            }
         };
         Ok(self.instance.insert(instance))
     }
