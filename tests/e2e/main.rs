@@ -16,6 +16,7 @@ mod bad_input;
 mod command_line;
 mod fleet_job;
 mod languages;
+mod messages;
 mod misbehaving;
 mod restart;
 mod rollout;
