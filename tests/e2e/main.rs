@@ -17,6 +17,7 @@ mod capacity;
 mod command_line;
 mod fleet_job;
 mod languages;
+mod messages;
 mod misbehaving;
 mod restart;
 mod rollout;

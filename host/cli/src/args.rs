@@ -1,5 +1,7 @@
 //! The command line as it is typed.
 
+mod message;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -7,6 +9,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
+
+pub(crate) use message::{MessageCommand, SendArgs};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -68,6 +72,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:
   latch method door-0001 lockDoor --payload '{\"by\": \"ann\"}'")]
     Method(MethodArgs),
+    /// Send cloud-to-device messages, and see what becomes of them
+    #[command(subcommand)]
+    Message(MessageCommand),
     /// Query twins or job results in IoT Hub's query language
     #[command(after_help = "Examples:
   latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
@@ -77,7 +84,7 @@ pub(crate) enum Command {
     /// Schedule jobs over many devices, and follow them
     #[command(subcommand)]
     Job(JobCommand),
-    /// Follow what happens on the embedded hub: telemetry, reported properties, devices coming and going
+    /// Follow what happens on the embedded hub: telemetry, reported properties, messages, devices coming and going
     #[command(after_help = "Examples:
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
@@ -339,6 +346,10 @@ pub(crate) enum EventKind {
     Disconnected,
     Created,
     Deleted,
+    /// A cloud-to-device message was queued
+    Queued,
+    /// A cloud-to-device message has left its queue
+    Settled,
 }
 
 #[derive(Debug, Subcommand)]
