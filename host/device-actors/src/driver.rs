@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
+use crate::limits::Limits;
 use crate::lineup::{self, Offers};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
@@ -43,6 +44,7 @@ pub(crate) struct Driver {
     from_hub: mpsc::Receiver<FromHub>,
     to_hub: mpsc::Sender<ToHub>,
     plugins: watch::Receiver<Arc<PluginSet>>,
+    limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
     /// Versions that are not current any more, but that the actor goes on with.
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
@@ -65,6 +67,7 @@ struct Open {
     from_hub: bool,
     to_hub: bool,
     plugins: bool,
+    limits: bool,
     stop: bool,
 }
 
@@ -90,6 +93,7 @@ struct Recorded {
 enum Event {
     Hub(Option<FromHub>),
     Plugins { open: bool },
+    Limits { open: bool },
     Called(Box<Finished>),
     Recorded(Recorded),
     Evict,
@@ -104,6 +108,7 @@ impl Driver {
         actor: Actor,
         link: HubLink,
         plugins: watch::Receiver<Arc<PluginSet>>,
+        limits: watch::Receiver<Limits>,
         shared: Arc<Shared>,
     ) -> Driver {
         let view = watch::Sender::new(actor.view());
@@ -115,6 +120,7 @@ impl Driver {
             from_hub,
             to_hub,
             plugins,
+            limits,
             versions: Arc::default(),
             former: HashMap::new(),
             leases: Vec::new(),
@@ -124,7 +130,7 @@ impl Driver {
             outgoing: VecDeque::new(),
             evict: Arc::new(Notify::new()),
             view,
-            open: Open { from_hub: true, to_hub: true, plugins: true, stop: true },
+            open: Open { from_hub: true, to_hub: true, plugins: true, limits: true, stop: true },
             stopped: false,
         }
     }
@@ -148,6 +154,7 @@ impl Driver {
         tokio::select! {
             message = self.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
             changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
+            changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
             finished = called(&mut self.calling) => Event::Called(finished),
             Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
             permit = self.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
@@ -173,6 +180,11 @@ impl Driver {
             }
             Event::Plugins { open: true } => self.take_plugins(),
             Event::Plugins { open: false } => self.open.plugins = false,
+            Event::Limits { open: true } => {
+                let limits = *self.limits.borrow_and_update();
+                self.handle(Input::Limits(limits));
+            }
+            Event::Limits { open: false } => self.open.limits = false,
             Event::Called(finished) => self.on_called(finished),
             Event::Recorded(Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Evict => self.handle(Input::Evict),
@@ -288,7 +300,7 @@ impl Driver {
                 }
                 Err(failure) => {
                     version.tally().failed();
-                    (None, Outcome::Failed(described(&failure)))
+                    (None, Outcome::Failed(failure.into()))
                 }
             };
             Box::new(Finished { id, resident, outcome })
@@ -313,42 +325,45 @@ async fn call_instance(
         Some(resident) => resident,
         None => {
             let place = shared.residency.admit(evict).await;
-            Resident { instance: shared.runtime.instantiate(version).await?, place }
+            Resident {
+                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
+                place,
+            }
         }
     };
-    let outcome = match call.work {
-        Work::Method { name, payload } => {
-            let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
-            Outcome::Answered { response, effects }
-        }
-        Work::Activation { previous } => {
-            let (result, effects) = resident.instance.activated(call.snapshot, previous.as_ref()).await?;
-            Outcome::Activated { result, effects }
-        }
-        Work::Message(message) => {
-            let (verdict, effects) = resident.instance.received(call.snapshot, &message).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-        Work::Timer { name, timer } => {
-            let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-        Work::Change { version, patch } => {
-            let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-    };
+    let outcome = call.run(&mut resident.instance).await?;
     Ok((resident, outcome))
 }
 
-fn described(failure: &CallFailure) -> Failure {
-    let kind = match failure {
-        CallFailure::Trap { .. } => FailureKind::Trap,
-        CallFailure::Timeout { .. } => FailureKind::Timeout,
-        CallFailure::Memory { .. } => FailureKind::Memory,
-        CallFailure::Instantiate { .. } | CallFailure::Missing { .. } | CallFailure::Ended => FailureKind::Start,
-    };
-    Failure { kind, detail: failure.to_string() }
+impl Call {
+    /// Do it on an instance of the version that it is for. After a failure the instance is worth nothing.
+    ///
+    /// # Errors
+    /// If the plugin did not return.
+    pub async fn run(self, instance: &mut Instance) -> Result<Outcome, CallFailure> {
+        Ok(match self.work {
+            Work::Method { name, payload } => {
+                let (response, effects) = instance.call_method(self.snapshot, &name, &payload).await?;
+                Outcome::Answered { response, effects }
+            }
+            Work::Activation { previous } => {
+                let (result, effects) = instance.activated(self.snapshot, previous.as_ref()).await?;
+                Outcome::Activated { result, effects }
+            }
+            Work::Message(message) => {
+                let (verdict, effects) = instance.received(self.snapshot, &message).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+            Work::Timer { name, timer } => {
+                let (verdict, effects) = instance.fired(self.snapshot, &name, &timer).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+            Work::Change { version, patch } => {
+                let (verdict, effects) = instance.changed(self.snapshot, version, &patch).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+        })
+    }
 }
 
 async fn called(calling: &mut Option<Calling>) -> Box<Finished> {

@@ -433,6 +433,8 @@ mod tests {
             handled: Some((lock.clone(), Handled { number: 1, fingerprint: 7 })),
             ..Changes::default()
         };
+        let mut applied_in_memory = DeviceRecord::default();
+        applied_in_memory.apply(first.clone());
         write_now(&store, "door-1", first).expect("written");
         let second = Changes {
             reported: Some(Arc::new(object(json!({"x": 1})))),
@@ -443,6 +445,7 @@ mod tests {
             handled: Some((lock.clone(), Handled { number: 2, fingerprint: u128::MAX })),
             ..Changes::default()
         };
+        applied_in_memory.apply(second.clone());
         write_now(&store, "door-1", second).expect("written");
         write_now(&store, "door-2", Changes { telemetry_queued: vec![queued(1)], ..Changes::default() })
             .expect("written");
@@ -465,6 +468,7 @@ mod tests {
             telemetry: vec![queued(10)],
         };
         assert_eq!(store.load(&device("door-1")).await.expect("loads"), expected);
+        assert_eq!(applied_in_memory, expected);
         assert_eq!(store.load(&device("door-3")).await.expect("loads"), DeviceRecord::default());
         let all = store.load_all().await.expect("loads");
         assert_eq!((all.len(), &all[&device("door-1")]), (2, &expected));

@@ -228,7 +228,7 @@ impl Feedback {
     }
 
     /// `None` means by itself what `none` says.
-    fn word(self) -> Option<&'static str> {
+    pub(crate) fn word(self) -> Option<&'static str> {
         match self {
             Feedback::None => None,
             Feedback::Positive => Some("positive"),
