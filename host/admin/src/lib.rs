@@ -111,6 +111,7 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "desiredVersion": view.desired_version,
         "messages": view.messages,
         "lostMessages": view.lost_messages,
+        "undelivered": view.undelivered,
         "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,

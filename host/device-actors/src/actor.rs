@@ -44,6 +44,8 @@ use crate::view::ActorView;
 #[derive(Debug)]
 pub enum Input {
     Hub(FromHub),
+    /// A message from a plugin on another device of this host, or on this one.
+    Peer(IncomingMessage),
     /// There are other plugins to run, or other rules. The first ones come right after the start.
     Plugins(Arc<Offers>),
     /// Other bounds hold from now on.
@@ -55,6 +57,8 @@ pub enum Input {
         id: u64,
         written: bool,
     },
+    /// The last [`Output::ToPeer`] is lost.
+    Undelivered,
     /// Others need the room of this device's unused instances.
     Evict,
     /// The deadline passed.
@@ -74,6 +78,11 @@ pub enum Output {
         changes: Box<Changes>,
     },
     ToHub(ToHub),
+    /// Give this to the device `to`, if it is on this host and has room.
+    ToPeer {
+        to: DeviceId,
+        message: IncomingMessage,
+    },
     /// Have these versions loaded, by plugin and hash, and no others beyond those that come anyway.
     Want(BTreeSet<(PluginName, Arc<str>)>),
     /// The instance of the version with this [`Plugin::id`] is not needed, if there is one.
@@ -126,6 +135,7 @@ pub struct Actor {
     /// Whether the hub was asked on this connection for messages.
     messages_subscribed: bool,
     lost_messages: u64,
+    undelivered: u64,
     in_hand: InHand,
     desired: Desired,
     state: BTreeMap<PluginName, Arc<PluginState>>,
@@ -187,6 +197,7 @@ impl Actor {
             inbox: Inbox::new(recovered.handled),
             messages_subscribed: false,
             lost_messages: 0,
+            undelivered: 0,
             in_hand: InHand::Nothing,
             desired: Desired::new(recovered.desired, recovered.desired_version, recovered.applied),
             state,
@@ -208,10 +219,12 @@ impl Actor {
         let now = now.monotonic;
         match input {
             Input::Hub(message) => self.on_hub(now, message),
+            Input::Peer(message) => self.peer_message(now, message),
             Input::Plugins(offers) => self.take_offers(now, offers),
             Input::Limits(limits) => self.limits = limits,
             Input::Called(outcome) => self.called(now, outcome),
             Input::Recorded { id, written } => self.recorded(now, id, written),
+            Input::Undelivered => self.undelivered += 1,
             Input::Evict => self.drop_resident(|_, _| true),
             Input::Timeout => {}
             Input::Stop => self.stop = if self.stop == Stop::No { Stop::Asked } else { self.stop },
@@ -240,6 +253,7 @@ impl Actor {
             mailbox: self.mailbox.len(),
             messages: self.inbox.waiting(),
             lost_messages: self.lost_messages,
+            undelivered: self.undelivered,
             busy: !matches!(self.in_hand, InHand::Nothing),
             connected: self.link != Link::Down,
             resident: self.resident.len() + usize::from(matches!(self.in_hand, InHand::Calling { .. })),

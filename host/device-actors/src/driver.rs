@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{CallFailure, Instance, Lease, PluginSet, PluginVersion, Runtime};
+use plugin_runtime::{CallFailure, IncomingMessage, Instance, Lease, PluginSet, PluginVersion, Runtime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
 use crate::lineup::{self, Offers};
+use crate::peers::{Peers, Reachable};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
 use crate::timers::Now;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) store: StateStore,
     pub(crate) residency: Residency,
     pub(crate) current: CurrentPlugins,
+    pub(crate) peers: Peers,
 }
 
 /// The two ends of a device's connection.
@@ -43,6 +45,7 @@ pub(crate) struct Driver {
     shared: Arc<Shared>,
     from_hub: mpsc::Receiver<FromHub>,
     to_hub: mpsc::Sender<ToHub>,
+    from_peers: Reachable,
     plugins: watch::Receiver<Arc<PluginSet>>,
     limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
@@ -92,6 +95,7 @@ struct Recorded {
 
 enum Event {
     Hub(Option<FromHub>),
+    Peer(Box<IncomingMessage>),
     Plugins { open: bool },
     Limits { open: bool },
     Called(Box<Finished>),
@@ -107,6 +111,7 @@ impl Driver {
         device: DeviceId,
         actor: Actor,
         link: HubLink,
+        from_peers: Reachable,
         plugins: watch::Receiver<Arc<PluginSet>>,
         limits: watch::Receiver<Limits>,
         shared: Arc<Shared>,
@@ -119,6 +124,7 @@ impl Driver {
             shared,
             from_hub,
             to_hub,
+            from_peers,
             plugins,
             limits,
             versions: Arc::default(),
@@ -153,6 +159,7 @@ impl Driver {
         let deadline = self.actor.deadline().map(Instant::from_std);
         tokio::select! {
             message = self.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
+            Some(message) = self.from_peers.next() => Event::Peer(message),
             changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
             changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
             finished = called(&mut self.calling) => Event::Called(finished),
@@ -178,6 +185,7 @@ impl Driver {
                 self.on_hub(FromHub::Disconnected { reason: "the connection was removed".to_owned() });
                 self.handle(Input::Stop);
             }
+            Event::Peer(message) => self.handle(Input::Peer(*message)),
             Event::Plugins { open: true } => self.take_plugins(),
             Event::Plugins { open: false } => self.open.plugins = false,
             Event::Limits { open: true } => {
@@ -257,6 +265,12 @@ impl Driver {
                 });
             }
             Output::ToHub(message) => self.send(message),
+            Output::ToPeer { to, message } => {
+                if let Err(lost) = self.shared.peers.send(&to, message) {
+                    tracing::warn!(device = %self.device, %to, reason = lost.reason(), "a message to a peer is lost");
+                    self.actor.handle(now(), Input::Undelivered);
+                }
+            }
             Output::Want(versions) => {
                 let demand = self.plugins.borrow().demand.clone();
                 // The new ones first, so that what is needed still is not let go.

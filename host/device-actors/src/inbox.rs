@@ -123,6 +123,23 @@ impl Inbox {
         Arrival::Waits
     }
 
+    pub(crate) fn take_peer(
+        &mut self,
+        now: Instant,
+        message: IncomingMessage,
+        lineup: &Lineup,
+        limit: usize,
+    ) -> Arrival {
+        if lineup.getting_messages().next().is_none() {
+            return Arrival::NobodyFor;
+        }
+        if self.peers() >= limit {
+            return Arrival::Full;
+        }
+        self.push(now, None, message, None, BTreeSet::new());
+        Arrival::Waits
+    }
+
     fn push(
         &mut self,
         received: Instant,

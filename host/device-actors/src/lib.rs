@@ -19,6 +19,7 @@ mod inbox;
 mod limits;
 mod lineup;
 mod outbox;
+mod peers;
 mod record;
 mod residency;
 mod roster;

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::actor::Actor;
 use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
 use crate::limits::Limits;
+use crate::peers::{Peers, Reachable};
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
@@ -71,9 +72,10 @@ impl Roster {
         let mut records = store.load_all().await?;
         let residency = Residency::new(settings.max_resident);
         let limits = watch::Sender::new(settings.limits);
+        let (current, peers) = (CurrentPlugins::default(), Peers::default());
         let roster = Roster {
             settings,
-            shared: Arc::new(Shared { runtime, store, residency, current: CurrentPlugins::default() }),
+            shared: Arc::new(Shared { runtime, store, residency, current, peers }),
             plugins,
             limits,
             running: Mutex::default(),
@@ -81,9 +83,11 @@ impl Roster {
             stop,
             give_up: CancellationToken::new(),
         };
-        for (device, from_hub, to_hub) in devices {
+        // All can be reached before the first one runs.
+        let reachable: Vec<_> = devices.iter().map(|(device, ..)| roster.shared.peers.join(device.clone())).collect();
+        for ((device, from_hub, to_hub), from_peers) in devices.into_iter().zip(reachable) {
             let record = records.remove(&device).unwrap_or_default();
-            roster.spawn(device, record, HubLink { from_hub, to_hub });
+            roster.spawn(device, record, HubLink { from_hub, to_hub }, from_peers);
         }
         Ok(roster)
     }
@@ -102,7 +106,8 @@ impl Roster {
         }
         self.forget_ended();
         let record = self.shared.store.load(&device).await?;
-        self.spawn(device, record, HubLink { from_hub, to_hub });
+        let from_peers = self.shared.peers.join(device.clone());
+        self.spawn(device, record, HubLink { from_hub, to_hub }, from_peers);
         Ok(())
     }
 
@@ -168,10 +173,11 @@ impl Roster {
         devices
     }
 
-    fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
+    fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink, from_peers: Reachable) {
         let limits = self.limits.subscribe();
         let actor = Actor::new(device.clone(), record, *limits.borrow(), rand::random(), now());
-        let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), limits, self.shared.clone());
+        let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
+        let driver = Driver::new(device.clone(), actor, link, from_peers, plugins, limits, shared);
         let (stop, give_up) = (self.stop.child_token(), self.give_up.child_token());
         self.lock().insert(device, Running { view: driver.view(), stop: stop.clone(), give_up: give_up.clone() });
         self.tasks.spawn(async move { give_up.run_until_cancelled(driver.run(stop)).await });

@@ -21,6 +21,8 @@ pub struct ActorView {
     pub messages: usize,
     /// Messages from peers that came and are lost: for want of room, or since no plugin would deal with them.
     pub lost_messages: u64,
+    /// Messages that plugins here sent to devices that are not on this host, or had no room.
+    pub undelivered: u64,
     /// Whether a message is in hand.
     pub busy: bool,
     pub connected: bool,

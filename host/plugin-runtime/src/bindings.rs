@@ -3,11 +3,13 @@
 //! The host asks a component for no world. Each interface that a plugin may export has a private world of its own
 //! here, and is bound by itself, so that a plugin exports what it has and nothing else.
 
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::CloudMessage;
 use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
-use crate::context::{IncomingMessage, MessageSource, OutgoingTelemetry, Refused, Timer};
+use crate::context::{IncomingMessage, MessageSource, OutgoingTelemetry, PeerMessage, Refused, Timer};
 use crate::guest::Guest;
 use crate::inspect::{self, LIFECYCLE, MESSAGES, METHODS, REACTIONS, TICKS};
 use crate::instance::{GuestResponse, Verdict};
@@ -15,7 +17,7 @@ use crate::output::Level;
 use crate::signature;
 use crate::version::{LoadError, VersionTag};
 
-use imports::iothub::device::{config, log, state, telemetry, timers, twin, types};
+use imports::iothub::device::{config, log, peers, state, telemetry, timers, twin, types};
 
 mod drafts;
 mod wasi;
@@ -23,7 +25,7 @@ mod wasi;
 mod imports {
     wasmtime::component::bindgen!({
         path: ["../../wit/device", "../../wit/plugin"],
-        world: "iothub:plugin/timed-imports@0.1.0",
+        world: "iothub:plugin/full-imports@0.1.0",
     });
 }
 
@@ -82,7 +84,7 @@ mod lifecycle {
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasi::add_to_linker(linker)?;
     drafts::add_to_linker(linker)?;
-    imports::TimedImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
+    imports::FullImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
 }
 
 /// Which of our interfaces a component exports, looked up once for each version.
@@ -362,6 +364,18 @@ impl log::Host for Guest {
             log::Level::Error => Level::Error,
         };
         self.output.line(level, &message);
+    }
+}
+
+impl peers::Host for Guest {
+    fn send(&mut self, device_id: String, message: peers::Message) -> Result<(), types::Error> {
+        let to = DeviceId::parse(&device_id).map_err(|error| types::Error::Invalid(error.to_string()))?;
+        if !self.terms.grants.peers.iter().any(|granted| granted.matches(&to)) {
+            return Err(types::Error::Denied);
+        }
+        let peers::Message { content_type, properties, body } = message;
+        let message = CloudMessage { content_type, properties, body, ..CloudMessage::default() };
+        Ok(self.call.send_to_peer(PeerMessage { to, message })?)
     }
 }
 

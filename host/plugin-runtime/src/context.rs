@@ -68,11 +68,14 @@ pub struct Effects {
     pub timers: BTreeMap<String, Option<Timer>>,
     /// In the order of sending.
     pub telemetry: Vec<OutgoingTelemetry>,
+    /// In the order of sending.
+    pub peers: Vec<PeerMessage>,
 }
 
 impl Effects {
     pub fn is_empty(&self) -> bool {
-        self.reported.is_empty() && self.state.is_empty() && self.timers.is_empty() && self.telemetry.is_empty()
+        let sends = !self.telemetry.is_empty() || !self.peers.is_empty();
+        self.reported.is_empty() && self.state.is_empty() && self.timers.is_empty() && !sends
     }
 }
 
@@ -106,6 +109,22 @@ impl OutgoingTelemetry {
     }
 }
 
+/// A message to another device of this host, or to the same one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerMessage {
+    pub to: DeviceId,
+    /// With a content type, properties and a body, and nothing else.
+    pub message: CloudMessage,
+}
+
+impl PeerMessage {
+    fn size(&self) -> usize {
+        let CloudMessage { content_type, properties, body, .. } = &self.message;
+        let properties: usize = properties.iter().map(|(name, value)| name.len() + value.len()).sum();
+        body.len() + content_type.as_ref().map_or(0, String::len) + properties
+    }
+}
+
 /// Why the host refuses what a guest asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -126,6 +145,7 @@ pub(crate) struct CallContext {
     /// Bytes in keys and values, with this call's changes; summed up at the first `set`.
     state_size: Option<usize>,
     telemetry_cost: usize,
+    peer_bytes: usize,
 }
 
 impl CallContext {
@@ -189,6 +209,24 @@ impl CallContext {
         }
         self.telemetry_cost += message.queue_cost();
         self.effects.telemetry.push(message);
+        Ok(())
+    }
+
+    /// What the plugin was granted is checked by whoever knows that.
+    pub(crate) fn send_to_peer(&mut self, message: PeerMessage) -> Result<(), Refused> {
+        check_properties(&message.message.properties)?;
+        let size = message.size();
+        if size > self.limits.peer_bytes {
+            return Err(Refused::TooLarge);
+        }
+        // Without a device, while a version is loaded, there is nobody to send.
+        let is_full =
+            self.effects.peers.len() >= self.limits.peer_messages || self.peer_bytes >= self.limits.peer_bytes;
+        if self.before.is_none() || is_full {
+            return Err(Refused::Busy);
+        }
+        self.peer_bytes += size;
+        self.effects.peers.push(message);
         Ok(())
     }
 
@@ -490,10 +528,35 @@ mod tests {
         }
     }
 
+    fn peer_message(size: usize) -> PeerMessage {
+        let message = CloudMessage { body: vec![0; size], ..CloudMessage::default() };
+        PeerMessage { to: DeviceId::parse("lamp-1").expect("an id"), message }
+    }
+
+    #[test]
+    fn a_call_sends_few_messages_to_peers() {
+        let mut sender = call(|_| {});
+        for _ in 0..16 {
+            assert_eq!(sender.send_to_peer(peer_message(1)), Ok(()));
+        }
+        assert_eq!(sender.send_to_peer(peer_message(1)), Err(Refused::Busy));
+        assert_eq!(sender.into_effects().peers, vec![peer_message(1); 16]);
+
+        let mut sender = call(|_| {});
+        assert_eq!(sender.send_to_peer(peer_message((64 << 10) + 1)), Err(Refused::TooLarge));
+        assert_eq!(sender.send_to_peer(peer_message(60 << 10)), Ok(()));
+        assert_eq!(sender.send_to_peer(peer_message(60 << 10)), Ok(()), "the last may pass the mark");
+        assert_eq!(sender.send_to_peer(peer_message(0)), Err(Refused::Busy));
+        let mut nameless = peer_message(1);
+        nameless.message.properties = vec![("$.mid".to_owned(), "1".to_owned())];
+        assert!(matches!(call(|_| {}).send_to_peer(nameless), Err(Refused::Invalid(_))));
+    }
+
     #[test]
     fn while_loading_there_is_no_device() {
         let mut call = CallContext::default();
         assert_eq!((call.device_id(), call.desired()), ("", (0, "{}".to_owned())));
         assert_eq!(call.send(message(1)), Err(Refused::Busy));
+        assert_eq!(call.send_to_peer(peer_message(1)), Err(Refused::Busy));
     }
 }

@@ -50,7 +50,7 @@ pub use catalog::{
     DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError, PluginPlan, PluginPlans,
     PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView, WithdrawnView,
 };
-pub use context::{Effects, IncomingMessage, MessageSource, OutgoingTelemetry, Snapshot, Timer};
+pub use context::{Effects, IncomingMessage, MessageSource, OutgoingTelemetry, PeerMessage, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};

@@ -42,6 +42,12 @@ pub struct CallLimits {
     pub timer_ahead: Duration,
     /// Bytes of the name of a timer or of a key of the state. 256: it is a name, not a value.
     pub name: usize,
+    /// Messages that a call may send to peers; a further one is `busy`. 16: enough for a room of devices, and few enough
+    /// that plugins that answer each other cannot fill all inboxes of a host at once.
+    pub peer_messages: usize,
+    /// Bytes of one message to a peer, and bytes after which a call can send no more of them. 64 KiB, as much as a hub
+    /// takes for a message to a device.
+    pub peer_bytes: usize,
     /// Bytes that one call of an import, or the answer to the host, may bring to the host; more is a trap. 512 KiB:
     /// the largest legal argument is a message of 256 KiB, and twice that lets a guest learn that it asked too much
     /// (`too-large`), instead of being ended.
@@ -68,6 +74,8 @@ impl Default for CallLimits {
             timer_payload: 4 << 10,
             timer_ahead: Duration::from_secs(366 * 24 * 60 * 60),
             name: 256,
+            peer_messages: 16,
+            peer_bytes: 64 << 10,
             argument: 512 << 10,
             random: 64 << 10,
             handles: 1000,

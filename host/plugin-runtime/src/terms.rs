@@ -21,7 +21,7 @@ pub struct Terms {
     pub limits: PluginLimits,
 }
 
-/// What a plugin may do through WASI. The default is nothing.
+/// What a plugin may do beyond its own device. The default is nothing.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Grants {
     /// Environment variables, by name. Never the host's own.
@@ -40,6 +40,8 @@ pub struct Grants {
     /// which the instance was made, and a guest that asks `wasi:random/random` traps, unless its language's runtime asks
     /// for them at the start.
     pub randomness: bool,
+    /// To which devices of this host it may send messages. None by default: a plugin that can reach a door can open it.
+    pub peers: Vec<DeviceGlob>,
 }
 
 /// An address or a network, and the ports there, to which a guest may open connections. A network that includes the host

@@ -1,9 +1,10 @@
-//! Messages from the cloud: to plugins that get messages, and back to the hub that they are dealt with.
+//! Messages from the cloud and from peers: to plugins that get messages, and back to the hub that they are dealt with.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use iothub_protocol::link::{CloudMessage, ToHub};
+use plugin_runtime::{IncomingMessage, MessageSource, PeerMessage};
 
 use super::in_hand::{InHand, Message};
 use super::{Actor, Link, Output, Stop, Work};
@@ -35,6 +36,27 @@ impl Actor {
         }
     }
 
+    pub(super) fn peer_message(&mut self, now: Instant, message: IncomingMessage) {
+        let reason = match self.stop {
+            Stop::No => match self.inbox.take_peer(now, message, &self.lineup, self.limits.inbox) {
+                Arrival::NobodyFor => "no plugin gets messages",
+                Arrival::Full => "inbox is full",
+                Arrival::Waits | Arrival::Known | Arrival::Handled => return,
+            },
+            Stop::Asked | Stop::Done => "the device stops",
+        };
+        self.lost_messages += 1;
+        tracing::warn!(device = %self.device, reason, "a message from a peer is lost");
+    }
+
+    /// What a call sent to other devices leaves now that it is recorded.
+    pub(super) fn send_to_peers(&mut self, messages: Vec<PeerMessage>) {
+        for PeerMessage { to, message } in messages {
+            let message = IncomingMessage { source: MessageSource::Peer(self.device.clone()), message };
+            self.outputs.push_back(Output::ToPeer { to, message });
+        }
+    }
+
     /// The message that can be brought first, unless none may be.
     pub(super) fn next_delivery(&self) -> Option<(Instant, &Arc<Plugin>, Delivery)> {
         if self.stop != Stop::No {
@@ -61,6 +83,15 @@ impl Actor {
     pub(super) fn delivery_done(&mut self, delivery: &Delivery, plugin: &Plugin) {
         self.inbox.done(plugin, delivery);
         self.part_with_messages();
+    }
+
+    /// Messages from peers do not outlive the actor.
+    pub(super) fn lose_peer_messages(&mut self) {
+        let lost = self.inbox.peers();
+        if lost > 0 {
+            self.lost_messages += lost as u64;
+            tracing::warn!(device = %self.device, lost, "messages from peers are lost, since the device stops");
+        }
     }
 
     /// Messages that are over, for the hub or for want of a plugin.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use iothub_protocol::id::RequestId;
 use iothub_protocol::link::ToHub;
-use plugin_runtime::{Effects, Snapshot, Verdict};
+use plugin_runtime::{Effects, PeerMessage, Snapshot, Verdict};
 use serde_json::{Map, Value};
 
 use super::{Actor, Call, Link, Outcome, Output, Stop, Waiting, Work};
@@ -61,6 +61,7 @@ pub(super) struct Done {
     pub(super) timers: Arc<TimerChanges>,
     pub(super) reported: Map<String, Value>,
     pub(super) telemetry: Vec<QueuedTelemetry>,
+    pub(super) peers: Vec<PeerMessage>,
 }
 
 impl Actor {
@@ -281,6 +282,7 @@ impl Actor {
             timers: Arc::new(timers),
             reported: effects.reported,
             telemetry: self.outbox.number(effects.telemetry, &mut self.rng),
+            peers: effects.peers,
         };
         let record = self.record_call(&message, &plugin, &done);
         self.in_hand = InHand::Recording { record, message, plugin, done };
@@ -295,6 +297,7 @@ impl Actor {
         self.timers.apply(&plugin.name, &done.timers);
         self.outbox.report(&done.reported);
         self.outbox.queue(done.telemetry);
+        self.send_to_peers(done.peers);
         match (message, done.answer) {
             (Message::Method { rid, connection }, Some(answer)) => self.answer_on(connection, rid, answer),
             (Message::Change(change), _) => {

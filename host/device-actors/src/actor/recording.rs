@@ -144,6 +144,7 @@ impl Actor {
             return;
         }
         self.stop = Stop::Done;
+        self.lose_peer_messages();
         self.drop_resident(|_, _| true);
         self.outputs.push_back(Output::Stopped);
     }

@@ -5,6 +5,7 @@ mod bench;
 mod deliveries;
 mod messages;
 mod outbox;
+mod peers;
 mod shuffled;
 mod timers;
 mod twin;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iothub_protocol::id::DeviceId;
 
 /// A pattern for whole device ids: `*` stands for any text, `?` for any one character.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DeviceGlob(Arc<str>);
 
 /// Why a text is no pattern.

@@ -57,6 +57,7 @@ fn report(
             report["hash"] = json!(version.hash());
             report["methods"] = json!(version.methods());
             report["watched"] = json!(version.watched());
+            report["stateFormat"] = json!(version.state_format());
         }
         Err(error) => report["refused"] = json!(error.to_string()),
     }
@@ -83,6 +84,9 @@ fn tell(
             let methods: Vec<_> = version.methods().iter().map(ToString::to_string).collect();
             line(&format!("  methods   {}", or_none(&methods)))?;
             line(&format!("  watches   {}", or_none(version.watched())))?;
+            if version.has_lifecycle() {
+                line(&format!("  state     in format {}", version.state_format()))?;
+            }
         }
         Err(_) => line(&format!("{name} does not fit"))?,
     }
@@ -109,13 +113,14 @@ fn tell(
 }
 
 /// The worlds of `iothub:plugin` and the interfaces that each exports.
-const WORLDS: [(&str, &[&str]); 7] = [
+const WORLDS: [(&str, &[&str]); 8] = [
     ("full-plugin", &["methods", "reactions", "messages", "ticks", "lifecycle"]),
     ("device-plugin", &["methods", "reactions"]),
     ("timed-handler", &["methods", "ticks"]),
     ("timed-reactor", &["reactions", "ticks"]),
     ("method-handler", &["methods"]),
     ("twin-reactor", &["reactions"]),
+    ("peer-handler", &["messages"]),
     ("message-handler", &["messages"]),
 ];
 

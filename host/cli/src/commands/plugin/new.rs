@@ -95,6 +95,7 @@ const CONTRACT: &[File] = &[
     ("wit/worlds.wit", include_str!("../../../../../wit/plugin/worlds.wit")),
     ("wit/deps/iothub-device/config.wit", include_str!("../../../../../wit/device/config.wit")),
     ("wit/deps/iothub-device/log.wit", include_str!("../../../../../wit/device/log.wit")),
+    ("wit/deps/iothub-device/peers.wit", include_str!("../../../../../wit/device/peers.wit")),
     ("wit/deps/iothub-device/state.wit", include_str!("../../../../../wit/device/state.wit")),
     ("wit/deps/iothub-device/telemetry.wit", include_str!("../../../../../wit/device/telemetry.wit")),
     ("wit/deps/iothub-device/timers.wit", include_str!("../../../../../wit/device/timers.wit")),

@@ -43,7 +43,8 @@ pub(super) async fn run(args: TestArgs, context: &Context) -> anyhow::Result<()>
     let mut outcomes = Vec::new();
     let mut tested = None;
     for scenario in scenarios {
-        let terms = Terms { config: scenario.config.clone(), ..Terms::default() };
+        let (config, grants) = (scenario.config.clone(), scenario.grants.clone());
+        let terms = Terms { config, grants, ..Terms::default() };
         let source = PluginSource { name: name.clone(), wasm: wasm.clone(), terms };
         let loader = runtime.clone();
         let version = match tokio::task::spawn_blocking(move || loader.load(source)).await? {

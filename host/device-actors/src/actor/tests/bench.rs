@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{CloudMessage, FromHub, ToHub, TwinDocument};
-use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, Placement, PluginName, Timer, Verdict};
+use plugin_runtime::{
+    Effects, GuestResponse, IncomingMessage, MessageSource, OutgoingTelemetry, PeerMessage, Placement, PluginName,
+    Timer, Verdict,
+};
 use serde_json::{Map, Value, json};
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
@@ -26,6 +29,8 @@ pub(super) struct Bench {
     pub(super) call: Option<Call>,
     pub(super) records: VecDeque<(u64, Changes)>,
     pub(super) sent: Vec<ToHub>,
+    /// To other devices.
+    pub(super) to_peers: Vec<(DeviceId, IncomingMessage)>,
     pub(super) dropped: Vec<String>,
     /// Hashes of the versions that it needs loaded.
     pub(super) wanted: Vec<String>,
@@ -44,7 +49,8 @@ impl Bench {
         let actor = Actor::new(device, db.clone(), Limits::default(), 42, Now { monotonic: now, wall });
         let (call, records, sent) = (None, VecDeque::new(), Vec::new());
         let (dropped, wanted) = (Vec::new(), Vec::new());
-        let mut bench = Bench { actor, now, wall, db, call, records, sent, dropped, wanted, stopped: false };
+        let mut bench =
+            Bench { actor, now, wall, db, call, records, sent, to_peers: Vec::new(), dropped, wanted, stopped: false };
         bench.plugins(1, plugins);
         bench
     }
@@ -64,6 +70,7 @@ impl Bench {
                 Output::Call(call) => assert!(self.call.replace(*call).is_none(), "one call at a time"),
                 Output::Record { id, changes } => self.records.push_back((id, *changes)),
                 Output::ToHub(message) => self.sent.push(message),
+                Output::ToPeer { to, message } => self.to_peers.push((to, message)),
                 Output::Want(versions) => {
                     self.wanted = versions.into_iter().map(|(_, hash)| hash.to_string()).collect()
                 }
@@ -125,6 +132,22 @@ impl Bench {
     /// A message from the cloud, whose body is its id.
     pub(super) fn message(&mut self, token: u64, id: &str) {
         self.hub(FromHub::Message { token, message: cloud_message(id) });
+    }
+
+    /// A message from a plugin on the device `lamp`.
+    pub(super) fn peer_message(&mut self, body: &str) {
+        let source = MessageSource::Peer(DeviceId::parse("lamp").expect("an id"));
+        let message = CloudMessage { body: body.into(), ..CloudMessage::default() };
+        self.input(Input::Peer(IncomingMessage { source, message }));
+    }
+
+    /// Messages to other devices since the last look: to whom, from whom, body.
+    pub(super) fn take_to_peers(&mut self) -> Vec<(String, String, String)> {
+        let sent = std::mem::take(&mut self.to_peers).into_iter().map(|(to, message)| {
+            let MessageSource::Peer(from) = message.source else { panic!("from the cloud") };
+            (to.to_string(), from.to_string(), String::from_utf8(message.message.body).expect("text"))
+        });
+        sent.collect()
     }
 
     /// The call in hand returns.
@@ -348,6 +371,15 @@ pub(super) fn timers(timers: &[(&str, u64, &str)]) -> Effects {
         .iter()
         .map(|&(name, due, payload)| (name.to_owned(), Some(Timer { due, payload: Arc::from(payload.as_bytes()) })));
     Effects { timers: timers.collect(), ..Effects::default() }
+}
+
+/// Messages to devices.
+pub(super) fn sends_to(messages: &[(&str, &str)]) -> Effects {
+    let message = |&(to, body): &(&str, &str)| PeerMessage {
+        to: DeviceId::parse(to).expect("an id"),
+        message: CloudMessage { body: body.into(), ..CloudMessage::default() },
+    };
+    Effects { peers: messages.iter().map(message).collect(), ..Effects::default() }
 }
 
 pub(super) fn sends(bodies: &[&str]) -> Effects {

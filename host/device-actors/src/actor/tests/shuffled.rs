@@ -99,6 +99,8 @@ struct World {
     unrecorded: Option<Unrecorded>,
     reported: Map<String, Value>,
     sent: Vec<String>,
+    sent_to_peers: Vec<String>,
+    peers_got: Vec<String>,
     state: BTreeMap<String, Vec<u8>>,
     /// Payloads by name.
     timers: BTreeMap<String, String>,
@@ -136,6 +138,8 @@ impl World {
             unrecorded: None,
             reported: Map::new(),
             sent: Vec::new(),
+            sent_to_peers: Vec::new(),
+            peers_got: Vec::new(),
             state: BTreeMap::new(),
             timers: BTreeMap::new(),
             seen: Map::new(),
@@ -261,6 +265,7 @@ impl World {
             timers: due.map(|(name, due)| timers(&[(&name, due, &text)]).timers).unwrap_or_default(),
             reported: reported.map(object).unwrap_or_default(),
             telemetry: if send { sends(&[text.as_str()]).telemetry } else { Vec::new() },
+            peers: if send { sends_to(&[("lamp", &text)]).peers } else { Vec::new() },
             state: if set { sets("k", &text).state } else { BTreeMap::new() },
         }
     }
@@ -285,6 +290,7 @@ impl World {
         {
             twin::merge(&mut self.reported, &effects.reported);
             self.sent.extend(effects.telemetry.iter().map(|message| text(&message.body)));
+            self.sent_to_peers.extend(effects.peers.iter().map(|message| text(&message.message.body)));
             for (key, value) in effects.state {
                 self.state.insert(key, value.expect("only set here"));
             }
@@ -319,6 +325,7 @@ impl World {
 
     /// What the actor has sent.
     fn listen(&mut self) {
+        self.peers_got.extend(self.bench.take_to_peers().into_iter().map(|(_, _, body)| body));
         let mut wants_letters = false;
         for message in self.bench.take_sent() {
             assert!(self.connected, "nothing is sent to nobody: {message:?}");
@@ -385,6 +392,7 @@ impl World {
         assert_eq!(self.hub_reported, self.reported, "reported");
         assert_eq!((&db.reported, &db.unsent), (&self.reported, &Unsent::default()));
         assert_eq!(self.received, self.sent, "telemetry");
+        assert_eq!(self.peers_got, self.sent_to_peers, "messages to peers");
         assert!(db.telemetry.is_empty());
         let kept: BTreeMap<_, _> =
             db.state.values().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use device_actors::actor::{Actor, Call, Input, Outcome, Output, Work};
 use device_actors::{DeviceRecord, Limits, Now, Offers};
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
-use iothub_protocol::link::{FromHub, TelemetryMessage, ToHub, TwinDocument};
+use iothub_protocol::link::{CloudMessage, FromHub, TelemetryMessage, ToHub, TwinDocument};
 use iothub_protocol::twin;
-use plugin_runtime::{Instance, PluginVersion, Runtime, Timer, Verdict};
+use plugin_runtime::{IncomingMessage, Instance, MessageSource, PluginVersion, Runtime, Timer, Verdict};
 use serde_json::{Map, Value};
 
 use super::clock::milliseconds;
@@ -29,6 +29,11 @@ pub(super) struct Host<'a> {
     record: DeviceRecord,
     /// The hub's.
     twin: TwinDocument,
+    /// Messages that the hub keeps until they are taken, with the token of the last delivery.
+    queue: Vec<(u64, CloudMessage)>,
+    /// Messages are brought as soon as there are any.
+    subscribed: bool,
+    next_token: u64,
     instance: Option<Instance>,
     /// What the host brings again by itself.
     put_off: Option<Brought>,
@@ -44,6 +49,8 @@ pub(super) struct Happened {
     /// Every call of the plugin, in order.
     pub(super) calls: Vec<(Brought, Came)>,
     pub(super) telemetry: Vec<TelemetryMessage>,
+    /// What it sent to other devices.
+    pub(super) peers: Vec<(DeviceId, CloudMessage)>,
     /// Why the step as such came to nothing.
     pub(super) trouble: Option<String>,
 }
@@ -142,6 +149,7 @@ impl<'a> Host<'a> {
             reported: start.reported.clone(),
             state: BTreeMap::from([(name.clone(), state)]),
             timers: BTreeMap::from([(name.clone(), timers.collect())]),
+            versions: start.previous.iter().map(|previous| (name.clone(), previous.clone())).collect(),
             ..DeviceRecord::default()
         };
         let twin = TwinDocument {
@@ -161,6 +169,9 @@ impl<'a> Host<'a> {
             clock,
             record,
             twin,
+            queue: Vec::new(),
+            subscribed: false,
+            next_token: 1,
             instance: None,
             put_off: None,
             happened: Happened::default(),
@@ -205,6 +216,23 @@ impl<'a> Host<'a> {
         self.take(Input::Hub(FromHub::Desired { version, patch: patch.clone() })).await;
     }
 
+    /// A back end or a plugin on another device sends a message.
+    pub(super) async fn message(&mut self, message: &IncomingMessage) {
+        if !self.version.has_messages() {
+            return self.fail("the plugin gets no messages: it does not export iothub:plugin/messages".to_owned());
+        }
+        match message.source {
+            MessageSource::Peer(_) => self.take(Input::Peer(message.clone())).await,
+            MessageSource::Cloud => {
+                self.queue.push((self.next_token, message.message.clone()));
+                self.next_token += 1;
+                if let Some((token, message)) = self.queue.last().cloned().filter(|_| self.subscribed) {
+                    self.take(Input::Hub(FromHub::Message { token, message })).await;
+                }
+            }
+        }
+    }
+
     /// Time passes. What falls due is brought at its time.
     pub(super) async fn wait(&mut self, time: Duration) {
         let end = self.clock.now().monotonic + time;
@@ -232,6 +260,7 @@ impl<'a> Host<'a> {
     /// The host ends, is down for a while, and starts anew from what was recorded.
     pub(super) async fn restart(&mut self, down: Duration) {
         self.instance = None;
+        self.subscribed = false;
         self.clock.passed += down;
         self.actor = actor(&self.device, &self.record, &self.clock);
         self.connect().await;
@@ -283,7 +312,8 @@ impl<'a> Host<'a> {
                         self.record.apply(*changes);
                         inputs.push_back(Input::Recorded { id, written: true });
                     }
-                    Output::ToHub(message) => inputs.extend(self.hub_takes(message).map(Input::Hub)),
+                    Output::ToHub(message) => inputs.extend(self.hub_takes(message).into_iter().map(Input::Hub)),
+                    Output::ToPeer { to, message } => self.happened.peers.push((to, message.message)),
                     // There are no other versions, and instances live as the run wants it.
                     Output::Want(_) | Output::DropInstance(_) | Output::Stopped => {}
                 }
@@ -333,25 +363,40 @@ impl<'a> Host<'a> {
         }
     }
 
-    fn hub_takes(&mut self, message: ToHub) -> Option<FromHub> {
+    fn hub_takes(&mut self, message: ToHub) -> Vec<FromHub> {
         match message {
             ToHub::MethodResponse { status, payload, .. } => {
                 self.happened.answer = Some((status, payload));
-                None
+                Vec::new()
             }
             ToHub::Report { token, patch } => {
                 twin::merge(&mut self.twin.reported, &patch);
                 self.twin.reported_version += 1;
                 let version = Some(self.twin.reported_version);
-                Some(FromHub::Reported { token, status: 204, version, message: String::new() })
+                vec![FromHub::Reported { token, status: 204, version, message: String::new() }]
             }
             ToHub::Telemetry { token, message } => {
                 self.happened.telemetry.push(message);
-                Some(FromHub::TelemetryTaken { token })
+                vec![FromHub::TelemetryTaken { token }]
             }
-            // No scenario sends a message.
-            ToHub::MessageTaken { .. } | ToHub::SubscribeMessages => None,
+            ToHub::MessageTaken { token } => {
+                self.queue.retain(|(last, _)| *last != token);
+                Vec::new()
+            }
+            ToHub::SubscribeMessages => {
+                self.subscribed = true;
+                self.bring_queue()
+            }
         }
+    }
+
+    /// All messages that were not taken, with new tokens.
+    fn bring_queue(&mut self) -> Vec<FromHub> {
+        for (token, _) in &mut self.queue {
+            *token = self.next_token;
+            self.next_token += 1;
+        }
+        self.queue.iter().map(|(token, message)| FromHub::Message { token: *token, message: message.clone() }).collect()
     }
 }
 

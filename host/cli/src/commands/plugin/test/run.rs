@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use iothub_protocol::link::TelemetryMessage;
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::{CloudMessage, TelemetryMessage};
 use plugin_runtime::{PluginVersion, Runtime, Timer};
 use serde_json::{Map, Value, json};
 
@@ -11,7 +12,7 @@ use super::super::or_none;
 use super::clock::from_now;
 use super::difference::{Difference, compare};
 use super::host::{Brought, Came, Happened, Host};
-use super::scenario::{Action, At, Expect, ExpectedTimer, Message, Scenario, Step};
+use super::scenario::{Action, At, Expect, ExpectedTimer, Message, Scenario, Step, ToPeer};
 
 /// How long an instance lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,7 @@ async fn take(host: &mut Host<'_>, version: &PluginVersion, action: &Action) {
             host.fail(format!("the plugin does not answer {method}; it answers {}", or_none(&names)));
         }
         Action::Desired { patch, version } => host.desire(patch, *version).await,
+        Action::Message(message) => host.message(message).await,
         Action::Again => host.wait_for_again().await,
         Action::Wait(time) => host.wait(*time).await,
         Action::Restart { down } => host.restart(*down).await,
@@ -75,7 +77,7 @@ async fn take(host: &mut Host<'_>, version: &PluginVersion, action: &Action) {
 fn differences(step: &Step, happened: &Happened, host: &Host<'_>) -> Vec<Difference> {
     let mut found = Vec::new();
     compare_what_came(step, happened, &mut found);
-    let Expect { reported, state, telemetry, fired, timers, .. } = &step.expect;
+    let Expect { reported, state, telemetry, peers, fired, timers, .. } = &step.expect;
     if let Some(At { line, value }) = fired {
         let names = happened.calls.iter().filter_map(|(brought, _)| match brought {
             Brought::Timer(name) => Some(Value::from(name.as_str())),
@@ -101,6 +103,11 @@ fn differences(step: &Step, happened: &Happened, host: &Host<'_>) -> Vec<Differe
         let sent = happened.telemetry.iter().zip(0..).map(|(sent, index)| shown(sent, value.get(index)));
         let expected: Vec<_> = value.iter().map(expected_message).collect();
         compare(*line, "telemetry", &Value::Array(expected), &sent.collect(), &mut found);
+    }
+    if let Some(At { line, value }) = peers {
+        let sent = happened.peers.iter().zip(0..).map(|((to, sent), index)| shown_to_peer(to, sent, value.get(index)));
+        let expected: Vec<_> = value.iter().map(expected_to_peer).collect();
+        compare(*line, "peers", &Value::Array(expected), &sent.collect(), &mut found);
     }
     found
 }
@@ -222,24 +229,46 @@ fn shown_timer(timer: &Timer, expected: Option<&ExpectedTimer>, now: u64) -> Val
 }
 
 fn expected_message(message: &Message) -> Value {
-    let mut shown = Map::from_iter([("body".to_owned(), body(&message.body))]);
-    shown.extend(message.content_type.as_ref().map(|text| ("content-type".to_owned(), text.as_str().into())));
-    shown.extend(message.properties.as_ref().map(|values| ("properties".to_owned(), texts(values))));
-    Value::Object(shown)
+    let Message { body, content_type, properties } = message;
+    Value::Object(message_words(body.as_bytes(), content_type.as_deref(), properties.as_ref()))
 }
 
 /// As much of a message as the scenario speaks of; all of one that it does not expect.
 fn shown(sent: &TelemetryMessage, expected: Option<&Message>) -> Value {
-    let mut shown = Map::from_iter([("body".to_owned(), body(&String::from_utf8_lossy(&sent.body)))]);
-    if let Some(text) = &sent.content_type
-        && expected.is_none_or(|expected| expected.content_type.is_some())
-    {
-        shown.insert("content-type".to_owned(), text.as_str().into());
-    }
-    if expected.is_none_or(|expected| expected.properties.is_some()) {
-        shown.insert("properties".to_owned(), texts(&sent.properties.iter().cloned().collect()));
-    }
-    Value::Object(shown)
+    let has_type = expected.is_none_or(|expected| expected.content_type.is_some());
+    let has_properties = expected.is_none_or(|expected| expected.properties.is_some());
+    let properties = has_properties.then(|| sent.properties.iter().cloned().collect());
+    let content_type = sent.content_type.as_deref().filter(|_| has_type);
+    Value::Object(message_words(&sent.body, content_type, properties.as_ref()))
+}
+
+fn expected_to_peer(message: &ToPeer) -> Value {
+    let ToPeer { to, body, content_type, properties } = message;
+    let mut words = message_words(body.as_bytes(), content_type.as_deref(), properties.as_ref());
+    words.insert("to".to_owned(), to.as_str().into());
+    Value::Object(words)
+}
+
+/// As [`shown`], for a message to another device.
+fn shown_to_peer(to: &DeviceId, sent: &CloudMessage, expected: Option<&ToPeer>) -> Value {
+    let has_type = expected.is_none_or(|expected| expected.content_type.is_some());
+    let has_properties = expected.is_none_or(|expected| expected.properties.is_some());
+    let properties = has_properties.then(|| sent.properties.iter().cloned().collect());
+    let content_type = sent.content_type.as_deref().filter(|_| has_type);
+    let mut words = message_words(&sent.body, content_type, properties.as_ref());
+    words.insert("to".to_owned(), to.as_str().into());
+    Value::Object(words)
+}
+
+fn message_words(
+    bytes: &[u8],
+    content_type: Option<&str>,
+    properties: Option<&BTreeMap<String, String>>,
+) -> Map<String, Value> {
+    let mut words = Map::from_iter([("body".to_owned(), body(&String::from_utf8_lossy(bytes)))]);
+    words.extend(content_type.map(|text| ("content-type".to_owned(), text.into())));
+    words.extend(properties.map(|values| ("properties".to_owned(), texts(values))));
+    words
 }
 
 /// A body is compared as JSON if it is.

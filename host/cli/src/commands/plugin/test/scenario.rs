@@ -8,9 +8,13 @@
 //! reported = '{"door": {"locked": true}}'
 //! state = { door = '{"locked":true,"count":7,"moved_by":null}' }
 //! timers = { relock = "in 5m", test = { due = "2026-01-01T12:00:00Z", payload = "7" } }
+//! previous = { version = "1.0.0", state-format = 1 }   # the version that kept the state
 //!
 //! [config]                        # settings that the plugin can ask for
 //! site = "A"
+//!
+//! [grants]
+//! peers = ["lamp-*"]              # devices that it may send messages to
 //!
 //! [[step]]
 //! about = "ann locks the door"
@@ -28,6 +32,11 @@
 //! retry = "no room"               # put off, for a reason with these words; else it must be dealt with
 //!
 //! [[step]]
+//! message = "fire drill"          # a cloud-to-device message; with `from = "lamp-1"`, a message of that device
+//! id = "m1"                       # `correlation-id`, `content-type` and `properties = { a = "b" }` may be there, too
+//! peers = [{ to = "lamp-1", body = "on" }]   # what the step sent to other devices, in order
+//!
+//! [[step]]
 //! again = true                    # time passes until what was put off is brought again
 //!
 //! [[step]]
@@ -43,7 +52,8 @@
 //! fails = "trapped"               # it does not return, for a reason with these words
 //! ```
 //!
-//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` is what the step sent.
+//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` and `peers` are what the
+//! step sent.
 //! What a step does not mention is not compared, but whatever is brought to the plugin must be dealt with.
 
 use std::collections::BTreeMap;
@@ -54,6 +64,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use iothub_protocol::id::{DeviceId, MethodName};
+use iothub_protocol::link::CloudMessage;
+use plugin_runtime::{DeviceGlob, Grants, IncomingMessage, MessageSource, VersionTag};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::{Map, Value};
 use toml::Spanned;
@@ -63,6 +75,7 @@ use super::clock::{self, Due};
 pub(super) struct Scenario {
     pub(super) file: PathBuf,
     pub(super) config: BTreeMap<String, String>,
+    pub(super) grants: Grants,
     pub(super) start: Start,
     pub(super) steps: Vec<Step>,
 }
@@ -78,6 +91,7 @@ pub(super) struct Start {
     pub(super) timers: BTreeMap<String, (Due, String)>,
     /// Milliseconds since the beginning of 1970, UTC.
     pub(super) now: u64,
+    pub(super) previous: Option<VersionTag>,
 }
 
 pub(super) struct Step {
@@ -90,6 +104,7 @@ pub(super) struct Step {
 pub(super) enum Action {
     Call { method: MethodName, payload: String },
     Desired { patch: Map<String, Value>, version: Option<u64> },
+    Message(Box<IncomingMessage>),
     Again,
     Wait(Duration),
     Restart { down: Duration },
@@ -101,6 +116,7 @@ impl Action {
         match self {
             Action::Call { .. } => "call",
             Action::Desired { .. } => "desired",
+            Action::Message(_) => "message",
             Action::Again => "again",
             Action::Wait(_) => "wait",
             Action::Restart { .. } => "restart",
@@ -112,6 +128,7 @@ impl Action {
         match self {
             Action::Call { .. } => "an answer",
             Action::Desired { .. } => "the change is dealt with",
+            Action::Message(_) => "the message is dealt with",
             Action::Again => "it comes again",
             Action::Wait(_) | Action::Restart { .. } => "what is brought is dealt with",
         }
@@ -127,6 +144,7 @@ pub(super) struct Expect {
     pub(super) reported: Option<At<Value>>,
     pub(super) state: Option<At<BTreeMap<String, String>>>,
     pub(super) telemetry: Option<At<Vec<Message>>>,
+    pub(super) peers: Option<At<Vec<ToPeer>>>,
     pub(super) fired: Option<At<Vec<String>>>,
     pub(super) timers: Option<At<BTreeMap<String, ExpectedTimer>>>,
     pub(super) retry: Option<At<String>>,
@@ -142,6 +160,16 @@ pub(super) struct At<T> {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Message {
+    pub(super) body: String,
+    pub(super) content_type: Option<String>,
+    pub(super) properties: Option<BTreeMap<String, String>>,
+}
+
+/// A message to another device.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct ToPeer {
+    pub(super) to: String,
     pub(super) body: String,
     pub(super) content_type: Option<String>,
     pub(super) properties: Option<BTreeMap<String, String>>,
@@ -178,8 +206,12 @@ impl Scenario {
         let timers =
             device.timers.into_iter().map(|(name, timer)| (name, (timer.due, timer.payload.unwrap_or_default())));
         let (desired, reported, state) = (device.desired.0, device.reported.0, device.state);
-        let start = Start { id, desired, reported, state, timers: timers.collect(), now };
-        Ok(Scenario { file: file.to_owned(), config: tables.config, start, steps })
+        let previous = device.previous.map(VersionTag::from);
+        let start = Start { id, desired, reported, state, timers: timers.collect(), now, previous };
+        let peers = tables.grants.peers.iter().map(|pattern| DeviceGlob::parse(pattern)).collect::<Result<_, _>>();
+        let peers = peers.with_context(|| format!("{}: the grant of peers", file.display()))?;
+        let grants = Grants { peers, ..Grants::default() };
+        Ok(Scenario { file: file.to_owned(), config: tables.config, grants, start, steps })
     }
 }
 
@@ -205,19 +237,21 @@ impl Lines<'_> {
     fn step(&self, table: Spanned<StepTable>) -> anyhow::Result<Step> {
         let line = self.line(table.span());
         let wrong = |what: &str| anyhow!("{}:{line}: {what}", self.file.display());
-        let table = table.into_inner();
+        let mut table = table.into_inner();
         let is_call = table.call.is_some();
+        let message = table.take_message().map_err(|error| wrong(&error))?;
         let again = table.again.then_some(Action::Again);
         let actions = [
             table.call.map(|method| call(&method, table.payload)).transpose().map_err(|error| wrong(&error))?,
             table.desired.map(|patch| Action::Desired { patch: patch.0, version: table.version }),
+            message.map(|message| Action::Message(Box::new(message))),
             again,
             table.wait.map(|span| Action::Wait(span.0)),
             table.restart.map(|restart| Action::Restart { down: restart.0 }),
         ];
         let mut actions = actions.into_iter().flatten();
         let (Some(action), None) = (actions.next(), actions.next()) else {
-            return Err(wrong("a step has one of `call`, `desired`, `again = true`, `wait` and `restart`"));
+            return Err(wrong("a step has one of `call`, `desired`, `message`, `again = true`, `wait` and `restart`"));
         };
         if !is_call && (table.status.is_some() || table.answer.is_some() || table.answer_text.is_some()) {
             return Err(wrong("only a `call` has `status`, `answer` and `answer-text`"));
@@ -232,6 +266,7 @@ impl Lines<'_> {
             reported: self.at(table.reported).map(|at| At { line: at.line, value: Value::Object(at.value.0) }),
             state: self.at(table.state),
             telemetry: self.at(table.telemetry),
+            peers: self.at(table.peers),
             fired: self.at(table.fired),
             timers: self.at(table.timers),
             retry: self.at(table.retry),
@@ -246,6 +281,37 @@ fn call(method: &str, payload: Option<JsonText>) -> Result<Action, String> {
     Ok(Action::Call { method, payload: payload.map_or_else(|| "null".to_owned(), |payload| payload.0) })
 }
 
+impl StepTable {
+    fn take_message(&mut self) -> Result<Option<IncomingMessage>, String> {
+        let (id, correlation, from) = (self.id.take(), self.correlation_id.take(), self.from.take());
+        let (content_type, properties) = (self.content_type.take(), self.properties.take());
+        let Some(body) = self.message.take() else {
+            let says_more = id.is_some() || correlation.is_some() || from.is_some();
+            if says_more || content_type.is_some() || properties.is_some() {
+                let keys = "`from`, `id`, `correlation-id`, `content-type` and `properties`";
+                return Err(format!("only a `message` has {keys}"));
+            }
+            return Ok(None);
+        };
+        if from.is_some() && (id.is_some() || correlation.is_some()) {
+            return Err("a message of another device has no `id` and no `correlation-id`".to_owned());
+        }
+        let source = match from {
+            Some(device) => MessageSource::Peer(DeviceId::parse(&device).map_err(|error| error.to_string())?),
+            None => MessageSource::Cloud,
+        };
+        let message = CloudMessage {
+            message_id: id,
+            correlation_id: correlation,
+            content_type,
+            properties: properties.into_iter().flatten().collect(),
+            body: body.into_bytes(),
+            ..CloudMessage::default()
+        };
+        Ok(Some(IncomingMessage { source, message }))
+    }
+}
+
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tables {
@@ -253,6 +319,8 @@ struct Tables {
     device: DeviceTable,
     #[serde(default)]
     config: BTreeMap<String, String>,
+    #[serde(default)]
+    grants: GrantsTable,
     #[serde(default)]
     step: Vec<Spanned<StepTable>>,
 }
@@ -266,6 +334,28 @@ struct DeviceTable {
     reported: JsonObject,
     state: BTreeMap<String, String>,
     timers: BTreeMap<String, ExpectedTimer>,
+    previous: Option<PreviousTable>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PreviousTable {
+    version: String,
+    #[serde(default)]
+    state_format: u32,
+}
+
+impl From<PreviousTable> for VersionTag {
+    fn from(table: PreviousTable) -> VersionTag {
+        // Of no component, so that the version under test is another one.
+        VersionTag { label: table.version.into(), hash: "0".repeat(64).into(), state_format: table.state_format }
+    }
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct GrantsTable {
+    peers: Vec<String>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -276,6 +366,12 @@ struct StepTable {
     payload: Option<JsonText>,
     desired: Option<JsonObject>,
     version: Option<u64>,
+    message: Option<String>,
+    from: Option<String>,
+    id: Option<String>,
+    correlation_id: Option<String>,
+    content_type: Option<String>,
+    properties: Option<BTreeMap<String, String>>,
     again: bool,
     wait: Option<Span>,
     restart: Option<Restart>,
@@ -285,6 +381,7 @@ struct StepTable {
     reported: Option<Spanned<JsonObject>>,
     state: Option<Spanned<BTreeMap<String, String>>>,
     telemetry: Option<Spanned<Vec<Message>>>,
+    peers: Option<Spanned<Vec<ToPeer>>>,
     fired: Option<Spanned<Vec<String>>>,
     timers: Option<Spanned<BTreeMap<String, ExpectedTimer>>>,
     retry: Option<Spanned<String>>,
@@ -442,6 +539,10 @@ mod tests {
             ("[[step]]\ncall = 'x'\nanswer = 'no'\n", "door.toml:3: not JSON: expected ident at line 1 column 2"),
             ("[[step]]\ndesired = '[]'\n", "door.toml:2: no JSON object: invalid type: sequence"),
             ("\n[[step]]\nstatus = 200\n", "door.toml:2: a step has one of"),
+            ("[[step]]\nmessage = 'x'\nfrom = 'a b'\n", "door.toml:1: a device id contains ' '"),
+            ("[[step]]\nmessage = 'x'\nfrom = 'lamp'\nid = '1'\n", "door.toml:1: a message of another device has no"),
+            ("[[step]]\ncall = 'x'\nid = '1'\n", "door.toml:1: only a `message` has"),
+            ("[grants]\npeers = ['']\n[[step]]\nmessage = 'x'\n", "door.toml: the grant of peers"),
             ("[[step]]\ncall = 'x'\nagain = true\n", "door.toml:1: a step has one of"),
             ("[[step]]\nagain = true\nstatus = 200\n", "door.toml:1: only a `call` has `status`"),
             ("[[step]]\nwait = '1h'\nrestart = true\n", "door.toml:1: a step has one of"),
