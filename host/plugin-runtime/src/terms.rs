@@ -33,7 +33,8 @@ pub struct Grants {
     /// A folder of the host, in which each device has a folder of its own for each plugin: `PLUGIN/DEVICE`, made when it is
     /// needed, for the host's user only. The guest finds it as `/data`. What it writes there is no part of the call's
     /// transaction and of no limited size: use a file system of its own, or one with quotas, and one that tells capital
-    /// letters from small ones, as device ids do. Time stamps in it show the host's clock.
+    /// letters from small ones, as device ids do. Time stamps in it show the host's clock. A guest can leave symbolic
+    /// links there that lead elsewhere; it cannot follow them itself, and other programs had better not.
     pub folder: Option<PathBuf>,
     pub clock: ClockGrant,
     /// Random numbers that nobody can foretell. Without it numbers follow from plugin, version, device and the time at
