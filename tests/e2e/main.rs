@@ -14,6 +14,7 @@ mod rest;
 
 mod bad_input;
 mod command_line;
+mod config;
 mod fleet_job;
 mod languages;
 mod misbehaving;
