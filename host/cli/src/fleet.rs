@@ -14,7 +14,7 @@ use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{Catalog, PluginSet, Runtime};
+use plugin_runtime::{CacheSettings, Catalog, PluginSet, Runtime};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -34,6 +34,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(30);
 const CONNECTS_PER_SECOND: u64 = 50;
 /// The folder in the data folder with earlier versions of plugins, and the operator's decisions.
 const VERSIONS: &str = "versions";
+/// The folder in the data folder with compiled plugins, and the file with the key that vouches for them.
+const CACHE: &str = "cache";
+const CACHE_KEY: &str = "cache.key";
 /// How many failed devices an error names.
 const NAMED: usize = 3;
 
@@ -46,7 +49,8 @@ pub(crate) struct Plugins {
 impl Plugins {
     pub(crate) async fn load(settings: &HostSettings, data: &DataFolder) -> anyhow::Result<Plugins> {
         let limits = settings.limits.runtime.clone();
-        let runtime = tokio::task::spawn_blocking(|| Runtime::new(limits)).await??;
+        let cache = CacheSettings::new(data.path().join(CACHE), data.path().join(CACHE_KEY));
+        let runtime = tokio::task::spawn_blocking(move || Runtime::with_cache(limits, &cache)).await??;
         let catalog = match &settings.plugins {
             None => None,
             Some(folder) => {

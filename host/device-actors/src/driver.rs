@@ -300,7 +300,7 @@ impl Driver {
                 }
                 Err(failure) => {
                     version.tally().failed();
-                    (None, Outcome::Failed(described(&failure)))
+                    (None, Outcome::Failed(failure.into()))
                 }
             };
             Box::new(Finished { id, resident, outcome })
@@ -331,35 +331,35 @@ async fn call_instance(
             }
         }
     };
-    let outcome = match call.work {
-        Work::Method { name, payload } => {
-            let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
-            Outcome::Answered { response, effects }
-        }
-        Work::Activation { previous } => {
-            let (result, effects) = resident.instance.activated(call.snapshot, previous.as_ref()).await?;
-            Outcome::Activated { result, effects }
-        }
-        Work::Timer { name, timer } => {
-            let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-        Work::Change { version, patch } => {
-            let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-    };
+    let outcome = call.run(&mut resident.instance).await?;
     Ok((resident, outcome))
 }
 
-fn described(failure: &CallFailure) -> Failure {
-    let kind = match failure {
-        CallFailure::Trap { .. } => FailureKind::Trap,
-        CallFailure::Timeout { .. } => FailureKind::Timeout,
-        CallFailure::Memory { .. } => FailureKind::Memory,
-        CallFailure::Instantiate { .. } | CallFailure::Missing { .. } | CallFailure::Ended => FailureKind::Start,
-    };
-    Failure { kind, detail: failure.to_string() }
+impl Call {
+    /// Do it on an instance of the version that it is for. After a failure the instance is worth nothing.
+    ///
+    /// # Errors
+    /// If the plugin did not return.
+    pub async fn run(self, instance: &mut Instance) -> Result<Outcome, CallFailure> {
+        Ok(match self.work {
+            Work::Method { name, payload } => {
+                let (response, effects) = instance.call_method(self.snapshot, &name, &payload).await?;
+                Outcome::Answered { response, effects }
+            }
+            Work::Activation { previous } => {
+                let (result, effects) = instance.activated(self.snapshot, previous.as_ref()).await?;
+                Outcome::Activated { result, effects }
+            }
+            Work::Timer { name, timer } => {
+                let (verdict, effects) = instance.fired(self.snapshot, &name, &timer).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+            Work::Change { version, patch } => {
+                let (verdict, effects) = instance.changed(self.snapshot, version, &patch).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+        })
+    }
 }
 
 async fn called(calling: &mut Option<Calling>) -> Box<Finished> {

@@ -94,6 +94,29 @@ impl Plugin {
 }
 
 impl Offers {
+    /// One version of one plugin and nothing else, for whoever runs a device without a catalog.
+    pub fn alone(version: &PluginVersion) -> Offers {
+        let plugin = Arc::new(Plugin::of(version));
+        let lineup = Lineup { generation: 1, plugins: vec![plugin.clone()] };
+        let offered = Offered {
+            hash: plugin.hash.clone(),
+            semver: version.semver().map(Arc::from),
+            label: plugin.label.clone(),
+            plugin: Some(plugin.clone()),
+            failed: None,
+        };
+        let offer = Offer {
+            name: plugin.name.clone(),
+            placement: Placement::Everywhere,
+            current: plugin,
+            versions: vec![offered],
+            previous: None,
+            canary: None,
+            pins: Vec::new(),
+        };
+        Offers { generation: 1, current: Arc::new(lineup), plugins: vec![offer] }
+    }
+
     pub(crate) fn of(set: &PluginSet) -> Offers {
         let current: Vec<_> = set.plugins.iter().map(|version| Arc::new(Plugin::of(version))).collect();
         let offers = set.rollouts.iter().zip(&current).map(|(rollout, current)| Offer {

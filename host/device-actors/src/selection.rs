@@ -173,12 +173,12 @@ enum Pinned {
 
 fn by_rule(device: &DeviceId, offer: &Offer) -> Arc<Plugin> {
     let loaded = |hash: &str| offer.find(hash).and_then(|version| version.plugin.clone());
-    let pin = offer.pins.iter().find(|pin| pin.devices.matches(device));
+    let pin = offer.pins.iter().find(|pin| pin.devices.includes(device));
     if let Some(plugin) = pin.and_then(|pin| loaded(&pin.hash)) {
         return plugin;
     }
     let canary = offer.canary.as_ref();
-    let canary = canary.filter(|canary| canary.devices.matches(device) && place(device) < canary.percent);
+    let canary = canary.filter(|canary| canary.devices.includes(device) && place(device) < canary.percent);
     canary.and_then(|canary| loaded(&canary.hash)).unwrap_or_else(|| offer.current.clone())
 }
 

@@ -14,7 +14,8 @@ use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
 use crate::context::{Effects, Snapshot, Timer};
-use crate::guest::Guest;
+use crate::folder;
+use crate::guest::{Guest, Origin};
 use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
 use crate::terms::PluginLimits;
@@ -77,8 +78,16 @@ impl Instance {
         let PluginLimits { call_time, memory } = version.terms.limits;
         let time_limit = call_time.map_or(settings.call_time_limit, |limit| limit.min(settings.call_time_limit));
         let memory_limit = memory.map_or(settings.memory_limit, |limit| limit.min(settings.memory_limit));
-        let mut guest = Guest::new(&version, memory_limit, settings.calls);
-        guest.start(device, now, time_limit);
+        let unmade = |reason| CallFailure::Instantiate { reason };
+        let folder = match (&version.terms.grants.folder, device) {
+            (Some(granted), Some(device)) => {
+                Some(folder::make(granted, &version.name, device, time_limit).await.map_err(unmade)?)
+            }
+            _ => None,
+        };
+        let origin = Origin { device, now, folder };
+        let guest = Guest::new(&version, &origin, memory_limit, settings.calls, time_limit)
+            .map_err(|error| unmade(format!("{error:#}")))?;
         let mut store = store(version.pre.engine(), guest, settings.calls.argument);
         let making = in_time(time_limit, version.exports.instantiate(&version.pre, &mut store)).await;
         match making {
@@ -87,6 +96,11 @@ impl Instance {
                 .unwrap_or_else(|| CallFailure::Instantiate { reason: format!("{error:#}") })),
             None => Err(CallFailure::Timeout { limit: time_limit }),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn guest(&mut self) -> &mut Guest {
+        self.store.data_mut()
     }
 
     pub fn version(&self) -> &Arc<PluginVersion> {
@@ -301,6 +315,10 @@ fn summary(backtrace: &WasmBacktrace) -> Option<String> {
     Some(functions.collect::<Vec<_>>().join(" < "))
 }
 
+#[cfg(test)]
+mod drafts;
+#[cfg(test)]
+mod granted;
 #[cfg(test)]
 mod hostile;
 

@@ -48,9 +48,14 @@ pub struct CallLimits {
     pub argument: usize,
     /// Random bytes at once; more is a trap. 64 KiB: the host allocates them before the guest has room for them.
     pub random: u64,
-    /// Handles that an instance may hold (streams, pollables, files, sockets). 1000: a leak ends in an error, not in
-    /// the host's memory.
+    /// Handles that an instance may hold (streams, pollables). 1000: a leak ends in an error, not in the host's memory.
     pub handles: usize,
+    /// The same, for an instance that is granted addresses or a folder: each handle can then be an open file of the
+    /// host's process, which has a few ten thousand for all. 64: a dozen connections.
+    pub files: usize,
+    /// Names that a call may look up, if any addresses are granted; a further lookup fails. 8: each takes a thread of the
+    /// host until the resolver gives up.
+    pub lookups: usize,
 }
 
 impl Default for CallLimits {
@@ -66,6 +71,8 @@ impl Default for CallLimits {
             argument: 512 << 10,
             random: 64 << 10,
             handles: 1000,
+            files: 64,
+            lookups: 8,
         }
     }
 }

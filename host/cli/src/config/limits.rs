@@ -57,6 +57,8 @@ impl HostLimits {
             ("limits.calls.argument", size(calls.argument)),
             ("limits.calls.random", shown_size(calls.random)),
             ("limits.calls.handles", calls.handles.to_string()),
+            ("limits.calls.files", calls.files.to_string()),
+            ("limits.calls.lookups", calls.lookups.to_string()),
         ];
         let live = [
             ("limits.mailbox", actors.mailbox.to_string()),
@@ -132,6 +134,8 @@ fn of_calls(section: &Section<'_>, limits: &mut CallLimits) {
     section.size("argument", 64 << 10..=16 << 20, &mut limits.argument);
     section.size("random", 64..=1 << 20, &mut limits.random);
     section.count("handles", 16..=10_000, &mut limits.handles);
+    section.count("files", 1..=10_000, &mut limits.files);
+    section.count("lookups", 0..=1000, &mut limits.lookups);
 }
 
 const fn seconds(seconds: u64) -> Duration {

@@ -200,6 +200,8 @@ fn every_limit_can_be_set() {
         argument = "108KiB"
         random = "109B"
         handles = 110
+        files = 111
+        lookups = 112
         "#,
     );
     let HostLimits { runtime, actors } = config.limits;
@@ -223,6 +225,8 @@ fn every_limit_can_be_set() {
                 argument: 108 << 10,
                 random: 109,
                 handles: 110,
+                files: 111,
+                lookups: 112,
             },
         }
     );
@@ -407,4 +411,19 @@ fn plugins_that_are_not_there_are_remarked() {
     let text = |name: &str| format!("plugins.{name}: there is no {name}.wasm in the plugin directory");
     let expected = [format!("3:10: {}", text("lamp")), format!("2:10: {}; did you mean lock-door?", text("lok-door"))];
     assert_eq!(told, expected);
+}
+
+/// What the README shows is understood, and its limits are the defaults.
+#[test]
+fn the_example_of_the_readme_is_right() {
+    let readme = include_str!("../../../../README.md");
+    let example = readme.split_once("```toml\n").and_then(|(_, rest)| rest.split_once("```")).expect("an example").0;
+    let mut outside = Outside::sample();
+    outside.files.insert("connections/a.connstr", outside.files["keys/a.connstr"].clone());
+    outside.files.insert("tagged.txt", "gate-east\n".to_owned());
+    outside.variables.insert("HALL_CONNSTR", outside.variables["DOOR"].clone());
+    outside.variables.extend([("ACCOUNT", "hush".to_owned()), ("DOOR_API_KEY", "hush".to_owned())]);
+    let config = outside.read(example).0.unwrap_or_else(|mistakes| panic!("{mistakes:#?}"));
+    assert_eq!((config.limits, config.devices.len()), (HostLimits::default(), 1006));
+    assert_eq!((config.plugins.len(), config.remarks), (1, Vec::new()));
 }

@@ -1,4 +1,4 @@
-use plugin_runtime::{CanaryRule, DeviceGlob, PinRule, Placement};
+use plugin_runtime::{CanaryRule, DeviceGlob, DeviceSelector, PinRule, Placement};
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn offers(percent: u8) -> Offers {
     let mut versions: Vec<_> = ["3.0.0", "2.0.0", "1.1.0", "1.0.0"].map(|version| offered(version, true)).into();
     versions.push(offered("0.9.0", false));
     let current = versions[1].plugin.clone().expect("loaded");
-    let canary = CanaryRule { hash: hash("3.0.0"), percent, devices: DeviceGlob::all() };
+    let canary = CanaryRule { hash: hash("3.0.0"), percent, devices: DeviceSelector::all() };
     let offer = Offer {
         name: current.name.clone(),
         placement: Placement::Everywhere,
@@ -49,8 +49,12 @@ fn offers(percent: u8) -> Offers {
     Offers { generation: 1, current: Arc::new(lineup), plugins: vec![offer] }
 }
 
+fn pattern(devices: &str) -> DeviceSelector {
+    DeviceGlob::parse(devices).expect("a pattern").into()
+}
+
 fn pin(devices: &str, version: &str) -> PinRule {
-    PinRule { hash: hash(version), devices: DeviceGlob::parse(devices).expect("a pattern") }
+    PinRule { hash: hash(version), devices: pattern(devices) }
 }
 
 fn twin(pin: Value) -> Map<String, Value> {
@@ -101,7 +105,7 @@ fn the_twins_pin_is_before_the_operators_before_the_canary_before_the_current_ve
     for pin in ["1.1.0", &hash("1.1.0"), &hash("1.1.0")[..63]] {
         assert_eq!(run(&offers, Some(&twin(json!(pin)))), "1.1.0", "{pin}");
     }
-    offers.plugins[0].canary.as_mut().expect("a canary").devices = DeviceGlob::parse("x*").expect("a pattern");
+    offers.plugins[0].canary.as_mut().expect("a canary").devices = pattern("x*");
     offers.plugins[0].pins.clear();
     assert_eq!(run(&offers, None), "2.0.0", "not for this device");
 }

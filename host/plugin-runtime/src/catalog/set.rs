@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iothub_protocol::id::{DeviceId, MethodName};
 
 use super::demand::Demand;
-use super::glob::DeviceGlob;
+use super::selector::DeviceSelector;
 use crate::name::PluginName;
 use crate::terms::Placement;
 use crate::version::PluginVersion;
@@ -56,14 +56,14 @@ pub struct KnownVersion {
 pub struct CanaryRule {
     pub hash: Arc<str>,
     pub percent: u8,
-    pub devices: DeviceGlob,
+    pub devices: DeviceSelector,
 }
 
 /// A version for certain devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinRule {
     pub hash: Arc<str>,
-    pub devices: DeviceGlob,
+    pub devices: DeviceSelector,
 }
 
 impl PluginSet {

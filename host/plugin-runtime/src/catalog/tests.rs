@@ -270,7 +270,8 @@ async fn versions_are_kept_across_restarts_and_a_rollback_goes_back_through_them
 async fn old_versions_that_nobody_uses_are_removed_from_the_disk() {
     let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
     let name = name("lock-door");
-    catalog.pin(&name, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern")).await.expect("a pin");
+    let some = DeviceSelector::from(DeviceGlob::parse("door-1*").expect("a pattern"));
+    catalog.pin(&name, "1.0.0", &some).await.expect("a pin");
     for version in 1..20 {
         catalog.swap(&name, plugin("lockDoor", &format!("1.{version}.0"))).await.expect("a swap");
     }
@@ -285,7 +286,7 @@ async fn old_versions_that_nobody_uses_are_removed_from_the_disk() {
 async fn pins_and_canaries_survive_a_restart() {
     let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
     let name = name("lock-door");
-    let some = DeviceGlob::parse("door-1*").expect("a pattern");
+    let some = DeviceSelector::from(DeviceGlob::parse("door-1*").expect("a pattern"));
     let policy = CanaryPolicy { percent: 20, ..CanaryPolicy::default() };
     let error = catalog.canary(&name, plugin("lockDoor", "1.0.0"), policy.clone()).await.expect_err("the current one");
     assert!(matches!(error, RolloutError::IsCurrent { .. }));
@@ -308,6 +309,35 @@ async fn pins_and_canaries_survive_a_restart() {
     assert_eq!((report.from.as_deref(), &*report.to), (Some("1.1.0"), "2.0.0"));
     assert_eq!(kept(&catalog), ["2.0.0 current", "1.1.0 previous", "1.0.0 pinned"]);
     assert!(matches!(catalog.promote(&name).await, Err(RolloutError::NoCanary { .. })));
+}
+
+#[tokio::test]
+async fn a_rule_for_listed_devices_survives_a_restart() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let listed = |ids: &[&str]| {
+        let ids = ids.iter().map(|id| DeviceId::parse(id).expect("an id"));
+        DeviceSelector::listed("tags.site = 'A'", ids.collect()).expect("a list")
+    };
+    let policy = CanaryPolicy { devices: listed(&["door-7", "door-9"]), ..CanaryPolicy::default() };
+    assert!(matches!(
+        catalog.canary_of(&name, "2.0.0", policy.clone()).await,
+        Err(RolloutError::UnknownVersion { .. })
+    ));
+    let (label, hash) = catalog.stage(&name, plugin("lockDoor", "2.0.0")).await.expect("kept");
+    assert_eq!((&*label, kept(&catalog)), ("2.0.0", vec!["2.0.0".to_owned(), "1.0.0 current".to_owned()]));
+    catalog.canary_of(&name, &hash, policy.clone()).await.expect("a canary");
+    catalog.pin(&name, "1.0.0", &listed(&["door-9"])).await.expect("a pin");
+    drop(catalog);
+
+    let catalog = reopen(&directory).await;
+    let set = catalog.current();
+    let rollout = &set.rollouts[0];
+    assert_eq!(rollout.canary.as_ref().map(|canary| &canary.devices), Some(&policy.devices));
+    assert_eq!(rollout.pins[0].devices, listed(&["door-9"]));
+    let error = catalog.canary_of(&name, "1.0.0", policy).await.expect_err("the current one");
+    assert!(matches!(error, RolloutError::IsCurrent { .. }));
+    assert_eq!(catalog.unpin(&name, Some("tags.site = 'A'")).await, Ok(1));
 }
 
 #[tokio::test]
@@ -403,7 +433,7 @@ async fn other_terms_are_another_version_of_the_same_code() {
     let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
     let lock_door = name("lock-door");
     catalog.swap(&lock_door, plugin("lockDoor", "1.1.0")).await.expect("a swap");
-    catalog.pin(&lock_door, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern")).await.expect("a pin");
+    catalog.pin(&lock_door, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern").into()).await.expect("a pin");
     catalog.canary(&lock_door, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
     let (before, kept_before) = (catalog.current(), kept(&catalog));
     before.loaded().for_each(|version| version.tally().failed());

@@ -150,7 +150,7 @@ impl Bench {
     /// The oldest record becomes durable.
     pub(super) fn write(&mut self) -> Changes {
         let (id, changes) = self.records.pop_front().expect("a record");
-        apply(&mut self.db, changes.clone());
+        self.db.apply(changes.clone());
         self.input(Input::Recorded { id, written: true });
         changes
     }
@@ -227,41 +227,6 @@ impl Bench {
         let payload = String::from_utf8(timer.payload.to_vec()).expect("text");
         Some((call.plugin.label.to_string(), name.clone(), payload))
     }
-}
-
-/// What a store does with changes.
-pub(super) fn apply(db: &mut DeviceRecord, changes: Changes) {
-    if let Some((desired, version)) = changes.desired {
-        (db.desired, db.desired_version) = (Map::clone(&desired), version);
-    }
-    if let Some(reported) = changes.reported {
-        db.reported = Map::clone(&reported);
-    }
-    if let Some(unsent) = changes.unsent {
-        db.unsent = unsent;
-    }
-    if let Some((plugin, state)) = changes.state {
-        let kept = db.state.entry(plugin).or_default();
-        for (key, value) in &*state {
-            match value {
-                Some(value) => kept.insert(key.clone(), value.clone()),
-                None => kept.remove(key),
-            };
-        }
-    }
-    if let Some((plugin, timers)) = changes.timers {
-        let kept = db.timers.entry(plugin).or_default();
-        for (name, timer) in &*timers {
-            match timer {
-                Some(timer) => kept.insert(name.clone(), timer.clone()),
-                None => kept.remove(name),
-            };
-        }
-    }
-    db.versions.extend(changes.version);
-    db.applied.extend(changes.applied);
-    db.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
-    db.telemetry.extend(changes.telemetry_queued);
 }
 
 pub(super) fn object(value: Value) -> Map<String, Value> {
