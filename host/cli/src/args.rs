@@ -53,14 +53,16 @@ pub(crate) enum Command {
     /// Run the embedded hub and a host with devices and plugins, in one process
     #[command(after_help = "Examples:
   latch up --devices 100 --plugins target/plugins
-  latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884")]
+  latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
+  latch up --config fleet/latch.toml")]
     Up(UpArgs),
     /// Run the embedded hub alone, for devices and back ends of your own
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
     #[command(after_help = "Examples:
   latch run --connections devices.txt --plugins target/plugins
-  latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host")]
+  latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host
+  latch run --config fleet/latch.toml")]
     Run(RunArgs),
     /// Create, list, show and delete devices
     #[command(subcommand)]
@@ -89,6 +91,9 @@ pub(crate) enum Command {
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
     Events(EventsArgs),
+    /// Check a fleet's configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Start, build, test, check, list, swap, pin and roll back plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -110,9 +115,9 @@ pub(crate) struct UpArgs {
     pub(crate) listen: ListenArgs,
     #[command(flatten)]
     pub(crate) host: HostArgs,
-    /// Make sure that door-0001 to door-N exist, and run them
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) devices: u32,
+    /// Make sure that door-0001 to door-N exist, and run them, instead of the configuration's devices
+    #[arg(long, value_name = "N")]
+    pub(crate) devices: Option<u32>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -129,43 +134,50 @@ pub(crate) struct HubArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RunArgs {
-    /// Device connection strings: a file with one a line, or a folder of .connstr files
+    /// Device connection strings: a file with one a line, or a folder of .connstr files; instead of the configuration's
     #[arg(long, value_name = "PATH")]
-    pub(crate) connections: PathBuf,
+    pub(crate) connections: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) host: HostArgs,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct ListenArgs {
     /// Where REST listens [default: 127.0.0.1:443, or port 8443 where 443 cannot be had]
     #[arg(long, value_name = "ADDR")]
     pub(crate) https: Option<SocketAddr>,
-    /// Where MQTT listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8883")]
-    pub(crate) mqtt: SocketAddr,
+    /// Where MQTT listens [default: 127.0.0.1:8883]
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) mqtt: Option<SocketAddr>,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct HostArgs {
-    /// Folder of components; each .wasm directly in it runs on every device, and is swapped when the file is replaced
+    /// The fleet's configuration [default: latch.toml beside the plugin folder, if it is there]
+    ///
+    /// Devices, where each plugin runs, its settings and grants, and limits. A change is taken up without a restart.
+    /// `latch config check` tells what is wrong with it; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder of components; each .wasm directly in it runs on every device, unless the configuration says otherwise, and
+    /// is swapped when the file is replaced
     #[arg(long, value_name = "DIR")]
     pub(crate) plugins: Option<PathBuf>,
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
-    /// Seconds that a plugin may take for one call
-    #[arg(long, help_heading = LIMITS, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=300))]
-    pub(crate) call_limit: u32,
-    /// MiB of memory that one plugin instance may have
-    #[arg(long, help_heading = LIMITS, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) memory_limit: u32,
-    /// Milliseconds after which an instance without work is dropped
-    #[arg(long, help_heading = LIMITS, value_name = "MS", default_value_t = 1000)]
-    pub(crate) idle: u32,
-    /// Instances kept at once, over all devices
-    #[arg(long, help_heading = LIMITS, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub(crate) max_instances: u32,
+    /// Seconds that a plugin may take for one call [default: 5]
+    #[arg(long, help_heading = LIMITS, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub(crate) call_limit: Option<u32>,
+    /// MiB of memory that one plugin instance may have [default: 64]
+    #[arg(long, help_heading = LIMITS, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) memory_limit: Option<u32>,
+    /// Milliseconds after which an instance without work is dropped [default: 1000]
+    #[arg(long, help_heading = LIMITS, value_name = "MS")]
+    pub(crate) idle: Option<u32>,
+    /// Instances kept at once, over all devices [default: 256]
+    #[arg(long, help_heading = LIMITS, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    pub(crate) max_instances: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -350,6 +362,20 @@ pub(crate) enum EventKind {
     Queued,
     /// A cloud-to-device message has left its queue
     Settled,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Tell every mistake in a configuration, or what it comes to; starts nothing
+    #[command(after_help = "The files and variables that it names are read as well. The README has a whole example.
+
+Example:
+  latch config check fleet/latch.toml")]
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE", default_value = crate::config::FILE_NAME)]
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

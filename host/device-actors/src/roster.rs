@@ -126,9 +126,9 @@ impl Roster {
         in_time
     }
 
-    /// Bound every device by `limits` from now on, from the next message on.
-    pub fn set_limits(&self, limits: Limits) {
-        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits);
+    /// Bound every device by `limits` from now on. Tells whether they are others than before.
+    pub fn set_limits(&self, limits: Limits) -> bool {
+        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
     }
 
     /// What the device's actor is doing; none if there is no such actor.
@@ -247,7 +247,8 @@ mod tests {
         assert!(roster.snapshot(&device).is_none() && roster.snapshot(&other).is_some());
         assert!(roster.remove(&device).await, "it is gone already");
 
-        roster.set_limits(Limits { mailbox: 0, ..Limits::default() });
+        let limits = Limits { mailbox: 0, ..Limits::default() };
+        assert!(roster.set_limits(limits) && !roster.set_limits(limits));
         let (link, from_hub, to_hub) = Link::new();
         roster.add(device.clone(), from_hub, to_hub).await.expect("added");
         for mut link in [link, other_link] {

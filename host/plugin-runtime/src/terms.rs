@@ -120,6 +120,19 @@ impl Placement {
     }
 }
 
+impl fmt::Display for AddressGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.network {
+            IpAddr::V4(network) => write!(f, "{network}/{}", self.prefix)?,
+            IpAddr::V6(network) => write!(f, "[{network}]/{}", self.prefix)?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => write!(f, ":*"),
+        }
+    }
+}
+
 impl fmt::Debug for Terms {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Terms").field("limits", &self.limits).finish_non_exhaustive()
