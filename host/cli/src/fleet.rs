@@ -154,6 +154,9 @@ impl Fleet {
             watcher.abort();
         }
         self.roster.shutdown().await;
+        if let Some(catalog) = &self.catalog {
+            catalog.keep_trials().await;
+        }
         self.links.cancel();
         for connection in self.connections {
             // One that panicked has nothing left to wait for.

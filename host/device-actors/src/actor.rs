@@ -169,7 +169,7 @@ impl Actor {
             offers: Arc::default(),
             lineup: Arc::default(),
             activations: Activations::new(recovered.versions),
-            past: Past::default(),
+            past: Past::new(recovered.past),
             wanted: BTreeSet::new(),
             link: Link::Down,
             connection: 0,

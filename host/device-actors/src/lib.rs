@@ -30,7 +30,7 @@ pub use activation::HeldBack;
 pub use failure::{Failure, FailureKind, LastFailure};
 pub use limits::{Backoff, Limits};
 pub use lineup::{Lineup, Offer, Offered, Offers, Plugin};
-pub use record::{Applied, Changes, DeviceRecord, QueuedTelemetry, Unsent};
+pub use record::{Applied, Changes, DeviceRecord, PluginPast, Quarantined, QueuedTelemetry, Unsent};
 pub use roster::{Roster, RosterSettings};
 pub use store::StateStore;
 pub use timers::Now;

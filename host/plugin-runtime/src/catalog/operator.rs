@@ -241,7 +241,8 @@ impl Catalog {
     pub(super) async fn judge(&self, now: Instant) {
         let arriving = self.inner.arriving.lock().await;
         let judged = self.shelf().judge(now);
-        for Judged { name, judgement, counts, policy } in judged {
+        for Judged { name, judgement, watched, policy } in judged {
+            let counts = watched.counts();
             let kept = if judgement == Judgement::Passed {
                 tracing::info!(plugin = %name, calls = counts.calls, failures = counts.failures, "canary is healthy");
                 self.shelf().passed(&name);
@@ -262,6 +263,30 @@ impl Catalog {
             if let Err(error) = kept {
                 tracing::error!(plugin = %name, %error, "what became of a canary could not be kept");
             }
+        }
+    }
+
+    /// Keep what was seen of canaries, so that the next start goes on from there: once more at the end, as it is kept only
+    /// now and then.
+    pub async fn keep_trials(&self) {
+        self.keep_watched(Instant::now(), true).await;
+    }
+
+    pub(super) async fn keep_watched(&self, now: Instant, all: bool) {
+        let arriving = self.inner.arriving.lock().await;
+        let seen = self.shelf().to_keep(now, all);
+        if seen.is_empty() {
+            return;
+        }
+        let kept = self.decide(&arriving, |ledger| {
+            for (name, watched) in seen {
+                if let Some(canary) = &mut ledger.record(&name).canary {
+                    canary.watched = watched;
+                }
+            }
+        });
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "what was seen of a canary could not be kept");
         }
     }
 

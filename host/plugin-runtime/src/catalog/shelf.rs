@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::canary::{CanaryPolicy, Judgement, Trial};
+use super::canary::{CanaryPolicy, Judgement, KEEP, Trial, Watched};
 use super::demand::Demand;
 use super::ledger::{Ledger, Record};
 use super::set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
@@ -57,7 +57,7 @@ pub(super) struct Placed {
 pub(super) struct Judged {
     pub(super) name: PluginName,
     pub(super) judgement: Judgement,
-    pub(super) counts: Counts,
+    pub(super) watched: Watched,
     pub(super) policy: CanaryPolicy,
 }
 
@@ -213,7 +213,8 @@ impl Shelf {
                 continue;
             };
             let before = version.tally().counts();
-            entry.trial.get_or_insert(Trial { since: now, before, passed: canary.passed });
+            let (earlier, passed) = (canary.watched, canary.passed);
+            entry.trial.get_or_insert(Trial { since: now, before, earlier, kept_at: now, passed });
         }
     }
 
@@ -236,11 +237,31 @@ impl Shelf {
             let name = entry.version.as_ref()?.name().clone();
             let canary = self.ledger.get(name.as_str())?.canary.as_ref()?;
             let (policy, version) = (canary.policy()?, entry.loaded(&canary.hash)?);
-            let counts = version.tally().counts();
-            let judgement = trial.judge(&policy, now, counts);
-            Some(Judged { name, judgement, counts: counts.since(trial.before), policy })
+            let watched = trial.watched(now, version.tally().counts());
+            let judgement = trial.judge(&policy, watched);
+            Some(Judged { name, judgement, watched, policy })
         });
         judged.filter(|judged| judged.judgement != Judgement::Open).collect()
+    }
+
+    /// What was seen of the canaries on trial since it was last kept; of those for which that is some time ago, unless
+    /// `all` are asked for. It counts as kept from now on.
+    pub(super) fn to_keep(&mut self, now: Instant, all: bool) -> Vec<(PluginName, Watched)> {
+        let mut to_keep = Vec::new();
+        for entry in self.entries.values_mut() {
+            let Some(name) = entry.version.as_ref().map(|version| version.name().clone()) else { continue };
+            let canary = self.ledger.get(name.as_str()).and_then(|record| record.canary.as_ref());
+            let Some(canary) = canary.filter(|canary| !canary.passed) else { continue };
+            let Some(counts) = entry.loaded(&canary.hash).map(|version| version.tally().counts()) else { continue };
+            let Some(trial) = &mut entry.trial else { continue };
+            let watched = trial.watched(now, counts);
+            let is_due = all || now.saturating_duration_since(trial.kept_at) >= KEEP;
+            if is_due && watched.counts() != canary.watched.counts() {
+                trial.kept_at = now;
+                to_keep.push((name, watched));
+            }
+        }
+        to_keep
     }
 
     /// The canary of `name` did well.
@@ -347,7 +368,7 @@ impl Entry {
 
     fn canary_view(&self, record: &Record) -> Option<CanaryView> {
         let (canary, trial) = (record.canary.as_ref()?, self.trial.as_ref()?);
-        let counts = self.loaded(&canary.hash)?.tally().counts().since(trial.before);
+        let counts = trial.watched(trial.since, self.loaded(&canary.hash)?.tally().counts()).counts();
         let (hash, label) = (canary.hash.clone(), record.label(&canary.hash));
         Some(CanaryView { hash, label, policy: canary.policy()?, passed: trial.passed, counts })
     }

@@ -5,6 +5,7 @@ use iothub_protocol::id::DeviceId;
 
 use super::settling::Settling;
 use super::*;
+use crate::tally::Counts;
 use crate::testing::{Component, runtime, with_version};
 
 fn plugin(method: &str, version: &str) -> Vec<u8> {
@@ -357,6 +358,38 @@ async fn a_canary_that_fails_is_withdrawn_and_one_that_does_well_stays() {
     assert_eq!((&*withdrawn.label, &*withdrawn.reason), ("2.0.0", "1 of 10 calls failed; 5% may"));
     assert!(catalog.current().rollouts[0].canary.is_none());
     assert_eq!(catalog.current().loaded().count(), 1, "its code is freed");
+}
+
+#[tokio::test]
+async fn a_restart_neither_forgets_a_failing_canary_nor_lets_it_pass() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let start = std::time::Instant::now();
+    let canary = |catalog: &Catalog| {
+        catalog.current().loaded().find(|version| version.label() == "2.0.0").cloned().expect("loaded")
+    };
+    let shown = |catalog: &Catalog| catalog.list().remove(0).canary.map(|canary| canary.counts);
+    catalog.canary(&name, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
+    (0..9).for_each(|_| canary(&catalog).tally().answered());
+    catalog.keep_watched(start + Duration::from_secs(30), false).await;
+    canary(&catalog).tally().failed();
+    catalog.keep_watched(start + Duration::from_secs(31), false).await;
+    drop(catalog);
+
+    // Killed: the last second is lost, the rest is not.
+    let catalog = reopen(&directory).await;
+    assert_eq!(shown(&catalog), Some(Counts { calls: 9, failures: 0 }));
+    catalog.judge(std::time::Instant::now() + Duration::from_secs(29)).await;
+    assert!(shown(&catalog).is_some(), "too few calls to tell");
+    canary(&catalog).tally().failed();
+    catalog.keep_trials().await;
+    drop(catalog);
+
+    let catalog = reopen(&directory).await;
+    assert_eq!(shown(&catalog), Some(Counts { calls: 10, failures: 1 }));
+    catalog.judge(std::time::Instant::now()).await;
+    let withdrawn = catalog.list().remove(0).withdrawn.expect("withdrawn at the first look");
+    assert_eq!(withdrawn.reason, "1 of 10 calls failed; 5% may");
 }
 
 #[tokio::test]

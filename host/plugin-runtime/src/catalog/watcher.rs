@@ -31,7 +31,10 @@ impl Catalog {
             let watching = self.shelf().on_trial();
             tokio::select! {
                 () = self.inner.demand.changed() => {}
-                () = sleep(JUDGE), if watching => self.judge(now()).await,
+                () = sleep(JUDGE), if watching => {
+                    self.judge(now()).await;
+                    self.keep_watched(now(), false).await;
+                }
             }
         }
     }
