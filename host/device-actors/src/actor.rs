@@ -230,6 +230,9 @@ impl Actor {
             calls: self.calls,
             failures: self.failures,
             last_failure: self.last_failure.clone(),
+            // Of whoever runs the actor.
+            restarts: 0,
+            last_crash: None,
             desired_version: self.desired.version(),
             held_back: self.activations.held_back(),
             timers: self.timers.pending(),

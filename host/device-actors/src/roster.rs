@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::actor::Actor;
-use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
+use crate::driver::{CurrentPlugins, HubLink, Shared};
 use crate::limits::Limits;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
+use crate::supervisor::Supervised;
 use crate::view::ActorView;
 
 #[derive(Debug, Clone)]
@@ -130,11 +130,12 @@ impl Roster {
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
-        let actor = Actor::new(device.clone(), record, self.settings.limits, rand::random(), now());
-        let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), self.shared.clone());
-        self.lock().insert(device, driver.view());
-        let (stop, give_up) = (self.stop.clone(), self.give_up.clone());
-        self.tasks.spawn(async move { give_up.run_until_cancelled(driver.run(stop)).await });
+        let (view, limits) = (watch::Sender::new(ActorView::default()), self.settings.limits);
+        let (plugins, shared, stop) = (self.plugins.clone(), self.shared.clone(), self.stop.clone());
+        self.lock().insert(device.clone(), view.subscribe());
+        let supervised = Supervised { device, limits, plugins, shared, view, stop };
+        let give_up = self.give_up.clone();
+        self.tasks.spawn(async move { give_up.run_until_cancelled(supervised.run(record, link)).await });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, watch::Receiver<ActorView>>> {

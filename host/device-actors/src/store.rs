@@ -39,6 +39,12 @@ impl StateStore {
         Ok(loaded.remove(device).unwrap_or_default())
     }
 
+    /// One device as it is once everything that is queued for it is written.
+    pub(crate) async fn load_after_writes(&self, device: &DeviceId) -> Result<DeviceRecord, StoreError> {
+        self.store.write(|_| Ok(())).await?;
+        self.load(device).await
+    }
+
     /// Queue `changes`; `then` runs when they are durable, or not written at all. Calls take effect in their order.
     pub(crate) fn write(
         &self,

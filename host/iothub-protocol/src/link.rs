@@ -3,6 +3,8 @@
 //! A connection turns MQTT into [`FromHub`] and [`ToHub`] into MQTT. It subscribes and GETs the twin on every connect,
 //! by the rule that every SDK follows: subscribe, GET, then notices newer than what the GET brought.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use crate::id::{MethodName, RequestId};
@@ -36,6 +38,9 @@ pub enum ToHub {
     Report { token: u64, patch: Map<String, Value> },
     /// A device-to-cloud message, QoS 1. Dropped when not connected; after a connect the actor sends again.
     Telemetry { token: u64, message: TelemetryMessage },
+    /// Part from the hub, which tells whoever waits for an answer, and connect anew after this time at the earliest. What
+    /// follows is as after any break: [`FromHub::Connected`] and the whole twin.
+    Reconnect { after: Duration },
 }
 
 /// A device-to-cloud message.

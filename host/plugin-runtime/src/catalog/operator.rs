@@ -274,7 +274,7 @@ impl Catalog {
 
     pub(super) async fn keep_watched(&self, now: Instant, all: bool) {
         let arriving = self.inner.arriving.lock().await;
-        let seen = self.shelf().to_keep(now, all);
+        let seen = self.shelf().take_unkept(now, all);
         if seen.is_empty() {
             return;
         }

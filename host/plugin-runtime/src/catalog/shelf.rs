@@ -10,7 +10,6 @@ use super::ledger::{Ledger, Record};
 use super::set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 use super::view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 use crate::name::PluginName;
-use crate::tally::Counts;
 use crate::version::{LoadError, PluginVersion};
 
 /// Why a file is not what runs.
@@ -246,7 +245,7 @@ impl Shelf {
 
     /// What was seen of the canaries on trial since it was last kept; of those for which that is some time ago, unless
     /// `all` are asked for. It counts as kept from now on.
-    pub(super) fn to_keep(&mut self, now: Instant, all: bool) -> Vec<(PluginName, Watched)> {
+    pub(super) fn take_unkept(&mut self, now: Instant, all: bool) -> Vec<(PluginName, Watched)> {
         let mut to_keep = Vec::new();
         for entry in self.entries.values_mut() {
             let Some(name) = entry.version.as_ref().map(|version| version.name().clone()) else { continue };

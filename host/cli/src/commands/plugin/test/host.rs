@@ -344,6 +344,8 @@ impl<'a> Host<'a> {
                 self.happened.telemetry.push(message);
                 Some(FromHub::TelemetryTaken { token })
             }
+            // Only from hosts, for an actor that failed.
+            ToHub::Reconnect { .. } => None,
         }
     }
 }
