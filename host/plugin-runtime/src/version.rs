@@ -168,6 +168,13 @@ pub enum LoadError {
     File { action: &'static str, reason: String },
 }
 
+impl LoadError {
+    /// The plugin that was there first.
+    pub(crate) fn other(self) -> Option<PluginName> {
+        if let LoadError::Conflict { other, .. } = self { Some(other) } else { None }
+    }
+}
+
 /// The hash that names a component.
 pub(crate) fn hash(wasm: &[u8]) -> String {
     digest(&SHA256, wasm).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

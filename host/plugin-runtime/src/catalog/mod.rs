@@ -119,8 +119,14 @@ impl Catalog {
         plans: PluginPlans,
     ) -> Result<Catalog, CatalogError> {
         let path = directory.to_owned();
-        let listing = blocking(move || files::list(&path)).await;
+        let listing = blocking(move || {
+            if let Err(error) = files::remove_leftovers(&path) {
+                tracing::warn!(folder = %path.display(), %error, "leftovers could not be removed");
+            }
+            files::list(&path)
+        });
         let first_listing = listing
+            .await
             .map_err(|error| CatalogError::Directory { path: directory.to_owned(), reason: error.to_string() })?;
         let path = versions.to_owned();
         let kept = blocking(move || Archive::open(path)).await;
@@ -191,11 +197,17 @@ impl Catalog {
     async fn arrived(&self, arriving: &MutexGuard<'_, ()>, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
         let hash = wasm.as_ref().map_or_else(|_| String::new(), |wasm| version::hash(wasm));
         if let Err(error) = self.take(arriving, stem, wasm).await {
-            let is_conflict = matches!(error, LoadError::Conflict { .. });
+            let other = if let LoadError::Conflict { other, .. } = &error { Some(other) } else { None };
             let reason = error.to_string();
             let refusal = Refusal { reason: reason.clone(), hash, at: SystemTime::now() };
-            if self.shelf().refuse(stem, refusal, is_conflict) {
-                tracing::warn!(plugin = stem, reason, "plugin file refused");
+            let is_news = self.shelf().refuse(stem, refusal, other.is_some());
+            match other {
+                // A file that was renamed: the other one is about to count as gone.
+                Some(other) if is_news && !self.has_file(other).await => {
+                    tracing::info!(plugin = stem, %other, "plugin file waits until the other one's file counts as gone");
+                }
+                _ if is_news => tracing::warn!(plugin = stem, reason, "plugin file refused"),
+                _ => {}
             }
         }
     }
@@ -238,6 +250,12 @@ impl Catalog {
             (placed, Some(shelf.ledger().clone()).filter(|ledger| *ledger != before))
         };
         let mut generation = self.current().generation;
+        for other in &placed.replaced {
+            tracing::warn!(
+                plugin = %name, instead_of = %other,
+                "plugin takes the place of one whose file is gone; state, timers and pins stay with the other name"
+            );
+        }
         if placed.changed {
             generation = self.publish();
             let from = placed.from.as_deref().unwrap_or("none");
@@ -257,6 +275,11 @@ impl Catalog {
         let mut shelf = self.shelf();
         self.inner.published.send_replace(Arc::new(shelf.next_set()));
         shelf.generation()
+    }
+
+    async fn has_file(&self, name: &PluginName) -> bool {
+        let path = self.inner.directory.join(files::file_name(name.as_str()));
+        blocking(move || path.exists()).await
     }
 
     /// Read a file whole, with its state when it was read.

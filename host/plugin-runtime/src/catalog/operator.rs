@@ -77,7 +77,7 @@ impl Catalog {
             catalog.current_of(&name)?;
             let hash = catalog.find(&name, &wanted)?;
             let version = catalog.loaded_or_load(&name, &hash).await?;
-            catalog.shelf().check(&version)?;
+            catalog.shelf().check_beside(&version)?;
             catalog.begin_canary(&arriving, version, policy).await
         })
         .await
@@ -108,7 +108,7 @@ impl Catalog {
         if version.hash() == current.hash() {
             return Err(RolloutError::IsCurrent { name: name.clone(), label: version.label().to_owned() });
         }
-        self.shelf().check(&version)?;
+        self.shelf().check_beside(&version)?;
         self.keep(&version, wasm).await?;
         self.decide(arriving, |ledger| ledger.record(name).arrived(&version, SystemTime::now())).await?;
         Ok(version)
@@ -208,7 +208,7 @@ impl Catalog {
         self.current_of(name)?;
         let hash = self.find(name, wanted)?;
         let version = self.loaded_or_load(name, &hash).await?;
-        self.shelf().check(&version)?;
+        self.shelf().check_beside(&version)?;
         self.decide(&arriving, |ledger| ledger.record(name).pin(&hash, devices)).await?;
         let label = version.label().to_owned();
         tracing::info!(plugin = %name, version = label, %devices, "plugin version is pinned");

@@ -50,6 +50,8 @@ pub(super) struct Placed {
     /// The label of the version before.
     pub(super) from: Option<String>,
     pub(super) changed: bool,
+    /// Plugins without a file that gave way to it.
+    pub(super) replaced: Vec<PluginName>,
 }
 
 /// A canary that was just judged.
@@ -117,30 +119,46 @@ impl Shelf {
         self.entries.get(name.as_str())?.loaded(hash)
     }
 
-    /// Whether `version` could run: nobody else answers its methods, nor would if a rule took effect.
+    /// Whether `version` could be current: nobody else answers its methods, nor would if a rule took effect. A plugin whose
+    /// file is gone gives way.
     pub(super) fn check(&self, version: &PluginVersion) -> Result<(), LoadError> {
+        let mut conflicts = self.conflicts(version).filter(|(entry, _)| !entry.removed);
+        conflicts.next().map_or(Ok(()), |(_, conflict)| Err(conflict))
+    }
+
+    /// Whether `version` could run beside what is current: as [`Shelf::check`], but nobody gives way.
+    pub(super) fn check_beside(&self, version: &PluginVersion) -> Result<(), LoadError> {
+        self.conflicts(version).next().map_or(Ok(()), |(_, conflict)| Err(conflict))
+    }
+
+    /// Who else answers a method of `version`.
+    fn conflicts(&self, version: &PluginVersion) -> impl Iterator<Item = (&Entry, LoadError)> {
         let others = self.entries.iter().filter(|(name, _)| name.as_str() != version.name().as_str());
         let others = others.flat_map(|(name, entry)| {
             let record = self.ledger.get(name);
             let ruled_in = move |hash: &str| record.is_some_and(|record| record.is_ruled_in(hash));
             let beside = entry.others.iter().filter(move |(hash, _)| ruled_in(hash)).map(|(_, version)| version);
-            entry.version.iter().chain(beside)
+            entry.version.iter().chain(beside).map(move |other| (entry, other))
         });
-        for other in others {
-            if let Some(method) = version.methods().iter().find(|method| other.methods().contains(method)) {
-                return Err(LoadError::Conflict {
-                    plugin: version.name().clone(),
-                    other: other.name().clone(),
-                    method: method.clone(),
-                });
-            }
-        }
-        Ok(())
+        others.filter_map(|(entry, other)| {
+            let method = version.methods().iter().find(|method| other.methods().contains(method))?.clone();
+            let (plugin, other) = (version.name().clone(), other.name().clone());
+            Some((entry, LoadError::Conflict { plugin, other, method }))
+        })
+    }
+
+    /// Plugins in the way of `version`, all of which have lost their files, are given up. Answers which.
+    fn give_way(&mut self, version: &PluginVersion) -> Vec<PluginName> {
+        let mut replaced: Vec<_> = self.conflicts(version).filter_map(|(_, conflict)| conflict.other()).collect();
+        replaced.dedup();
+        self.entries.retain(|name, _| !replaced.iter().any(|replaced| replaced.as_str() == name));
+        replaced
     }
 
     /// Make `version` current. The same code on the same terms again changes nothing.
     pub(super) fn place(&mut self, version: Arc<PluginVersion>, now: SystemTime) -> Result<Placed, LoadError> {
         self.check(&version)?;
+        let replaced = self.give_way(&version);
         let record = self.ledger.record(version.name());
         if record.current() != Some(version.hash()) || record.find(version.hash()).is_none() {
             record.arrived(&version, now);
@@ -160,7 +178,7 @@ impl Shelf {
             entry.loaded_at = Some(now);
         }
         self.tidy();
-        Ok(Placed { from, changed })
+        Ok(Placed { from, changed, replaced })
     }
 
     /// Put what was decided in force. It is on disk already.

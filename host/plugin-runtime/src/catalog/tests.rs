@@ -228,6 +228,33 @@ async fn a_plugin_whose_file_goes_keeps_running() {
     assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
 }
 
+#[tokio::test]
+async fn a_file_that_is_renamed_takes_over_under_its_new_name() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let (from, to) = (directory.path().join("lock-door.wasm"), directory.path().join("front-door.wasm"));
+    fs::rename(&from, &to).expect("renamed");
+    let is_removed = || catalog.list().iter().any(|entry| entry.removed);
+    let step = std::cell::Cell::new(0);
+    // One watch over both, as a second one would begin with the directory of the start.
+    until(&catalog, || match step.get() {
+        0 if running(&catalog.current()) == ["front-door 1.0.0"] => {
+            assert_eq!((catalog.list().len(), refusal(&catalog, "front-door")), (1, None), "the other one is given up");
+            fs::remove_file(&to).expect("removed");
+            step.set(1);
+            false
+        }
+        step => step == 1 && is_removed(),
+    })
+    .await;
+
+    // Another plugin gives way only to what would be current in its place.
+    catalog.swap(&name("lock-door"), plugin("light", "1.1.0")).await.expect("a swap");
+    assert_eq!(running(&catalog.current()), ["front-door 1.0.0", "lock-door 1.1.0"], "another method: both run");
+    catalog.stage(&name("lock-door"), plugin("lockDoor", "1.2.0")).await.expect_err("beside it, nobody gives way");
+    catalog.swap(&name("lock-door"), plugin("lockDoor", "1.2.0")).await.expect("a swap");
+    assert_eq!(running(&catalog.current()), ["lock-door 1.2.0"]);
+}
+
 /// The labels of what is kept of lock-door, the newest first, with what each one is.
 fn kept(catalog: &Catalog) -> Vec<String> {
     let entry = catalog.list().into_iter().find(|entry| entry.name == "lock-door").expect("a plugin");
