@@ -9,7 +9,7 @@ use device_actors::{Limits, Roster, RosterSettings, StateStore};
 use durable_store::Durability;
 use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
-use plugin_runtime::{Catalog, PluginSet, Runtime, RuntimeSettings};
+use plugin_runtime::{Catalog, CatalogOptions, PluginSet, Runtime, RuntimeSettings};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::HostArgs;
 use crate::data_folder::DataFolder;
+use crate::scenarios;
 
 /// Devices that shake hands at once; more would only take the processors from each other.
 const CONNECTS: usize = 64;
@@ -51,7 +52,9 @@ impl Plugins {
             None => None,
             Some(folder) => {
                 let versions = data.path().join(VERSIONS);
-                let catalog = Catalog::open(folder, &versions, runtime.clone()).await;
+                let self_test = Some(scenarios::self_test(folder, &runtime));
+                let options = CatalogOptions { self_test, ..CatalogOptions::default() };
+                let catalog = Catalog::open_with(folder, &versions, runtime.clone(), options).await;
                 Some(catalog.with_context(
                     || "hint: --plugins names a folder of components; `latch plugin build` makes target/plugins",
                 )?)

@@ -16,6 +16,7 @@ mod listeners;
 mod output;
 mod plugin_build;
 mod progress;
+mod scenarios;
 mod signals;
 
 use std::process::ExitCode;

@@ -55,6 +55,24 @@ pub struct PluginPlan {
 /// Plans by plugin. One without a plan runs everywhere and is granted nothing.
 pub type PluginPlans = BTreeMap<PluginName, PluginPlan>;
 
+/// A last test of a new version before any device runs it; else why not. Runs on a thread for blocking work.
+pub type SelfTest = Arc<dyn Fn(&PluginSource) -> Result<(), String> + Send + Sync>;
+
+/// What a catalog can be given. The default is nothing.
+#[derive(Clone, Default)]
+pub struct CatalogOptions {
+    pub plans: PluginPlans,
+    /// For versions that arrive: from the directory, by a swap or as a canary. What was current before a restart, or is
+    /// kept, was tested when it arrived.
+    pub self_test: Option<SelfTest>,
+}
+
+impl From<PluginPlans> for CatalogOptions {
+    fn from(plans: PluginPlans) -> CatalogOptions {
+        CatalogOptions { plans, self_test: None }
+    }
+}
+
 /// The plugins of one directory. Every `*.wasm` directly in it is a plugin, named by its file; sub-folders and hidden
 /// files are not looked at. Cheap to clone.
 #[derive(Clone)]
@@ -66,6 +84,7 @@ struct Inner {
     directory: PathBuf,
     runtime: Runtime,
     plans: PluginPlans,
+    self_test: Option<SelfTest>,
     archive: Arc<Archive>,
     demand: Demand,
     shelf: Mutex<Shelf>,
@@ -108,7 +127,7 @@ impl Catalog {
         Catalog::open_with(directory, versions, runtime, PluginPlans::new()).await
     }
 
-    /// [`Catalog::open`] with plans for some of the plugins.
+    /// [`Catalog::open`] with plans for some of the plugins, or a test for new versions.
     ///
     /// # Errors
     /// The same.
@@ -116,8 +135,9 @@ impl Catalog {
         directory: &Path,
         versions: &Path,
         runtime: Runtime,
-        plans: PluginPlans,
+        options: impl Into<CatalogOptions>,
     ) -> Result<Catalog, CatalogError> {
+        let CatalogOptions { plans, self_test } = options.into();
         let path = directory.to_owned();
         let listing = blocking(move || {
             if let Err(error) = files::remove_leftovers(&path) {
@@ -137,6 +157,7 @@ impl Catalog {
             directory: directory.to_owned(),
             runtime,
             plans,
+            self_test,
             archive: Arc::new(archive),
             demand: demand.clone(),
             shelf: Mutex::new(Shelf::new(ledger, demand)),
@@ -184,7 +205,7 @@ impl Catalog {
     async fn swap_whole(&self, name: &PluginName, wasm: Vec<u8>) -> Result<SwapReport, LoadError> {
         let path = self.inner.directory.join(files::file_name(name.as_str()));
         let arriving = self.inner.arriving.lock().await;
-        let version = self.load(name, wasm.clone()).await?;
+        let version = self.load_new(name, wasm.clone()).await?;
         self.shelf().check(&version)?;
         self.keep(&version, wasm.clone()).await?;
         let written = blocking(move || files::write(&path, &wasm)).await;
@@ -220,15 +241,36 @@ impl Catalog {
     ) -> Result<SwapReport, LoadError> {
         let name = PluginName::parse(stem).map_err(|reason| LoadError::Name { reason })?;
         let wasm = wasm?;
-        let version = self.load(&name, wasm.clone()).await?;
+        let version = self.load_new(&name, wasm.clone()).await?;
         self.shelf().check(&version)?;
         self.keep(&version, wasm).await?;
         self.make_placed(arriving, version).await
     }
 
-    async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
+    /// Load a version that arrives, and test it.
+    async fn load_new(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
+        let Some(test) = self.inner.self_test.clone() else { return self.load(name, wasm).await };
+        let version = self.load(name, wasm.clone()).await?;
+        let is_known = {
+            let shelf = self.shelf();
+            shelf.ledger().get(name.as_str()).is_some_and(|record| record.current() == Some(version.hash()))
+        };
+        if is_known {
+            return Ok(version);
+        }
+        let source = self.source(name, wasm);
+        let test = move || panic::catch_unwind(AssertUnwindSafe(|| test(&source)));
+        let tested = blocking(test).await.unwrap_or_else(|_| Err("the test panicked, see the log".to_owned()));
+        tested.map(|()| version).map_err(|reason| LoadError::Tests { reason })
+    }
+
+    fn source(&self, name: &PluginName, wasm: Vec<u8>) -> PluginSource {
         let terms = self.inner.plans.get(name).map(|plan| plan.terms.clone()).unwrap_or_default();
-        let source = PluginSource { name: name.clone(), wasm, terms };
+        PluginSource { name: name.clone(), wasm, terms }
+    }
+
+    async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
+        let source = self.source(name, wasm);
         let runtime = self.inner.runtime.clone();
         // A component that a compiler cannot bear must not take the directory's watcher with it.
         let load = move || panic::catch_unwind(AssertUnwindSafe(|| runtime.load(source)));

@@ -104,7 +104,7 @@ impl Catalog {
         wasm: Vec<u8>,
     ) -> Result<Arc<PluginVersion>, RolloutError> {
         let current = self.current_of(name)?;
-        let version = self.load(name, wasm.clone()).await?;
+        let version = self.load_new(name, wasm.clone()).await?;
         if version.hash() == current.hash() {
             return Err(RolloutError::IsCurrent { name: name.clone(), label: version.label().to_owned() });
         }

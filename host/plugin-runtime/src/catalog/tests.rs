@@ -255,6 +255,37 @@ async fn a_file_that_is_renamed_takes_over_under_its_new_name() {
     assert_eq!(running(&catalog.current()), ["lock-door 1.2.0"]);
 }
 
+#[tokio::test]
+async fn a_version_that_arrives_must_pass_its_tests() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    drop(catalog);
+    let tested = Arc::new(Mutex::new(Vec::new()));
+    let seen = tested.clone();
+    let self_test: SelfTest = Arc::new(move |source| {
+        let bad = source.wasm.windows(5).any(|text| text == b"2.0.0");
+        seen.lock().expect("nobody panics").push(format!("{} {bad}", source.name));
+        if bad { Err("x.toml:3: answer: expected 1, found 2".to_owned()) } else { Ok(()) }
+    });
+    let options = CatalogOptions { self_test: Some(self_test), ..CatalogOptions::default() };
+    let versions = directory.path().join("versions");
+    let catalog = Catalog::open_with(directory.path(), &versions, runtime(), options).await.expect("a catalog");
+    assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
+    assert!(tested.lock().expect("nobody panics").is_empty(), "it was current before");
+
+    let name = name("lock-door");
+    let reason = "the component does not pass its own tests: x.toml:3: answer: expected 1, found 2";
+    let refused = catalog.swap(&name, plugin("lockDoor", "2.0.0")).await.expect_err("refused");
+    assert_eq!(refused.to_string(), reason);
+    let canary = catalog.canary(&name, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await;
+    assert_eq!(canary.expect_err("refused").to_string(), reason);
+    fs::write(directory.path().join("lock-door.wasm"), plugin("lockDoor", "2.0.0")).expect("written");
+    until(&catalog, || refusal(&catalog, "lock-door").as_deref() == Some(reason)).await;
+    catalog.swap(&name, plugin("lockDoor", "1.1.0")).await.expect("a good one");
+    catalog.rollback(&name).await.expect("what is kept was tested");
+    let tested = tested.lock().expect("nobody panics").join(", ");
+    assert_eq!(tested, "lock-door true, lock-door true, lock-door true, lock-door false");
+}
+
 /// The labels of what is kept of lock-door, the newest first, with what each one is.
 fn kept(catalog: &Catalog) -> Vec<String> {
     let entry = catalog.list().into_iter().find(|entry| entry.name == "lock-door").expect("a plugin");
