@@ -94,6 +94,10 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
             "detail": last.failure.detail,
         })
     });
+    let last_crash = view.last_crash.as_ref().map(|last| {
+        let seconds = Instant::now().saturating_duration_since(last.at).as_secs();
+        json!({"secondsAgo": seconds, "reason": last.reason})
+    });
     let held_back: Vec<Value> = view
         .held_back
         .iter()
@@ -108,6 +112,8 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "calls": view.calls,
         "failures": view.failures,
         "lastFailure": last_failure,
+        "restarts": view.restarts,
+        "lastCrash": last_crash,
         "desiredVersion": view.desired_version,
         "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,

@@ -160,7 +160,7 @@ pub(crate) struct HostArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Folder of components; each .wasm directly in it runs on every device, unless the configuration says otherwise, and
-    /// is swapped when the file is replaced
+    /// is swapped when the file is replaced, once it passes the scenarios in NAME.tests beside it, if there are any
     #[arg(long, value_name = "DIR")]
     pub(crate) plugins: Option<PathBuf>,
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
@@ -435,6 +435,7 @@ A device runs what its twin pins (desired latch.plugins.NAME), else the operator
 Examples:
   latch plugin swap lock-door target/plugins/next/lock-door.wasm
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
+  latch plugin swap my-door target/plugins/my-door.wasm --test my-door/tests
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\" --percent 20"
     )]
@@ -497,6 +498,9 @@ pub(crate) struct SwapArgs {
     /// Percent of the canary's calls that may fail, of at least 10 [default: 5]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
     pub(crate) max_failures: Option<u8>,
+    /// Only if it passes these scenarios, as `latch plugin test` runs them
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) test: Option<PathBuf>,
 }
 
 /// The devices of a canary or a pin.

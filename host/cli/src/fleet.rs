@@ -14,13 +14,14 @@ use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{CacheSettings, Catalog, PluginSet, Runtime};
+use plugin_runtime::{CacheSettings, Catalog, CatalogOptions, PluginSet, Runtime};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_folder::DataFolder;
+use crate::scenarios;
 use crate::settings::HostSettings;
 
 /// Devices that shake hands at once; more would only take the processors from each other.
@@ -55,7 +56,9 @@ impl Plugins {
             None => None,
             Some(folder) => {
                 let versions = data.path().join(VERSIONS);
-                let catalog = Catalog::open_with(folder, &versions, runtime.clone(), settings.plans.clone()).await;
+                let self_test = Some(scenarios::self_test(folder, &runtime));
+                let options = CatalogOptions { plans: settings.plans.clone(), self_test };
+                let catalog = Catalog::open_with(folder, &versions, runtime.clone(), options).await;
                 Some(catalog.with_context(
                     || "hint: --plugins names a folder of components; `latch plugin build` makes target/plugins",
                 )?)
@@ -238,6 +241,9 @@ impl Fleet {
             watcher.abort();
         }
         self.roster.shutdown().await;
+        if let Some(catalog) = &self.catalog {
+            catalog.keep_trials().await;
+        }
         self.connector.stop.cancel();
         let links = std::mem::take(&mut *self.links());
         for link in links.into_values() {

@@ -18,6 +18,7 @@ mod output;
 mod plugin_build;
 mod progress;
 mod reload;
+mod scenarios;
 mod settings;
 mod signals;
 

@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::actor::Actor;
-use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
+use crate::driver::{CurrentPlugins, HubLink, Shared};
 use crate::limits::Limits;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
+use crate::supervisor::Supervised;
 use crate::view::ActorView;
 
 #[derive(Debug, Clone)]
@@ -169,12 +169,13 @@ impl Roster {
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
-        let limits = self.limits.subscribe();
-        let actor = Actor::new(device.clone(), record, *limits.borrow(), rand::random(), now());
-        let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), limits, self.shared.clone());
+        let (view, limits) = (watch::Sender::new(ActorView::default()), self.limits.subscribe());
+        let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
         let (stop, give_up) = (self.stop.child_token(), self.give_up.child_token());
-        self.lock().insert(device, Running { view: driver.view(), stop: stop.clone(), give_up: give_up.clone() });
-        self.tasks.spawn(async move { give_up.run_until_cancelled(driver.run(stop)).await });
+        let running = Running { view: view.subscribe(), stop: stop.clone(), give_up: give_up.clone() };
+        self.lock().insert(device.clone(), running);
+        let supervised = Supervised { device, limits, plugins, shared, view, stop };
+        self.tasks.spawn(async move { give_up.run_until_cancelled(supervised.run(record, link)).await });
     }
 
     fn forget_ended(&self) {

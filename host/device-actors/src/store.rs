@@ -1,6 +1,6 @@
 //! `state.db`: what every device keeps, one transaction for each call of a plugin.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use sql::types::Type;
 use sql::{Connection, Row, Transaction, named_params, params};
 
-use crate::record::{Applied, Changes, DeviceRecord, QueuedTelemetry, TimerChanges, Unsent};
+use crate::record::{Applied, Changes, DeviceRecord, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
 
 /// The state of all devices in one file.
 #[derive(Clone)]
@@ -37,6 +37,12 @@ impl StateStore {
         let wanted = device.clone();
         let mut loaded = self.store.read(move |connection| load(connection, Some(&wanted))).await?;
         Ok(loaded.remove(device).unwrap_or_default())
+    }
+
+    /// One device as it is once everything that is queued for it is written.
+    pub(crate) async fn load_after_writes(&self, device: &DeviceId) -> Result<DeviceRecord, StoreError> {
+        self.store.write(|_| Ok(())).await?;
+        self.load(device).await
     }
 
     /// Queue `changes`; `then` runs when they are durable, or not written at all. Calls take effect in their order.
@@ -82,6 +88,9 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
                  ON CONFLICT (device, plugin) DO UPDATE SET label = excluded.label, hash = excluded.hash",
             )?
             .execute(params![device, plugin.as_str(), &*version.label, &*version.hash])?;
+    }
+    if let Some(past) = &changes.past {
+        write_past(transaction, device, past)?;
     }
     for (plugin, applied) in &changes.applied {
         transaction
@@ -145,6 +154,18 @@ fn write_timers(
     Ok(())
 }
 
+fn write_past(transaction: &Transaction<'_>, device: &str, past: &BTreeMap<PluginName, PluginPast>) -> sql::Result<()> {
+    transaction.prepare_cached("DELETE FROM quarantine WHERE device = ?1")?.execute([device])?;
+    for (plugin, PluginPast { good, quarantined, ruled }) in past {
+        transaction
+            .prepare_cached(
+                "INSERT INTO quarantine (device, plugin, versions, good, ruled) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![device, plugin.as_str(), json(quarantined)?, json(good)?, ruled.as_deref()])?;
+    }
+    Ok(())
+}
+
 fn queue(transaction: &Transaction<'_>, device: &str, queued: &QueuedTelemetry) -> sql::Result<()> {
     let message = &queued.message;
     transaction
@@ -198,6 +219,12 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
     each(connection, "SELECT device, plugin, label, hash FROM version WHERE device", only, |row| {
         let version = VersionTag { label: row.get::<_, String>(2)?.into(), hash: row.get::<_, String>(3)?.into() };
         records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
+        Ok(())
+    })?;
+    each(connection, "SELECT device, plugin, versions, good, ruled FROM quarantine WHERE device", only, |row| {
+        let ruled = row.get::<_, Option<String>>(4)?.map(Arc::from);
+        let past = PluginPast { quarantined: parsed(row, 2)?, good: parsed(row, 3)?, ruled };
+        records.entry(id(row, 0)?).or_default().past.insert(plugin(row, 1)?, past);
         Ok(())
     })?;
     let telemetry = "SELECT device, sequence, message_id, content_type, content_encoding, properties, body
@@ -270,7 +297,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -333,13 +360,26 @@ const VERSIONS: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+const QUARANTINE: &str = "
+    CREATE TABLE quarantine (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- JSON: the versions that are not run, with the reasons.
+        versions TEXT NOT NULL,
+        -- JSON: hashes of versions that answered well, the last one first.
+        good TEXT NOT NULL,
+        -- What the rules said then; null if they said nothing.
+        ruled TEXT,
+        PRIMARY KEY (device, plugin)
+    ) STRICT, WITHOUT ROWID;
+";
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::{Map, Value, json};
 
     use super::*;
+    use crate::record::Quarantined;
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().cloned().expect("an object")
@@ -358,6 +398,12 @@ mod tests {
             body: vec![0, 255],
         };
         QueuedTelemetry { sequence, message: Arc::new(message) }
+    }
+
+    fn past(version: &str) -> PluginPast {
+        let reason = "failed 5 times in a row".to_owned();
+        let quarantined = Quarantined { hash: "abc".into(), label: version.into(), reason };
+        PluginPast { good: vec!["def".into()], quarantined: vec![quarantined], ruled: Some("lock-door@abc".into()) }
     }
 
     fn write_now(store: &StateStore, name: &str, changes: Changes) -> Result<(), StoreError> {
@@ -391,6 +437,7 @@ mod tests {
             state: state(Some(b"v")),
             timers: timers([("gone", Some(timer(1))), ("later", Some(timer(2)))]),
             applied: vec![(lock.clone(), applied.clone())],
+            past: Some(BTreeMap::from([(PluginName::parse("gone").expect("a name"), past("0.9.0"))])),
             telemetry_queued: vec![queued(9), queued(10)],
             ..Changes::default()
         };
@@ -402,6 +449,7 @@ mod tests {
             state: state(None),
             version: Some((lock.clone(), version.clone())),
             timers: timers([("gone", None), ("later", Some(timer(3)))]),
+            past: Some(BTreeMap::from([(lock.clone(), past("2.0.0"))])),
             telemetry_taken: vec![9],
             ..Changes::default()
         };
@@ -420,6 +468,7 @@ mod tests {
             state: BTreeMap::from([(lock.clone(), BTreeMap::from([("kept".to_owned(), vec![1])]))]),
             timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
             versions: BTreeMap::from([(lock.clone(), version)]),
+            past: BTreeMap::from([(lock.clone(), past("2.0.0"))]),
             applied: BTreeMap::from([(lock, applied)]),
             telemetry: vec![queued(10)],
         };

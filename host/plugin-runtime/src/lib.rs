@@ -46,9 +46,10 @@ mod version;
 
 pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
-    CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError, PluginPlan, PluginPlans,
-    PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView, WithdrawnView,
+    CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, CatalogOptions, Demand, DeviceGlob,
+    DeviceGlobError, DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError,
+    PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SelfTest, SwapReport, VersionView,
+    WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};

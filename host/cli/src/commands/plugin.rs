@@ -2,7 +2,7 @@
 
 mod check;
 mod new;
-mod test;
+pub(super) mod test;
 
 use std::path::Path;
 
@@ -101,8 +101,4 @@ fn read_component(file: &Path) -> anyhow::Result<(PluginName, Vec<u8>)> {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = PluginName::parse(stem).with_context(|| format!("{} names no plugin", file.display()))?;
     Ok((name, wasm))
-}
-
-pub(super) fn or_none(names: &[String]) -> String {
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

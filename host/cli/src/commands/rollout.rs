@@ -9,10 +9,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use super::plugin::or_none;
+use super::plugin;
 use crate::args::{DevicesArgs, SwapArgs};
 use crate::context::Context;
-use crate::output::{cell, document, line, say, table};
+use crate::output::{cell, document, line, or_none, say, table};
 
 pub(super) async fn list(context: &Context) -> anyhow::Result<()> {
     let plugins = context.admin().get("/plugins").await?;
@@ -89,6 +89,10 @@ pub(super) async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()
     let name = PluginName::parse(&args.name)?;
     let file = &args.file;
     let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if let Some(scenarios) = &args.test {
+        let tested = plugin::test::must_pass(&name, &wasm, scenarios).await;
+        tested.with_context(|| format!("{name} was not swapped"))?;
+    }
     let query = query(&args);
     let admin = context.admin();
     let mut on = String::new();

@@ -71,6 +71,7 @@ impl HostLimits {
             ("limits.retry", backoff(&actors.retry)),
             ("limits.failures-before-pause", actors.failures_in_a_row.to_string()),
             ("limits.pause", backoff(&actors.pause)),
+            ("limits.restart", backoff(&actors.restart)),
             ("limits.failures-before-quarantine", actors.quarantine_after.to_string()),
         ];
         let shown = |is_live| move |(name, value)| ShownLimit { name, value, is_live };
@@ -107,6 +108,7 @@ fn actors(section: &Section<'_>, limits: &mut Limits) {
     backoff(section.get("retry"), &mut limits.retry);
     section.count("failures-before-pause", 1..=1000, &mut limits.failures_in_a_row);
     backoff(section.get("pause"), &mut limits.pause);
+    backoff(section.get("restart"), &mut limits.restart);
     section.count("failures-before-quarantine", 1..=1000, &mut limits.quarantine_after);
 }
 

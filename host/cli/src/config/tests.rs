@@ -188,6 +188,7 @@ fn every_limit_can_be_set() {
         retry = { first = "13s", cap = "14s" }
         failures-before-pause = 15
         pause = { first = "16s", cap = "17s" }
+        restart = { first = "20s", cap = "21s" }
         failures-before-quarantine = 18
         [limits.calls]
         log-line = "101B"
@@ -244,6 +245,7 @@ fn every_limit_can_be_set() {
             retry: backoff(13, 14),
             failures_in_a_row: 15,
             pause: backoff(16, 17),
+            restart: backoff(20, 21),
             quarantine_after: 18,
         }
     );

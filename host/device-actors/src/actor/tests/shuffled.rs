@@ -301,6 +301,7 @@ impl World {
                         self.received.push(body);
                     }
                 }
+                ToHub::Reconnect { .. } => panic!("only for an actor that failed"),
             }
         }
     }

@@ -346,6 +346,8 @@ impl<'a> Host<'a> {
             }
             // No scenario sends a message.
             ToHub::MessageTaken { .. } | ToHub::SubscribeMessages => None,
+            // Only from hosts, for an actor that failed.
+            ToHub::Reconnect { .. } => None,
         }
     }
 }

@@ -60,11 +60,11 @@ use toml::Spanned;
 
 use super::clock::{self, Due};
 
-pub(super) struct Scenario {
-    pub(super) file: PathBuf,
+pub(crate) struct Scenario {
+    pub(crate) file: PathBuf,
     pub(super) config: BTreeMap<String, String>,
     pub(super) start: Start,
-    pub(super) steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// The device before the first step.
@@ -80,9 +80,9 @@ pub(super) struct Start {
     pub(super) now: u64,
 }
 
-pub(super) struct Step {
-    pub(super) line: usize,
-    pub(super) about: Option<String>,
+pub(crate) struct Step {
+    pub(crate) line: usize,
+    pub(crate) about: Option<String>,
     pub(super) action: Action,
     pub(super) expect: Expect,
 }
