@@ -14,8 +14,8 @@ pub struct Description {
 }
 
 impl Description {
-    /// The grants of which it could make use, by what it imports. Languages' runtimes import much of WASI whether a plugin
-    /// uses it or not, so this says what it cannot use rather than what it needs.
+    /// The grants of which it could make use, by what it imports. Languages' runtimes import much of WASI whether a
+    /// plugin uses it or not, so this says what it cannot use rather than what it needs.
     pub fn may_use(&self) -> Vec<&'static str> {
         let imports = |names: &[&str]| {
             self.imports.iter().filter_map(|name| name.split('@').next()).any(|import| names.contains(&import))
