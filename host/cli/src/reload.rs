@@ -62,7 +62,8 @@ pub(crate) struct Reload {
     /// Settings at the start: what cannot change until the next one is compared with these.
     started: HostSettings,
     plans: PluginPlans,
-    hangup: Signal,
+    /// Where there was a file at the start. Without one a terminal that closes ends the process, as is usual.
+    hangup: Option<Signal>,
 }
 
 impl Configuration {
@@ -111,7 +112,9 @@ impl Configuration {
         let Configuration { config, source } = self;
         let Some(source) = source else { return Ok(None) };
         let started = HostSettings::new(&args, &config);
-        let (plans, hangup) = (started.plans.clone(), signals::hangup()?);
+        let is_there = source.stamps.get(&source.file.path).is_some_and(Option::is_some);
+        let hangup = is_there.then(signals::hangup).transpose()?;
+        let plans = started.plans.clone();
         let reload = Reload { args, source, connections, descriptors, fleet, started, plans, hangup };
         reload.remark(&config);
         Ok(Some(reload))
@@ -165,7 +168,7 @@ impl Reload {
             let asked = tokio::select! {
                 () = changed.notified() => false,
                 () = sleep(POLL) => false,
-                asked = self.hangup.recv() => asked.is_some(),
+                () = hung_up(&mut self.hangup) => true,
             };
             if !asked && self.stamps().await == self.source.stamps {
                 sleep(PAUSE).await;
@@ -277,6 +280,14 @@ impl Reload {
     }
 }
 
+async fn hung_up(hangup: &mut Option<Signal>) {
+    match hangup {
+        // There is no end of signals.
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
 fn plans_changed(before: &PluginPlans, after: &PluginPlans) -> Option<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
     let changed = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
@@ -346,7 +357,7 @@ const QUIET: Duration = Duration::from_millis(100);
 /// For file systems that notify nobody, and for a file changed through another link to it.
 const POLL: Duration = Duration::from_secs(2);
 /// A busy folder notifies without end; the files are looked at no oftener than this.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(100);
 /// How many devices a message names.
 const NAMED: usize = 3;
 /// A connection string for each of as many devices as there may be, and some. A configuration that names other files each

@@ -61,7 +61,7 @@ impl ConfigFile {
 
     /// Read it and what it names.
     pub(crate) fn read(&self, variable: &Variable<'_>) -> Reading {
-        let text = match read_file(&self.path) {
+        let text = match self.check_owner().and_then(|()| read_file(&self.path)) {
             Ok(text) => text,
             Err(error) => {
                 let unreadable = ConfigError::Unreadable { file: self.path.clone(), error };
@@ -82,6 +82,23 @@ impl ConfigFile {
         let mistakes = |mistakes| ConfigError::Mistakes { file: self.path.clone(), mistakes };
         Reading { config: config.map_err(mistakes), files }
     }
+}
+
+impl ConfigFile {
+    /// A file that nobody asked for, in a folder that others can write into, could be anybody's; and it grants things.
+    fn check_owner(&self) -> io::Result<()> {
+        let metadata = fs::metadata(&self.path)?;
+        if self.named || is_ours(metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw()) {
+            return Ok(());
+        }
+        let text = "it belongs to another user, or others can write it; name it by --config to use it";
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+    }
+}
+
+fn is_ours(owner: u32, mode: u32, user: u32) -> bool {
+    const OTHERS_WRITE: u32 = 0o002;
+    (owner == user || owner == 0) && mode & OTHERS_WRITE == 0
 }
 
 impl ConfigError {
@@ -143,6 +160,8 @@ const MAX_FILE: u64 = 32 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn found(named: Option<&str>, plugins: Option<&str>) -> Option<String> {
@@ -159,6 +178,23 @@ mod tests {
         assert_eq!(found(None, None), None);
         let here = std::env::current_dir().expect("a folder").parent().expect("a parent").join(FILE_NAME);
         assert_eq!(found(None, Some(".")), Some(here.display().to_string()));
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_not_taken_unasked() {
+        for (owner, mode, expected) in
+            [(1000, 0o644, true), (1000, 0o664, true), (1000, 0o666, false), (0, 0o644, true), (1001, 0o600, false)]
+        {
+            assert_eq!(is_ours(owner, mode, 1000), expected, "{owner} {mode:o}");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(FILE_NAME);
+        fs::write(&path, "").expect("written");
+        let beside = |named| ConfigFile { path: path.clone(), named }.read(&|_| None).config.map(|_| ());
+        assert!(beside(false).is_ok());
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("changed");
+        let error = beside(false).expect_err("anybody can write it").to_string();
+        assert!(error.contains("name it by --config") && beside(true).is_ok(), "{error}");
     }
 
     #[test]
