@@ -21,6 +21,8 @@ pub struct Plugin {
     pub methods: Vec<MethodName>,
     /// The paths in the desired properties that it reacts to; empty if it reacts to none.
     pub watched: Vec<String>,
+    /// Whether it gets messages.
+    pub has_messages: bool,
     /// Whether it deals with timers that are due.
     pub has_ticks: bool,
     /// Whether it is to be told when it takes over.
@@ -87,6 +89,7 @@ impl Plugin {
             label: Arc::from(version.label()),
             methods: version.methods().to_vec(),
             watched: version.watched().to_vec(),
+            has_messages: version.has_messages(),
             has_ticks: version.has_ticks(),
             has_lifecycle: version.has_lifecycle(),
         }
@@ -148,6 +151,10 @@ impl Offered {
 impl Lineup {
     pub(crate) fn answering(&self, method: &MethodName) -> Option<&Arc<Plugin>> {
         self.plugins.iter().find(|plugin| plugin.methods.contains(method))
+    }
+
+    pub(crate) fn getting_messages(&self) -> impl Iterator<Item = &Arc<Plugin>> {
+        self.plugins.iter().filter(|plugin| plugin.has_messages)
     }
 
     pub(crate) fn has_version(&self, id: &str) -> bool {

@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use sql::types::Type;
 use sql::{Connection, Row, Transaction, named_params, params};
 
-use crate::record::{Applied, Changes, DeviceRecord, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
+use crate::inbox::HANDLED_LIMIT;
+use crate::record::{Applied, Changes, DeviceRecord, Handled, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
 
 /// The state of all devices in one file.
 #[derive(Clone)]
@@ -80,6 +81,21 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
     }
     if let Some((plugin, timers)) = &changes.timers {
         write_timers(transaction, device, plugin, timers)?;
+    }
+    if let Some((plugin, handled)) = &changes.handled {
+        transaction
+            .prepare_cached(
+                "INSERT INTO handled (device, plugin, slot, number, fingerprint) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (device, plugin, slot) DO UPDATE SET
+                     number = excluded.number, fingerprint = excluded.fingerprint",
+            )?
+            .execute(params![
+                device,
+                plugin.as_str(),
+                integer(handled.number % HANDLED_LIMIT as u64),
+                integer(handled.number),
+                handled.fingerprint.to_be_bytes(),
+            ])?;
     }
     if let Some((plugin, version)) = &changes.version {
         transaction
@@ -227,6 +243,12 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         records.entry(id(row, 0)?).or_default().past.insert(plugin(row, 1)?, past);
         Ok(())
     })?;
+    each(connection, "SELECT device, plugin, number, fingerprint FROM handled WHERE device", only, |row| {
+        let fingerprint = u128::from_be_bytes(row.get(3)?);
+        let handled = Handled { number: unsigned(row, 2)?, fingerprint };
+        records.entry(id(row, 0)?).or_default().handled.entry(plugin(row, 1)?).or_default().push(handled);
+        Ok(())
+    })?;
     let telemetry = "SELECT device, sequence, message_id, content_type, content_encoding, properties, body
                      FROM telemetry WHERE device";
     each(connection, telemetry, only, |row| {
@@ -241,6 +263,9 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         records.entry(id(row, 0)?).or_default().telemetry.push(queued);
         Ok(())
     })?;
+    for record in records.values_mut() {
+        record.handled.values_mut().for_each(|handled| handled.sort_by_key(|handled| handled.number));
+    }
     Ok(records)
 }
 
@@ -297,7 +322,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE, HANDLED];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -374,6 +399,19 @@ const QUARANTINE: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+const HANDLED: &str = "
+    CREATE TABLE handled (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- The number modulo how many are kept, so that a new message takes the place of the oldest.
+        slot INTEGER NOT NULL,
+        -- The message that the plugin dealt with, counted from 1, and a digest of it.
+        number INTEGER NOT NULL,
+        fingerprint BLOB NOT NULL,
+        PRIMARY KEY (device, plugin, slot)
+    ) STRICT, WITHOUT ROWID;
+";
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, Value, json};
@@ -439,6 +477,7 @@ mod tests {
             applied: vec![(lock.clone(), applied.clone())],
             past: Some(BTreeMap::from([(PluginName::parse("gone").expect("a name"), past("0.9.0"))])),
             telemetry_queued: vec![queued(9), queued(10)],
+            handled: Some((lock.clone(), Handled { number: 1, fingerprint: 7 })),
             ..Changes::default()
         };
         let mut applied_in_memory = DeviceRecord::default();
@@ -451,6 +490,7 @@ mod tests {
             timers: timers([("gone", None), ("later", Some(timer(3)))]),
             past: Some(BTreeMap::from([(lock.clone(), past("2.0.0"))])),
             telemetry_taken: vec![9],
+            handled: Some((lock.clone(), Handled { number: 2, fingerprint: u128::MAX })),
             ..Changes::default()
         };
         applied_in_memory.apply(second.clone());
@@ -469,6 +509,10 @@ mod tests {
             timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
             versions: BTreeMap::from([(lock.clone(), version)]),
             past: BTreeMap::from([(lock.clone(), past("2.0.0"))]),
+            handled: BTreeMap::from([(
+                lock.clone(),
+                vec![Handled { number: 1, fingerprint: 7 }, Handled { number: 2, fingerprint: u128::MAX }],
+            )]),
             applied: BTreeMap::from([(lock, applied)]),
             telemetry: vec![queued(10)],
         };
@@ -477,5 +521,18 @@ mod tests {
         assert_eq!(store.load(&device("door-3")).await.expect("loads"), DeviceRecord::default());
         let all = store.load_all().await.expect("loads");
         assert_eq!((all.len(), &all[&device("door-1")]), (2, &expected));
+    }
+    #[tokio::test]
+    async fn only_the_last_messages_are_remembered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = StateStore::open(&folder.path().join("state.db"), Durability::Process).expect("opens");
+        let plugin = PluginName::parse("lock-door").expect("a name");
+        let numbers = 1..=HANDLED_LIMIT as u64 + 10;
+        for number in numbers.clone() {
+            let handled = Some((plugin.clone(), Handled { number, fingerprint: number.into() }));
+            write_now(&store, "door-1", Changes { handled, ..Changes::default() }).expect("written");
+        }
+        let kept = store.load(&device("door-1")).await.expect("loads").handled.remove(&plugin).expect("messages");
+        assert!(kept.iter().map(|handled| handled.number).eq(numbers.skip(10)), "{kept:?}");
     }
 }

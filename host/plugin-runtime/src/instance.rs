@@ -13,10 +13,10 @@ use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
-use crate::context::{Effects, Snapshot, Timer};
+use crate::context::{Effects, IncomingMessage, Snapshot, Timer};
 use crate::folder;
 use crate::guest::{Guest, Origin};
-use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
+use crate::inspect::{LIFECYCLE, MESSAGES, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
 use crate::terms::PluginLimits;
 use crate::version::{PluginVersion, VersionTag};
@@ -41,7 +41,7 @@ pub struct GuestResponse {
     pub payload: String,
 }
 
-/// What should become of a change or a timer.
+/// What should become of a change, a message or a timer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Dealt with.
@@ -137,6 +137,20 @@ impl Instance {
         let call = self.bound.changed(&mut self.store, version, patch);
         let outcome = in_time(self.time_limit, call).await;
         self.end(outcome, REACTIONS).map(without_effects_of_retry)
+    }
+
+    /// Call `iothub:plugin/messages.received`. A message that comes again has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn received(
+        &mut self,
+        snapshot: Snapshot,
+        message: &IncomingMessage,
+    ) -> Result<(Verdict, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.received(&mut self.store, message)).await;
+        self.end(outcome, MESSAGES).map(without_effects_of_retry)
     }
 
     /// Call `iothub:plugin/ticks.fired`. The timer is not to be among those of `snapshot`. One that comes again has no
@@ -326,7 +340,11 @@ mod hostile;
 mod tests {
     use std::collections::BTreeMap;
 
+    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::link::CloudMessage;
+
     use super::*;
+    use crate::context::MessageSource;
     use crate::runtime::Runtime;
     use crate::terms::Terms;
     use crate::testing::{Component, name, snapshot, source};
@@ -393,6 +411,31 @@ mod tests {
         assert_eq!(done, (Verdict::Done, Effects::default()));
         let retry = instance.changed(snapshot(), 1, "not now").await.expect("a verdict");
         assert_eq!(retry, (Verdict::Retry("not now".to_owned()), Effects::default()));
+    }
+
+    #[tokio::test]
+    async fn a_message_is_dealt_with_or_comes_again() {
+        let mut instance = instance(Component::echo("lockDoor").messaging()).await;
+        assert!(instance.version().has_messages());
+        let message = |source, body: &str| IncomingMessage {
+            source,
+            message: CloudMessage { body: body.into(), message_id: Some("m1".into()), ..CloudMessage::default() },
+        };
+        let done = instance.received(snapshot(), &message(MessageSource::Cloud, "")).await.expect("a verdict");
+        assert_eq!(done, (Verdict::Done, Effects::default()));
+        let peer = MessageSource::Peer(DeviceId::parse("door-0002").expect("an id"));
+        for (source, reason) in [(MessageSource::Cloud, "not now"), (peer, "from door-0002")] {
+            let message = message(source, "not now");
+            let retry = instance.received(snapshot(), &message).await.expect("a verdict");
+            assert_eq!(retry, (Verdict::Retry(reason.to_owned()), Effects::default()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_may_have_messages_and_nothing_else() {
+        let only_messages =
+            Component::echo("lockDoor").messaging().replace("\\08\\00\\00\\00\\01", "\\08\\00\\00\\00\\00");
+        assert!(instance(only_messages).await.version().methods().is_empty());
     }
 
     #[tokio::test]

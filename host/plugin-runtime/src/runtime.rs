@@ -162,7 +162,8 @@ impl Runtime {
         let tokio = tokio.map_err(|error| failed(CallFailure::Instantiate { reason: error.to_string() }))?;
         let (names, paths) = tokio.block_on(asking).map_err(failed)?;
         let (methods, watched) = (version::methods(&names)?, version::watched(&paths)?);
-        if methods.is_empty() && watched.is_empty() && !unasked.has_lifecycle() {
+        let answers = !methods.is_empty() || !watched.is_empty();
+        if !answers && !unasked.has_messages() && !unasked.has_lifecycle() {
             return Err(LoadError::Idle);
         }
         let unasked = Arc::into_inner(unasked).expect("the instance that held it is dropped");

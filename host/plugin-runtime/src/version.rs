@@ -71,6 +71,11 @@ impl PluginVersion {
         &self.watched
     }
 
+    /// Whether it gets messages.
+    pub fn has_messages(&self) -> bool {
+        self.exports.messages()
+    }
+
     /// Whether it deals with timers that are due.
     pub fn has_ticks(&self) -> bool {
         self.exports.ticks()
@@ -143,7 +148,8 @@ pub enum LoadError {
     Malformed { offset: usize, reason: String },
     #[error(
         "the component exports {exports}; a plugin exports `iothub:plugin/methods@0.1.0`, \
-         `iothub:plugin/reactions@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several of them"
+         `iothub:plugin/reactions@0.1.0`, `iothub:plugin/messages@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several \
+         of them"
     )]
     World { exports: String },
     #[error("the type of `{function}` in `{interface}` is wrong: expected {expected}, found {found}")]
@@ -156,7 +162,7 @@ pub enum LoadError {
     SelfTest { failure: CallFailure },
     #[error("the component does not pass its own tests: {reason}")]
     Tests { reason: String },
-    #[error("the component answers no method, watches no property and takes part in no lifecycle")]
+    #[error("the component answers no method, watches no property, gets no messages and takes part in no lifecycle")]
     Idle,
     #[error("the component answers a method whose name is impossible: {reason}")]
     MethodName { reason: IdError },

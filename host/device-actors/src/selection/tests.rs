@@ -18,6 +18,7 @@ fn offered(version: &str, is_loaded: bool) -> Offered {
         label: Arc::from(version),
         methods: Vec::new(),
         watched: Vec::new(),
+        has_messages: false,
         has_ticks: false,
         has_lifecycle: false,
     };
