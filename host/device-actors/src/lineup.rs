@@ -27,11 +27,13 @@ pub struct Plugin {
     pub has_ticks: bool,
     /// Whether it is to be told when it takes over.
     pub has_lifecycle: bool,
+    /// The form in which it keeps its state; 0 if it does not say.
+    pub state_format: u32,
 }
 
 impl Plugin {
     pub(crate) fn tag(&self) -> VersionTag {
-        VersionTag { label: self.label.clone(), hash: self.hash.clone() }
+        VersionTag { label: self.label.clone(), hash: self.hash.clone(), state_format: self.state_format }
     }
 }
 
@@ -92,6 +94,7 @@ impl Plugin {
             has_messages: version.has_messages(),
             has_ticks: version.has_ticks(),
             has_lifecycle: version.has_lifecycle(),
+            state_format: version.state_format(),
         }
     }
 }

@@ -100,10 +100,11 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
     if let Some((plugin, version)) = &changes.version {
         transaction
             .prepare_cached(
-                "INSERT INTO version (device, plugin, label, hash) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (device, plugin) DO UPDATE SET label = excluded.label, hash = excluded.hash",
+                "INSERT INTO version (device, plugin, label, hash, state_format) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (device, plugin) DO UPDATE SET
+                     label = excluded.label, hash = excluded.hash, state_format = excluded.state_format",
             )?
-            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash])?;
+            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash, version.state_format])?;
     }
     if let Some(past) = &changes.past {
         write_past(transaction, device, past)?;
@@ -232,8 +233,9 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         timers.insert(row.get(2)?, timer);
         Ok(())
     })?;
-    each(connection, "SELECT device, plugin, label, hash FROM version WHERE device", only, |row| {
-        let version = VersionTag { label: row.get::<_, String>(2)?.into(), hash: row.get::<_, String>(3)?.into() };
+    each(connection, "SELECT device, plugin, label, hash, state_format FROM version WHERE device", only, |row| {
+        let (label, hash): (String, String) = (row.get(2)?, row.get(3)?);
+        let version = VersionTag { label: label.into(), hash: hash.into(), state_format: row.get(4)? };
         records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
         Ok(())
     })?;
@@ -322,7 +324,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE, HANDLED];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE, HANDLED, STATE_FORMAT];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -412,6 +414,11 @@ const HANDLED: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// Versions that were recorded before do not say which form their state has.
+const STATE_FORMAT: &str = "
+    ALTER TABLE version ADD COLUMN state_format INTEGER NOT NULL DEFAULT 0;
+";
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, Value, json};
@@ -467,7 +474,7 @@ mod tests {
             let changes = changes.map(|(name, timer)| (name.to_owned(), timer));
             Some((lock.clone(), Arc::new(BTreeMap::from(changes))))
         };
-        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into(), state_format: 3 };
         let unsent = Unsent { in_flight: object(json!({"lock": null})), pending: object(json!({"lock": true})) };
         let first = Changes {
             desired: Some((Arc::new(object(json!({"building": "43"}))), 4)),

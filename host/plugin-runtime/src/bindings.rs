@@ -124,7 +124,7 @@ impl Exports {
 
     /// Whether there is anything that a self-test calls.
     pub(crate) fn can_be_asked(&self) -> bool {
-        self.methods.is_some() || self.reactions.is_some()
+        self.methods.is_some() || self.reactions.is_some() || self.lifecycle.is_some()
     }
 
     /// Whether timers can fire.
@@ -244,6 +244,11 @@ impl Bound {
         Ok(Some(verdict))
     }
 
+    pub(crate) async fn state_format(&self, store: &mut Store<Guest>) -> wasmtime::Result<Option<u32>> {
+        let Some(bound) = &self.lifecycle else { return Ok(None) };
+        bound.iothub_plugin_lifecycle().call_state_format(store).await.map(Some)
+    }
+
     pub(crate) async fn activated(
         &self,
         store: &mut Store<Guest>,
@@ -251,8 +256,11 @@ impl Bound {
     ) -> wasmtime::Result<Option<Result<(), String>>> {
         use lifecycle::exports::iothub::plugin::lifecycle as generated;
         let Some(bound) = &self.lifecycle else { return Ok(None) };
-        let previous =
-            previous.map(|tag| generated::Version { label: tag.label.to_string(), hash: tag.hash.to_string() });
+        let previous = previous.map(|tag| generated::Version {
+            label: tag.label.to_string(),
+            hash: tag.hash.to_string(),
+            state_format: tag.state_format,
+        });
         bound.iothub_plugin_lifecycle().call_activated(store, previous.as_ref()).await.map(Some)
     }
 }
@@ -312,8 +320,10 @@ const TICKS_FUNCTIONS: &[(&str, &str)] =
     &[("fired", "func(record{name: string, due: u64, payload: list<u8>}) -> variant{done, retry(string)}")];
 
 /// The functions of `lifecycle.wit`.
-const LIFECYCLE_FUNCTIONS: &[(&str, &str)] =
-    &[("activated", "func(option<record{label: string, hash: string}>) -> result<_, string>")];
+const LIFECYCLE_FUNCTIONS: &[(&str, &str)] = &[
+    ("state-format", "func() -> u32"),
+    ("activated", "func(option<record{label: string, hash: string, state-format: u32}>) -> result<_, string>"),
+];
 
 impl From<Refused> for types::Error {
     fn from(refused: Refused) -> types::Error {

@@ -200,12 +200,19 @@ impl Instance {
         self.asked(outcome, REACTIONS)
     }
 
-    fn asked(&mut self, outcome: Outcome<Vec<String>>, interface: &'static str) -> Result<Vec<String>, CallFailure> {
+    /// Ask in which form the plugin keeps its state; 0 if it does not export the interface.
+    pub(crate) async fn state_format(&mut self) -> Result<u32, CallFailure> {
+        self.begin(None)?;
+        let outcome = in_time(self.time_limit, self.bound.state_format(&mut self.store)).await;
+        self.asked(outcome, LIFECYCLE)
+    }
+
+    fn asked<T: Default>(&mut self, outcome: Outcome<T>, interface: &'static str) -> Result<T, CallFailure> {
         match self.end(outcome, interface) {
-            Ok((texts, _)) => Ok(texts),
+            Ok((answer, _)) => Ok(answer),
             Err(CallFailure::Missing { .. }) => {
                 self.ready = true;
-                Ok(Vec::new())
+                Ok(T::default())
             }
             Err(failure) => Err(failure),
         }
@@ -454,11 +461,15 @@ mod tests {
     async fn a_version_is_activated_or_refuses() {
         let mut instance = instance(Component::echo("lockDoor").living()).await;
         assert!(instance.version().has_lifecycle());
+        assert_eq!(instance.version().state_format(), 7);
         let new = instance.activated(snapshot(), None).await.expect("an answer");
         assert_eq!(new, (Ok(()), Effects::default()));
-        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into(), state_format: 6 };
         let refused = instance.activated(snapshot(), Some(&previous)).await.expect("an answer");
         assert_eq!(refused, (Err("1.0.0".to_owned()), Effects::default()), "in words of its own");
+        let readable = VersionTag { state_format: 7, ..previous };
+        let taken_over = instance.activated(snapshot(), Some(&readable)).await.expect("an answer");
+        assert_eq!(taken_over, (Ok(()), Effects::default()));
     }
 
     #[tokio::test]

@@ -51,7 +51,8 @@ impl Component {
         self.replace(";; more", &format!("{TICKS}\n$0"))
     }
 
-    /// Also wants to be told when it takes over: refuses with the label of the version before, if there is one.
+    /// Also wants to be told when it takes over, with state format 7: refuses with the label of the version before, if
+    /// there is one of another format.
     pub(crate) fn living(self) -> Component {
         self.replace(";; more", &format!("{LIFECYCLE}\n$0"))
     }
@@ -329,25 +330,32 @@ const LIFECYCLE: &str = r#"
     (func (export "realloc") (param i32 i32 i32 i32) (result i32)
       (global.get $next)
       (global.set $next (i32.add (global.get $next) (local.get 3))))
-    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32) (result i32)
-      (i32.store (i32.const 256) (local.get $some))
+    (func (export "state-format") (result i32) (i32.const 7))
+    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32)
+      (param $format i32) (result i32)
+      (i32.store (i32.const 256)
+        (i32.and (local.get $some) (i32.ne (local.get $format) (i32.const 7))))
       (i32.store (i32.const 260) (local.get $label))
       (i32.store (i32.const 264) (local.get $label_len))
       (i32.const 256)))
   (core instance $texts (instantiate $texts (with "libc" (instance $libc))))
-  (type $version (record (field "label" string) (field "hash" string)))
+  (type $version (record (field "label" string) (field "hash" string) (field "state-format" u32)))
+  (func $state-format (result u32) (canon lift (core func $texts "state-format")))
   (func $activated (param "previous" (option $version)) (result (result (error string)))
     (canon lift (core func $texts "activated") (memory (core memory $libc "memory"))
       (realloc (core func $texts "realloc"))))
   (component $lifecycle
-    (type $version (record (field "label" string) (field "hash" string)))
+    (type $version (record (field "label" string) (field "hash" string) (field "state-format" u32)))
     (import "import-version" (type $version' (eq $version)))
     (import "import-activated" (func $activated (param "previous" (option $version')) (result (result (error string)))))
+    (import "import-state-format" (func $state-format (result u32)))
     (export $version'' "version" (type $version'))
+    (export "state-format" (func $state-format))
     (export "activated" (func $activated)
       (func (param "previous" (option $version'')) (result (result (error string))))))
   (instance $lifecycle (instantiate $lifecycle
     (with "import-version" (type $version))
+    (with "import-state-format" (func $state-format))
     (with "import-activated" (func $activated))))
   (export "iothub:plugin/lifecycle@0.1.0" (instance $lifecycle))
 "#;

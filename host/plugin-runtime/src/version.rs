@@ -35,6 +35,7 @@ pub struct PluginVersion {
     pub(crate) terms: Arc<Terms>,
     pub(crate) methods: Vec<MethodName>,
     pub(crate) watched: Vec<String>,
+    pub(crate) state_format: u32,
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) exports: Exports,
     pub(crate) tally: Tally,
@@ -86,6 +87,11 @@ impl PluginVersion {
         self.exports.lifecycle()
     }
 
+    /// The form in which it keeps its state, as its author counts them; 0 if it does not say.
+    pub fn state_format(&self) -> u32 {
+        self.state_format
+    }
+
     /// Bytes of the component.
     pub fn size(&self) -> usize {
         self.size
@@ -122,6 +128,8 @@ pub struct VersionTag {
     pub label: Arc<str>,
     /// As [`PluginVersion::hash`].
     pub hash: Arc<str>,
+    /// As [`PluginVersion::state_format`].
+    pub state_format: u32,
 }
 
 /// Why bytes did not become a version, or a version not the current one. The texts are for whoever built the plugin.

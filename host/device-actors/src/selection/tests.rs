@@ -21,6 +21,7 @@ fn offered(version: &str, is_loaded: bool) -> Offered {
         has_messages: false,
         has_ticks: false,
         has_lifecycle: false,
+        state_format: 0,
     };
     Offered {
         hash: hash(version),

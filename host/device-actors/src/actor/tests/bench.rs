@@ -234,6 +234,12 @@ impl Bench {
         Some((call.plugin.label.to_string(), previous.as_ref().map(|tag| tag.label.to_string())))
     }
 
+    /// The state format of the version before.
+    pub(super) fn format_before(&self) -> Option<u32> {
+        let Work::Activation { previous } = &self.call.as_ref()?.work else { return None };
+        previous.as_ref().map(|tag| tag.state_format)
+    }
+
     pub(super) fn refuses(&mut self, reason: &str) {
         self.call.take().expect("a call");
         let result = Err(reason.to_owned());
@@ -273,6 +279,7 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
         has_messages: false,
         has_ticks: false,
         has_lifecycle: false,
+        state_format: 0,
     })
 }
 
@@ -320,7 +327,8 @@ pub(super) fn cloud_message(id: &str) -> CloudMessage {
 }
 
 pub(super) fn living(version: &str) -> Arc<Plugin> {
-    Arc::new(Plugin { has_lifecycle: true, ..Plugin::clone(&ticker(version)) })
+    let state_format = version.parse().expect("a number");
+    Arc::new(Plugin { has_lifecycle: true, state_format, ..Plugin::clone(&ticker(version)) })
 }
 
 pub(super) fn reactor(version: &str, watched: &[&str]) -> Arc<Plugin> {
