@@ -18,7 +18,7 @@ const TESTED_BOUND: Duration = Duration::from_secs(60);
 fn test(component: &str, scenario: &str) -> Outcome {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("scenario.toml");
-    std::fs::write(&file, scenario).expect("written");
+    fs::write(&file, scenario).expect("written");
     let component = guests().join(component);
     let arguments = ["plugin", "test", text(&file), "--plugin", text(&component), "--json"];
     latch(folder.path(), &arguments)
