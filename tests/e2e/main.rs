@@ -13,9 +13,12 @@ mod operator;
 mod rest;
 
 mod bad_input;
+mod capacity;
 mod command_line;
+mod config;
 mod fleet_job;
 mod languages;
+mod messages;
 mod misbehaving;
 mod restart;
 mod rollout;

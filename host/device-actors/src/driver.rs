@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
+use crate::limits::Limits;
 use crate::lineup::{self, Offers};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
@@ -44,6 +45,7 @@ pub(crate) struct Driver<'a> {
     /// Not its own, since the next driver takes it over if this one fails.
     link: &'a mut HubLink,
     plugins: watch::Receiver<Arc<PluginSet>>,
+    limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
     /// Versions that are not current any more, but that the actor goes on with.
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
@@ -67,6 +69,7 @@ struct Open {
     from_hub: bool,
     to_hub: bool,
     plugins: bool,
+    limits: bool,
     stop: bool,
 }
 
@@ -92,6 +95,7 @@ struct Recorded {
 enum Event {
     Hub(Option<FromHub>),
     Plugins { open: bool },
+    Limits { open: bool },
     Called(Box<Finished>),
     Recorded(Recorded),
     Evict,
@@ -106,6 +110,7 @@ impl<'a> Driver<'a> {
         actor: Actor,
         link: &'a mut HubLink,
         plugins: watch::Receiver<Arc<PluginSet>>,
+        limits: watch::Receiver<Limits>,
         shared: Arc<Shared>,
         (view, crashes): (&'a watch::Sender<ActorView>, &'a Crashes),
     ) -> Driver<'a> {
@@ -115,6 +120,7 @@ impl<'a> Driver<'a> {
             shared,
             link,
             plugins,
+            limits,
             versions: Arc::default(),
             former: HashMap::new(),
             leases: Vec::new(),
@@ -125,7 +131,7 @@ impl<'a> Driver<'a> {
             evict: Arc::new(Notify::new()),
             view,
             crashes,
-            open: Open { from_hub: true, to_hub: true, plugins: true, stop: true },
+            open: Open { from_hub: true, to_hub: true, plugins: true, limits: true, stop: true },
             stopped: false,
         }
     }
@@ -145,6 +151,7 @@ impl<'a> Driver<'a> {
         tokio::select! {
             message = self.link.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
             changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
+            changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
             finished = called(&mut self.calling) => Event::Called(finished),
             Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
             permit = self.link.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
@@ -170,6 +177,11 @@ impl<'a> Driver<'a> {
             }
             Event::Plugins { open: true } => self.take_plugins(),
             Event::Plugins { open: false } => self.open.plugins = false,
+            Event::Limits { open: true } => {
+                let limits = *self.limits.borrow_and_update();
+                self.handle(Input::Limits(limits));
+            }
+            Event::Limits { open: false } => self.open.limits = false,
             Event::Called(finished) => self.on_called(finished),
             Event::Recorded(Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Evict => self.handle(Input::Evict),
@@ -310,7 +322,10 @@ async fn call_instance(
         Some(resident) => resident,
         None => {
             let place = shared.residency.admit(evict).await;
-            Resident { instance: shared.runtime.instantiate(version).await?, place }
+            Resident {
+                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
+                place,
+            }
         }
     };
     let outcome = call.run(&mut resident.instance).await?;

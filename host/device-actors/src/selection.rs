@@ -1,5 +1,6 @@
-//! Which version of each plugin a device runs: its twin's pin, else the operator's pin, else the canary, else the current
-//! version; and what it is to report of that. A version in quarantine runs on none of these grounds. Pure.
+//! Which version a device runs of each plugin that is placed on it: its twin's pin, else the operator's pin, else the
+//! canary, else the current version; and what it is to report of that. A version in quarantine runs on none of these
+//! grounds. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -38,15 +39,24 @@ pub(crate) fn select(device: &DeviceId, offers: &Offers, pins: Option<&Map<Strin
     let mut plugins = Vec::with_capacity(offers.plugins.len());
     for offer in &offers.plugins {
         let pin = pins.and_then(|pins| pins.get(offer.name.as_str()));
+        if !offer.placement.includes(device) {
+            if pin.is_some() {
+                selection.report_absent(
+                    offer.name.as_str(),
+                    format!("the plugin {} is not placed on this device", offer.name),
+                );
+            }
+            continue;
+        }
         plugins.push(selection.choose(device, offer, pin, past.plugins.get(&offer.name)));
     }
     for name in pins.into_iter().flat_map(Map::keys) {
         if !offers.plugins.iter().any(|offer| offer.name.as_str() == name) {
-            let reason = format!("no plugin {name} runs here");
-            selection.reports.insert(name.clone(), Some(json!({"status": UNKNOWN, "reason": reason})));
+            selection.report_absent(name, format!("no plugin {name} runs here"));
         }
     }
-    let is_current = plugins.iter().zip(&offers.current.plugins).all(|(one, other)| Arc::ptr_eq(one, other));
+    let is_current = plugins.len() == offers.current.plugins.len()
+        && plugins.iter().zip(&offers.current.plugins).all(|(one, other)| Arc::ptr_eq(one, other));
     selection.lineup =
         if is_current { offers.current.clone() } else { Arc::new(Lineup { generation: offers.generation, plugins }) };
     selection
@@ -67,6 +77,11 @@ pub(crate) fn place(device: &DeviceId) -> u8 {
 }
 
 impl Selection {
+    /// A plugin that is pinned runs in no version.
+    fn report_absent(&mut self, name: &str, reason: String) {
+        self.reports.insert(name.to_owned(), Some(json!({"status": UNKNOWN, "reason": reason})));
+    }
+
     fn choose(
         &mut self,
         device: &DeviceId,

@@ -28,7 +28,7 @@ use crate::view::ActorView;
 /// What an actor runs on, whichever time.
 pub(crate) struct Supervised {
     pub(crate) device: DeviceId,
-    pub(crate) limits: Limits,
+    pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) plugins: watch::Receiver<Arc<PluginSet>>,
     pub(crate) shared: Arc<Shared>,
     /// Open for as long as the device is looked after.
@@ -68,10 +68,11 @@ impl Supervised {
                 loaded.map_err(|error| format!("what the device keeps cannot be read: {error}"))?
             }
         };
-        let actor = Actor::new(self.device.clone(), record, self.limits, rand::random(), now());
+        let limits = self.limits.clone();
+        let actor = Actor::new(self.device.clone(), record, *limits.borrow(), rand::random(), now());
         let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
         let shown = (&self.view, crashes);
-        Driver::new(self.device.clone(), actor, link, plugins, shared, shown).run(&self.stop).await;
+        Driver::new(self.device.clone(), actor, link, plugins, limits, shared, shown).run(&self.stop).await;
         Ok(())
     }
 }
@@ -102,7 +103,7 @@ async fn supervise(
     loop {
         let started = Instant::now();
         let Err(reason) = caught(run(supervised, link, &crashes)).await else { return };
-        let pause = crashes.add(limits.restart, started, Instant::now(), reason.clone());
+        let pause = crashes.add(limits.borrow().restart, started, Instant::now(), reason.clone());
         tracing::error!(%device, reason, restarts = crashes.count, ?pause, "actor has failed and is started again");
         view.send_modify(|view| {
             let last = std::mem::take(view);

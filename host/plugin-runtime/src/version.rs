@@ -12,6 +12,7 @@ use crate::context::HOST_KEY;
 use crate::guest::Guest;
 use crate::instance::CallFailure;
 use crate::name::{PluginName, PluginNameError};
+use crate::random::Seeding;
 use crate::tally::Tally;
 use crate::terms::Terms;
 
@@ -37,6 +38,7 @@ pub struct PluginVersion {
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) exports: Exports,
     pub(crate) tally: Tally,
+    pub(crate) seeding: Arc<Seeding>,
 }
 
 impl PluginVersion {
@@ -168,13 +170,6 @@ pub enum LoadError {
     Name { reason: PluginNameError },
     #[error("the file cannot be {action}: {reason}")]
     File { action: &'static str, reason: String },
-}
-
-impl LoadError {
-    /// The plugin that was there first.
-    pub(crate) fn other(self) -> Option<PluginName> {
-        if let LoadError::Conflict { other, .. } = self { Some(other) } else { None }
-    }
 }
 
 /// The hash that names a component.

@@ -313,7 +313,7 @@ impl<'a> Host<'a> {
     async fn run_on_instance(&mut self, call: Call) -> Outcome {
         let instance = match self.instance.take() {
             Some(instance) => Ok(instance),
-            None => self.runtime.instantiate(self.version).await,
+            None => self.runtime.instantiate(self.version, &call.snapshot.device_id, call.snapshot.now).await,
         };
         let mut instance = match instance {
             Ok(instance) => instance,
@@ -344,6 +344,8 @@ impl<'a> Host<'a> {
                 self.happened.telemetry.push(message);
                 Some(FromHub::TelemetryTaken { token })
             }
+            // No scenario sends a message.
+            ToHub::MessageTaken { .. } | ToHub::SubscribeMessages => None,
             // Only from hosts, for an actor that failed.
             ToHub::Reconnect { .. } => None,
         }

@@ -26,7 +26,7 @@ fn device() -> Device {
     let limits = Limits { restart: Backoff { first: Duration::ZERO, cap: Duration::ZERO }, ..Limits::default() };
     let supervised = Supervised {
         device: DeviceId::parse("door-0001").expect("an id"),
-        limits,
+        limits: watch::channel(limits).1,
         plugins: watch::channel(Arc::default()).1,
         shared: Arc::new(shared),
         view: watch::Sender::new(ActorView::default()),

@@ -80,6 +80,10 @@ impl Ledger {
         self.plugins.entry(name.to_string()).or_default()
     }
 
+    pub(super) fn canary_mut(&mut self, name: &str) -> Option<&mut KeptCanary> {
+        self.plugins.get_mut(name)?.canary.as_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Record)> {
         self.plugins.iter().map(|(name, record)| (name.as_str(), record))
     }

@@ -311,7 +311,7 @@ impl Catalog {
     }
 
     /// Once begun, work ends, even if whoever asked for it goes away.
-    async fn whole<T: Send + 'static, F>(&self, work: impl FnOnce(Catalog) -> F) -> T
+    pub(super) async fn whole<T: Send + 'static, F>(&self, work: impl FnOnce(Catalog) -> F) -> T
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -378,7 +378,7 @@ impl Catalog {
         self.load(name, wasm).await
     }
 
-    async fn read_kept(&self, name: &PluginName, hash: &str) -> Result<Vec<u8>, LoadError> {
+    pub(super) async fn read_kept(&self, name: &PluginName, hash: &str) -> Result<Vec<u8>, LoadError> {
         let (archive, name, hash) = (self.inner.archive.clone(), name.clone(), hash.to_owned());
         let read = blocking(move || archive.read(name.as_str(), &hash)).await;
         read.map_err(|error| file("read", &error))

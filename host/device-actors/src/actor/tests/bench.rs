@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub, TwinDocument};
-use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, PluginName, Timer, Verdict};
+use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, Placement, PluginName, Timer, Verdict};
 use serde_json::{Map, Value, json};
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
@@ -269,7 +269,15 @@ fn offer(current: &Arc<Plugin>, others: &[Arc<Plugin>]) -> Offer {
     });
     let (name, current) = (current.name.clone(), current.clone());
     let previous = others.first().map(|plugin| plugin.hash.clone());
-    Offer { name, current, versions: versions.collect(), previous, canary: None, pins: Vec::new() }
+    Offer {
+        name,
+        placement: Placement::Everywhere,
+        current,
+        versions: versions.collect(),
+        previous,
+        canary: None,
+        pins: Vec::new(),
+    }
 }
 
 pub(super) fn lock_door(version: &str) -> Arc<Plugin> {
