@@ -124,6 +124,11 @@ fn a_canary_for_a_query_goes_to_the_devices_of_that_moment() {
     check_versions(data, "after-a-restart", "2.0.0");
     let list = latch_ok(data, &["plugin", "list"]);
     assert!(list.contains("canary 100% of 5 devices (tags.site = 'A')"), "{list}");
+    let list = latch_ok(data, &["plugin", "list", "lock-door"]);
+    assert!(list.contains("door-0001 door-0002 door-0003 door-0004 door-0005  "), "{list}");
+    assert!(list.contains("door-0006 door-0007 door-0008 door-0009 door-0010 and 30 more"), "{list}");
+    let nobody = latch(data, &["plugin", "list", "lamp"]);
+    assert_eq!((nobody.code, nobody.stderr.as_str()), (Some(1), "error: no plugin lamp runs here\n"));
 
     latch_ok(data, &["plugin", "promote", "lock-door"]);
     let pin = ["plugin", "pin", "lock-door", "1.0.0", "--query", "tags.site = 'A' AND deviceId != 'door-0006'"];
@@ -157,6 +162,8 @@ fn a_version_in_quarantine_stays_there_over_a_restart() {
     running.kill();
     let _latch = Latch::start(data, &arguments);
     assert_eq!(quarantined(), 1);
+    let list = latch_ok(data, &["plugin", "list", "lock-door"]);
+    assert!(list.ends_with("door-0001  1.0.0         in quarantine: it failed too often\n"), "{list}");
     // The version before is loaded once the device asks for it.
     wait_until("the version before answers", FOLLOWED_BOUND, || (lock() == json!(409)).then_some(()));
     assert_eq!(latch_json(data, &["method", "door-0001", "crash"])["status"], json!(404));

@@ -350,7 +350,13 @@ A scenario is TOML, with JSON in texts; what a step does not mention is not comp
         file: PathBuf,
     },
     /// List the plugins of the running host: their versions, and how many devices run each
-    List,
+    #[command(after_help = "Examples:
+  latch plugin list
+  latch plugin list lock-door")]
+    List {
+        /// Only this plugin, with the devices that run each version, and those that cannot run what they should
+        name: Option<String>,
+    },
     /// Replace a plugin of the running host, without a restart and without losing a call
     #[command(
         after_help = "With --percent, --devices or --query the new version is a canary: those devices run it, the others what they ran. If more \

@@ -1,6 +1,7 @@
 //! `latch plugin`.
 
 mod check;
+mod list;
 mod new;
 pub(super) mod test;
 
@@ -22,7 +23,8 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Build(args) => build(args, context).await,
         PluginCommand::Test(args) => test::run(args, context).await,
         PluginCommand::Check { file } => check::run(&file, context).await,
-        PluginCommand::List => rollout::list(context).await,
+        PluginCommand::List { name: None } => rollout::list(context).await,
+        PluginCommand::List { name: Some(name) } => list::run(&name, context).await,
         PluginCommand::Swap(args) => rollout::swap(args, context).await,
         PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
         PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,

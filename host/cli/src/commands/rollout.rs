@@ -68,7 +68,7 @@ fn rows(entry: &Value) -> Vec<Vec<String>> {
     [first].into_iter().chain(others).collect()
 }
 
-fn canary(canary: &Value) -> String {
+pub(super) fn canary(canary: &Value) -> String {
     let text = |name: &str| cell(&canary[name]);
     let devices = if canary["devices"] == "*" { String::new() } else { format!(" of {}", text("devices")) };
     format!(
@@ -80,7 +80,7 @@ fn canary(canary: &Value) -> String {
     )
 }
 
-fn pinned(version: &Value) -> String {
+pub(super) fn pinned(version: &Value) -> String {
     let pins: Vec<_> = version["pinned"].as_array().into_iter().flatten().map(cell).collect();
     if pins.is_empty() { String::new() } else { format!(", pinned for {}", pins.join(" ")) }
 }
