@@ -15,6 +15,7 @@ mod rest;
 mod bad_input;
 mod capacity;
 mod command_line;
+mod config;
 mod fleet_job;
 mod languages;
 mod messages;

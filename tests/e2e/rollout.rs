@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{FREE_PORTS, Latch, guests, latch, latch_json, latch_ok, plugin_folder, wait_until};
+use crate::operator;
 
 const DOORS: usize = 40;
 /// Doors of site A.
@@ -119,9 +120,15 @@ fn a_canary_for_a_query_goes_to_the_devices_of_that_moment() {
     check_versions(data, "canary", "2.0.0");
     assert!(running.stop().success());
     let _latch = fleet(data, plugins);
+    assert_eq!(plugin(data)["canary"]["calls"], json!(PINNED), "the trial goes on");
     check_versions(data, "after-a-restart", "2.0.0");
     let list = latch_ok(data, &["plugin", "list"]);
     assert!(list.contains("canary 100% of 5 devices (tags.site = 'A')"), "{list}");
+    let list = latch_ok(data, &["plugin", "list", "lock-door"]);
+    assert!(list.contains("door-0001 door-0002 door-0003 door-0004 door-0005  "), "{list}");
+    assert!(list.contains("door-0006 door-0007 door-0008 door-0009 door-0010 and 30 more"), "{list}");
+    let nobody = latch(data, &["plugin", "list", "lamp"]);
+    assert_eq!((nobody.code, nobody.stderr.as_str()), (Some(1), "error: no plugin lamp runs here\n"));
 
     latch_ok(data, &["plugin", "promote", "lock-door"]);
     let pin = ["plugin", "pin", "lock-door", "1.0.0", "--query", "tags.site = 'A' AND deviceId != 'door-0006'"];
@@ -135,6 +142,31 @@ fn a_canary_for_a_query_goes_to_the_devices_of_that_moment() {
     runs("1.0.0", PINNED);
     assert_eq!(latch_ok(data, &["plugin", "unpin", "lock-door", "--query", pin[5]]), "lock-door: 1 pins removed\n");
     runs("2.0.0", DOORS);
+}
+
+#[test]
+fn a_version_in_quarantine_stays_there_over_a_restart() {
+    let (data, plugins) = (tempfile::tempdir().expect("a temporary folder"), plugin_folder(&["lock-door"]));
+    let (data, plugins) = (data.path(), plugins.path());
+    let arguments = [&["up", "--devices", "1", "--plugins", path_text(plugins)], FREE_PORTS].concat();
+    let running = Latch::start(data, &arguments);
+    let crash = guests().join("fixtures/trap.wasm");
+    latch_ok(data, &["plugin", "swap", "lock-door", path_text(&crash)]);
+    let quarantined = || operator::actors(data)[0]["quarantined"].as_array().map_or(0, Vec::len);
+    wait_until("the version is in quarantine", FOLLOWED_BOUND, || {
+        latch(data, &["method", "door-0001", "crash"]);
+        (quarantined() == 1).then_some(())
+    });
+    let lock = || latch_json(data, &["method", "door-0001", "lockDoor"])["status"].clone();
+    assert_eq!(lock(), json!(200), "the version before is back");
+    running.kill();
+    let _latch = Latch::start(data, &arguments);
+    assert_eq!(quarantined(), 1);
+    let list = latch_ok(data, &["plugin", "list", "lock-door"]);
+    assert!(list.ends_with("door-0001  1.0.0         in quarantine: it failed too often\n"), "{list}");
+    // The version before is loaded once the device asks for it.
+    wait_until("the version before answers", FOLLOWED_BOUND, || (lock() == json!(409)).then_some(()));
+    assert_eq!(latch_json(data, &["method", "door-0001", "crash"])["status"], json!(404));
 }
 
 fn fleet(data: &Path, plugins: &Path) -> Latch {

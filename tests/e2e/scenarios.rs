@@ -1,16 +1,24 @@
 //! `latch plugin test`: plugins on the clock of a scenario, with no hub.
 
+use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Outcome, guests, latch};
+use crate::harness::{
+    FREE_PORTS, Latch, Outcome, guests, latch, latch_json, latch_ok, plugin_folder, repository, wait_until,
+};
+use crate::operator;
+
+/// A file that settles, a component that a debug build compiles, its scenarios, on a busy machine.
+const TESTED_BOUND: Duration = Duration::from_secs(60);
 
 /// Runs one scenario; its report is in `stdout`.
 fn test(component: &str, scenario: &str) -> Outcome {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("scenario.toml");
-    std::fs::write(&file, scenario).expect("written");
+    fs::write(&file, scenario).expect("written");
     let component = guests().join(component);
     let arguments = ["plugin", "test", text(&file), "--plugin", text(&component), "--json"];
     latch(folder.path(), &arguments)
@@ -144,4 +152,42 @@ fn a_plugin_that_traps_fails_and_leaves_nothing() {
     assert_eq!(outcome.code, Some(0), "{outcome:#?}");
     let (_, differences) = failed(&test("fixtures/trap.wasm", "[[step]]\ncall = 'crash'\n"));
     assert_eq!(json!(differences[0][..2]), json!(["call", "an answer"]));
+}
+
+#[test]
+fn a_version_that_fails_its_scenarios_never_runs() {
+    let (data, plugins) = (tempfile::tempdir().expect("a temporary folder"), plugin_folder(&["lock-door"]));
+    let (data, plugins) = (data.path(), plugins.path());
+    let scenarios = repository().join("plugins/lock-door/tests");
+    let args = ["up", "--devices", "1", "--plugins", text(plugins)];
+    let _latch = Latch::start(data, &[&args, FREE_PORTS].concat());
+    let answered_by = || latch_json(data, &["method", "door-0001", "lockDoor"])["payload"]["version"].clone();
+
+    // Asked for once, by whoever swaps.
+    let next = guests().join("next/lock-door.wasm");
+    let swap = ["plugin", "swap", "lock-door", text(&next)];
+    let refused = latch(data, &[&swap, &["--test", text(&scenarios)][..]].concat());
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(4), ""), "{refused:#?}");
+    assert!(refused.stderr.ends_with("error: lock-door was not swapped: 2 of 3 scenarios failed\n"), "{refused:#?}");
+    assert!(refused.stderr.contains("      found     {\"count\":0,\"lastMovedBy\":null"), "{refused:#?}");
+    assert_eq!(answered_by(), "1.0.0");
+
+    // Asked for each time, by the folder beside the plugin.
+    let beside = plugins.join("lock-door.tests");
+    fs::create_dir(&beside).expect("made");
+    fs::copy(scenarios.join("takes-over.toml"), beside.join("takes-over.toml")).expect("copied");
+    let refused = latch(data, &swap);
+    let reason = "the component does not pass its own tests: 1 of 1 scenarios failed; ";
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.starts_with(&format!("error: lock-door was not swapped: {reason}")), "{refused:#?}");
+    assert!(refused.stderr.contains("takes-over.toml:12: answer-text: expected "), "{refused:#?}");
+    fs::copy(&next, plugins.join("lock-door.wasm")).expect("copied");
+    wait_until("the file is refused", TESTED_BOUND, || {
+        let (current, refusal) = operator::plugin(data, "lock-door");
+        assert_eq!(current.as_deref(), Some("1.0.0"));
+        refusal.filter(|refusal| refusal.starts_with(reason))
+    });
+    assert_eq!(answered_by(), "1.0.0");
+    fs::remove_dir_all(&beside).expect("removed");
+    assert_eq!(latch_ok(data, &swap), "lock-door 1.0.0 -> 2.0.0\n");
 }

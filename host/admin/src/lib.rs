@@ -12,7 +12,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{get, post};
 use chrono::{DateTime, Utc};
 use device_actors::{ActorView, Roster};
 use iothub_protocol::id::DeviceId;
@@ -29,7 +29,7 @@ pub struct AdminState {
 }
 
 /// The routes:
-/// `GET /plugins`; `PUT /plugins/{name}` with the component as body, which becomes current, with `?percent=…` and
+/// `GET /plugins`; `GET /plugins/{name}`, with the devices by version; `PUT /plugins/{name}` with the component as body, which becomes current, with `?percent=…` and
 /// perhaps `devices`, `window` and `maxFailures` a canary, or with `?stage=true` is only kept;
 /// `POST /plugins/{name}/canary` with `{"version", "percent", "devices", "query", "window", "maxFailures"}` for a version
 /// that is kept; `POST /plugins/{name}/promote`, `/rollback`, `/pin` with `{"version", "devices", "query"}` and `/unpin`
@@ -39,7 +39,7 @@ pub struct AdminState {
 pub fn router(state: AdminState) -> Router {
     Router::new()
         .route("/plugins", get(plugins::list))
-        .route("/plugins/{name}", put(plugins::put))
+        .route("/plugins/{name}", get(plugins::show).put(plugins::put))
         .route("/plugins/{name}/canary", post(plugins::canary).layer(DefaultBodyLimit::max(plugins::MAX_RULE)))
         .route("/plugins/{name}/promote", post(plugins::promote))
         .route("/plugins/{name}/rollback", post(plugins::rollback))
@@ -94,6 +94,10 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
             "detail": last.failure.detail,
         })
     });
+    let last_crash = view.last_crash.as_ref().map(|last| {
+        let seconds = Instant::now().saturating_duration_since(last.at).as_secs();
+        json!({"secondsAgo": seconds, "reason": last.reason})
+    });
     let held_back: Vec<Value> = view
         .held_back
         .iter()
@@ -108,6 +112,8 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "calls": view.calls,
         "failures": view.failures,
         "lastFailure": last_failure,
+        "restarts": view.restarts,
+        "lastCrash": last_crash,
         "desiredVersion": view.desired_version,
         "messages": view.messages,
         "lostMessages": view.lost_messages,

@@ -39,6 +39,37 @@ pub(crate) async fn list(State(state): State<AdminState>) -> Response {
     axum::Json(Value::Array(entries.iter().map(|entry| entry_json(entry, &running)).collect())).into_response()
 }
 
+/// One plugin as in the list, with the ids of the devices that run each version, and of those that do not run what the
+/// rules say.
+pub(crate) async fn show(State(state): State<AdminState>, Path(name): Path<String>) -> Result<Response, AdminError> {
+    let views = state.roster.views();
+    let (catalog, name) = named(state, &name)?;
+    let entry = catalog.list().into_iter().find(|entry| entry.name == name.as_str());
+    let entry = entry.ok_or_else(|| RolloutError::UnknownPlugin { name: name.clone() })?;
+    let mut by_hash: HashMap<Arc<str>, Vec<DeviceId>> = HashMap::new();
+    let (mut quarantined, mut not_activated) = (Vec::new(), Vec::new());
+    for (device, view) in views {
+        for (_, version) in view.quarantined.iter().filter(|(plugin, _)| *plugin == name) {
+            quarantined.push(json!({"deviceId": device, "version": version}));
+        }
+        for held in view.held_back.iter().filter(|held| held.plugin == name) {
+            not_activated.push(json!({"deviceId": device, "version": held.version, "reason": held.reason}));
+        }
+        if let Some(plugin) = view.lineup.plugins.iter().find(|plugin| plugin.name == name) {
+            by_hash.entry(plugin.hash.clone()).or_default().push(device);
+        }
+    }
+    let running = by_hash.iter().map(|(hash, devices)| ((name.clone(), hash.clone()), devices.len() as u64)).collect();
+    let mut shown = entry_json(&entry, &running);
+    for version in shown["versions"].as_array_mut().into_iter().flatten() {
+        let devices = version["hash"].as_str().and_then(|hash| by_hash.get(hash)).map_or(&[][..], Vec::as_slice);
+        version["deviceIds"] = json!(devices);
+    }
+    shown["quarantined"] = quarantined.into();
+    shown["notActivated"] = not_activated.into();
+    Ok(axum::Json(shown).into_response())
+}
+
 /// The query of a canary. A plain swap has none.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

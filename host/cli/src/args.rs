@@ -1,8 +1,8 @@
 //! The command line as it is typed.
 
+mod host;
 mod message;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -10,12 +10,11 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
+pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
-/// Where `--help` shows what bounds plugins.
-const LIMITS: &str = "Limits of plugins";
 
 /// Runs the behaviour of a fleet of Azure IoT Hub devices as sandboxed WebAssembly plugins, and schedules jobs over them.
 #[derive(Debug, Parser)]
@@ -53,14 +52,16 @@ pub(crate) enum Command {
     /// Run the embedded hub and a host with devices and plugins, in one process
     #[command(after_help = "Examples:
   latch up --devices 100 --plugins target/plugins
-  latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884")]
+  latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
+  latch up --config fleet/latch.toml")]
     Up(UpArgs),
     /// Run the embedded hub alone, for devices and back ends of your own
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
     #[command(after_help = "Examples:
   latch run --connections devices.txt --plugins target/plugins
-  latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host")]
+  latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host
+  latch run --config fleet/latch.toml")]
     Run(RunArgs),
     /// Create, list, show and delete devices
     #[command(subcommand)]
@@ -89,6 +90,9 @@ pub(crate) enum Command {
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
     Events(EventsArgs),
+    /// Check a fleet's configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Start, build, test, check, list, swap, pin and roll back plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
@@ -102,70 +106,6 @@ pub(crate) struct DemoArgs {
     /// Folder with the plugins' source
     #[arg(long, value_name = "DIR", default_value = "plugins")]
     pub(crate) source: PathBuf,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct UpArgs {
-    #[command(flatten)]
-    pub(crate) listen: ListenArgs,
-    #[command(flatten)]
-    pub(crate) host: HostArgs,
-    /// Make sure that door-0001 to door-N exist, and run them
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) devices: u32,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct HubArgs {
-    #[command(flatten)]
-    pub(crate) listen: ListenArgs,
-    /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) devices: u32,
-    /// Also serve the admin API on this address; its token is in admin.token in the data folder
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) admin: Option<SocketAddr>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct RunArgs {
-    /// Device connection strings: a file with one a line, or a folder of .connstr files
-    #[arg(long, value_name = "PATH")]
-    pub(crate) connections: PathBuf,
-    #[command(flatten)]
-    pub(crate) host: HostArgs,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct ListenArgs {
-    /// Where REST listens [default: 127.0.0.1:443, or port 8443 where 443 cannot be had]
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) https: Option<SocketAddr>,
-    /// Where MQTT listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8883")]
-    pub(crate) mqtt: SocketAddr,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct HostArgs {
-    /// Folder of components; each .wasm directly in it runs on every device, and is swapped when the file is replaced
-    #[arg(long, value_name = "DIR")]
-    pub(crate) plugins: Option<PathBuf>,
-    /// Also serve the admin API on this address; its token is in admin.token in the data folder
-    #[arg(long, value_name = "ADDR")]
-    pub(crate) admin: Option<SocketAddr>,
-    /// Seconds that a plugin may take for one call
-    #[arg(long, help_heading = LIMITS, value_name = "S", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=300))]
-    pub(crate) call_limit: u32,
-    /// MiB of memory that one plugin instance may have
-    #[arg(long, help_heading = LIMITS, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) memory_limit: u32,
-    /// Milliseconds after which an instance without work is dropped
-    #[arg(long, help_heading = LIMITS, value_name = "MS", default_value_t = 1000)]
-    pub(crate) idle: u32,
-    /// Instances kept at once, over all devices
-    #[arg(long, help_heading = LIMITS, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub(crate) max_instances: u32,
 }
 
 #[derive(Debug, Subcommand)]
@@ -353,6 +293,20 @@ pub(crate) enum EventKind {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Tell every mistake in a configuration, or what it comes to; starts nothing
+    #[command(after_help = "The files and variables that it names are read as well. The README has a whole example.
+
+Example:
+  latch config check fleet/latch.toml")]
+    Check {
+        /// The configuration
+        #[arg(value_name = "FILE", default_value = crate::config::FILE_NAME)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum PluginCommand {
     /// Start a plugin of your own: a project that builds and has a test
     #[command(after_help = "Example:
@@ -396,7 +350,13 @@ A scenario is TOML, with JSON in texts; what a step does not mention is not comp
         file: PathBuf,
     },
     /// List the plugins of the running host: their versions, and how many devices run each
-    List,
+    #[command(after_help = "Examples:
+  latch plugin list
+  latch plugin list lock-door")]
+    List {
+        /// Only this plugin, with the devices that run each version, and those that cannot run what they should
+        name: Option<String>,
+    },
     /// Replace a plugin of the running host, without a restart and without losing a call
     #[command(
         after_help = "With --percent, --devices or --query the new version is a canary: those devices run it, the others what they ran. If more \
@@ -409,6 +369,7 @@ A device runs what its twin pins (desired latch.plugins.NAME), else the operator
 Examples:
   latch plugin swap lock-door target/plugins/next/lock-door.wasm
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
+  latch plugin swap my-door target/plugins/my-door.wasm --test my-door/tests
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\" --percent 20"
     )]
@@ -471,6 +432,9 @@ pub(crate) struct SwapArgs {
     /// Percent of the canary's calls that may fail, of at least 10 [default: 5]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
     pub(crate) max_failures: Option<u8>,
+    /// Only if it passes these scenarios, as `latch plugin test` runs them
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) test: Option<PathBuf>,
 }
 
 /// The devices of a canary or a pin.

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod config;
 mod demo;
 mod device;
 mod events;
@@ -32,6 +33,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Query(args) => query::run(args, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Events(args) => events::run(args, context).await,
+        Command::Config(command) => config::run(&command, context),
         Command::Plugin(command) => plugin::run(command, context).await,
     }
 }

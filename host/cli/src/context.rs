@@ -68,6 +68,11 @@ impl Context {
         }
     }
 
+    /// A variable that a configuration names.
+    pub(crate) fn variable(name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
     /// The environment that builds of guests get.
     pub(crate) fn host_env(&self) -> HostEnv {
         HostEnv::new(std::env::vars_os())

@@ -12,7 +12,7 @@ pub(crate) const HELP: &str = "Exit codes:
   1  refused or failed; the message says why
   2  wrong usage
   3  the hub or the running latch could not be reached
-  4  what was asked for ran, and ended badly: a job with failed devices, a plugin that does not fit";
+  4  what was asked for ran, and ended badly: failed devices, a wrong plugin or configuration";
 
 /// Something ran to its end, and the end is bad. The output tells of it already.
 #[derive(Debug)]

@@ -1,22 +1,28 @@
-//! The host as `up`, `run` and `demo` run it: plugins, actors, and a connection for each device.
+//! The host as `up`, `run` and `demo` run it: plugins, actors, and a connection for each device. Devices can come and go
+//! while it runs.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use admin::AdminState;
 use anyhow::{Context as _, bail};
-use device_actors::{Limits, Roster, RosterSettings, StateStore};
-use durable_store::Durability;
+use device_actors::{Roster, RosterSettings, StateStore};
+use durable_store::{Durability, StoreError};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
-use plugin_runtime::{CacheSettings, Catalog, PluginSet, Runtime, RuntimeSettings};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::{FromHub, ToHub};
+use plugin_runtime::{CacheSettings, Catalog, CatalogOptions, PluginSet, Runtime};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::HostArgs;
 use crate::data_folder::DataFolder;
+use crate::scenarios;
+use crate::settings::HostSettings;
 
 /// Devices that shake hands at once; more would only take the processors from each other.
 const CONNECTS: usize = 64;
@@ -42,20 +48,17 @@ pub(crate) struct Plugins {
 }
 
 impl Plugins {
-    pub(crate) async fn load(args: &HostArgs, data: &DataFolder) -> anyhow::Result<Plugins> {
-        let settings = RuntimeSettings {
-            call_time_limit: Duration::from_secs(args.call_limit.into()),
-            memory_limit: (args.memory_limit as usize) << 20,
-            max_resident: args.max_instances,
-            ..RuntimeSettings::default()
-        };
+    pub(crate) async fn load(settings: &HostSettings, data: &DataFolder) -> anyhow::Result<Plugins> {
+        let limits = settings.limits.runtime.clone();
         let cache = CacheSettings::new(data.path().join(CACHE), data.path().join(CACHE_KEY));
-        let runtime = tokio::task::spawn_blocking(move || Runtime::with_cache(settings, &cache)).await??;
-        let catalog = match &args.plugins {
+        let runtime = tokio::task::spawn_blocking(move || Runtime::with_cache(limits, &cache)).await??;
+        let catalog = match &settings.plugins {
             None => None,
             Some(folder) => {
                 let versions = data.path().join(VERSIONS);
-                let catalog = Catalog::open(folder, &versions, runtime.clone()).await;
+                let self_test = Some(scenarios::self_test(folder, &runtime));
+                let options = CatalogOptions { plans: settings.plans.clone(), self_test };
+                let catalog = Catalog::open_with(folder, &versions, runtime.clone(), options).await;
                 Some(catalog.with_context(
                     || "hint: --plugins names a folder of components; `latch plugin build` makes target/plugins",
                 )?)
@@ -69,36 +72,62 @@ impl Plugins {
 pub(crate) struct Fleet {
     pub(crate) roster: Arc<Roster>,
     pub(crate) catalog: Option<Catalog>,
-    connections: Vec<DeviceConnection>,
-    links: CancellationToken,
+    connector: Connector,
+    links: Mutex<BTreeMap<DeviceId, Link>>,
     watcher: Option<JoinHandle<()>>,
     store: StateStore,
+}
+
+/// What all connections share.
+struct Connector {
+    tls: Arc<ClientConfig>,
+    connects: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+/// One device's connection.
+struct Link {
+    /// What it was made from.
+    device: DeviceConnectionString,
+    connection: DeviceConnection,
+    stop: CancellationToken,
+}
+
+/// The actor's side of a connection.
+type ActorEnds = (DeviceId, mpsc::Receiver<FromHub>, mpsc::Sender<ToHub>);
+
+/// How many devices came and went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DeviceChanges {
+    pub(crate) added: usize,
+    pub(crate) removed: usize,
+    /// Stayed, with another connection string.
+    pub(crate) reconnected: usize,
 }
 
 impl Fleet {
     /// Start an actor and a connection for each device. Does not wait for the connections.
     pub(crate) async fn start(
         plugins: Plugins,
-        args: &HostArgs,
+        settings: &HostSettings,
         data: &DataFolder,
         devices: Vec<DeviceConnectionString>,
         tls: Arc<ClientConfig>,
     ) -> anyhow::Result<Fleet> {
         let path = data.path().join("state.db");
         let store = tokio::task::spawn_blocking(move || StateStore::open(&path, Durability::Process)).await??;
-        let links = CancellationToken::new();
         let connects = Arc::new(Semaphore::new(CONNECTS));
-        let (mut connections, mut ends) = (Vec::new(), Vec::new());
-        for device in devices {
-            let (to_actor, from_hub) = mpsc::channel(TO_ACTOR);
-            let (to_hub, from_actor) = mpsc::channel(TO_HUB);
-            ends.push((device.device_id.clone(), from_hub, to_hub));
-            let settings = DeviceConnectionSettings::new(device, tls.clone(), connects.clone(), rand::random());
-            connections.push(iothub_device::spawn(settings, to_actor, from_actor, links.clone()));
-        }
-        let settings = RosterSettings {
-            limits: Limits { idle: Duration::from_millis(args.idle.into()), ..Limits::default() },
-            max_resident: args.max_instances as usize,
+        let connector = Connector { tls, connects, stop: CancellationToken::new() };
+        let (links, ends): (BTreeMap<_, _>, Vec<_>) = devices
+            .into_iter()
+            .map(|device| {
+                let (link, ends) = connector.connect(device);
+                ((link.device.device_id.clone(), link), ends)
+            })
+            .unzip();
+        let roster = RosterSettings {
+            limits: settings.limits.actors,
+            max_resident: settings.limits.runtime.max_resident as usize,
             ..RosterSettings::default()
         };
         let current = match &plugins.catalog {
@@ -106,14 +135,68 @@ impl Fleet {
             None => watch::channel(Arc::new(PluginSet::default())).1,
         };
         let stop = CancellationToken::new();
-        let roster = Roster::start(settings, plugins.runtime, store.clone(), current, ends, stop).await?;
+        let roster = Roster::start(roster, plugins.runtime, store.clone(), current, ends, stop).await?;
         let watcher =
             plugins.catalog.clone().map(|catalog| tokio::spawn(async move { match catalog.watch().await {} }));
-        Ok(Fleet { roster: Arc::new(roster), catalog: plugins.catalog, connections, links, watcher, store })
+        let (roster, links) = (Arc::new(roster), Mutex::new(links));
+        Ok(Fleet { roster, catalog: plugins.catalog, connector, links, watcher, store })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.connections.len()
+        self.links().len()
+    }
+
+    /// Run exactly these devices from now on. Those that go finish what they have in hand, and what they keep stays for
+    /// when they come back. Does not wait for new connections. Not to be called twice at a time.
+    ///
+    /// # Errors
+    /// If the state of one cannot be read; that one is missing, and called again this tries it again.
+    pub(crate) async fn set_devices(&self, devices: Vec<DeviceConnectionString>) -> Result<DeviceChanges, StoreError> {
+        let mut wanted: BTreeMap<_, _> = devices.into_iter().map(|device| (device.device_id.clone(), device)).collect();
+        let mut changes = DeviceChanges::default();
+        let mut going = Vec::new();
+        for (id, link) in &*self.links() {
+            match wanted.get(id) {
+                Some(device) if device.reveal() == link.device.reveal() => {
+                    wanted.remove(id);
+                    continue;
+                }
+                Some(_) => changes.reconnected += 1,
+                None => changes.removed += 1,
+            }
+            going.push(id.clone());
+        }
+        changes.added = wanted.len() - changes.reconnected;
+        stream::iter(going).for_each_concurrent(CONNECTS, |id| self.remove(id)).await;
+        let coming = stream::iter(wanted.into_values().map(Ok));
+        coming.try_for_each_concurrent(CONNECTS, |device| self.add(device)).await?;
+        Ok(changes)
+    }
+
+    async fn remove(&self, id: DeviceId) {
+        // First, so that its last answers still leave.
+        self.roster.remove(&id).await;
+        let stopped = self.links().get(&id).map(|link| {
+            link.stop.cancel();
+            link.connection.state.clone()
+        });
+        if let Some(mut state) = stopped {
+            while state.changed().await.is_ok() {}
+        }
+        self.links().remove(&id);
+    }
+
+    async fn add(&self, device: DeviceConnectionString) -> Result<(), StoreError> {
+        let (link, (id, from_hub, to_hub)) = self.connector.connect(device);
+        // Without an actor the connection ends by itself.
+        self.roster.add(id.clone(), from_hub, to_hub).await?;
+        self.links().insert(id, link);
+        Ok(())
+    }
+
+    fn links(&self) -> MutexGuard<'_, BTreeMap<DeviceId, Link>> {
+        // Nothing under the lock panics half-way.
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wait until all devices are connected.
@@ -122,29 +205,29 @@ impl Fleet {
     /// If some are not in time: how many, and why the first few are not. Fewer devices than asked for are never passed off
     /// as all.
     pub(crate) async fn connected(&self) -> anyhow::Result<()> {
-        let count = self.connections.len();
+        let states: Vec<_> =
+            self.links().iter().map(|(id, link)| (id.clone(), link.connection.state.clone())).collect();
+        let count = states.len();
         let patience = CONNECT_TIME + Duration::from_secs(count as u64 / CONNECTS_PER_SECOND);
         let deadline = Instant::now() + patience;
         let mut missing = Vec::new();
-        for connection in &self.connections {
-            let mut state = connection.state.clone();
+        for (id, mut state) in states {
             let ready = tokio::time::timeout_at(deadline.into(), state.wait_for(LinkState::is_ready)).await;
-            if !matches!(ready, Ok(Ok(_))) {
-                missing.push(connection);
+            let is_ready = matches!(ready, Ok(Ok(_)));
+            drop(ready);
+            if !is_ready {
+                missing.push((id, state));
             }
         }
         if missing.is_empty() {
             return Ok(());
         }
-        let reasons: Vec<String> = missing
-            .iter()
-            .take(NAMED)
-            .map(|connection| {
-                let state = connection.state.borrow();
-                let reason = state.failure().map_or("no answer yet", |failure| failure.reason.as_str());
-                format!("{}: {reason}", connection.device_id)
-            })
-            .collect();
+        let reasons = missing.iter().take(NAMED).map(|(id, state)| {
+            let state = state.borrow();
+            let reason = state.failure().map_or("no answer yet", |failure| failure.reason.as_str());
+            format!("{id}: {reason}")
+        });
+        let reasons: Vec<String> = reasons.collect();
         bail!("{} of {count} devices are not connected after {patience:?} ({})", missing.len(), reasons.join("; "))
     }
 
@@ -153,17 +236,34 @@ impl Fleet {
     }
 
     /// Finish what is in hand, then disconnect.
-    pub(crate) async fn stop(self) {
-        if let Some(watcher) = self.watcher {
+    pub(crate) async fn stop(&self) {
+        if let Some(watcher) = &self.watcher {
             watcher.abort();
         }
         self.roster.shutdown().await;
-        self.links.cancel();
-        for connection in self.connections {
+        if let Some(catalog) = &self.catalog {
+            catalog.keep_trials().await;
+        }
+        self.connector.stop.cancel();
+        let links = std::mem::take(&mut *self.links());
+        for link in links.into_values() {
             // One that panicked has nothing left to wait for.
-            drop(connection.task.await);
+            drop(link.connection.task.await);
         }
         self.store.close().await;
+    }
+}
+
+impl Connector {
+    fn connect(&self, device: DeviceConnectionString) -> (Link, ActorEnds) {
+        let (to_actor, from_hub) = mpsc::channel(TO_ACTOR);
+        let (to_hub, from_actor) = mpsc::channel(TO_HUB);
+        let settings =
+            DeviceConnectionSettings::new(device.clone(), self.tls.clone(), self.connects.clone(), rand::random());
+        let stop = self.stop.child_token();
+        let connection = iothub_device::spawn(settings, to_actor, from_actor, stop.clone());
+        let ends = (device.device_id.clone(), from_hub, to_hub);
+        (Link { device, connection, stop }, ends)
     }
 }
 
@@ -171,7 +271,7 @@ impl Fleet {
 const SPARE_DESCRIPTORS: u64 = 256;
 
 /// Whether so many devices fit under the descriptor limit, after raising it as far as the system allows.
-pub(crate) fn check_descriptors(devices: u32, each: u64) -> anyhow::Result<()> {
+pub(crate) fn check_descriptors(devices: usize, each: u64) -> anyhow::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -182,7 +282,7 @@ pub(crate) fn check_descriptors(devices: u32, each: u64) -> anyhow::Result<()> {
     // No limit at all is a limit of as many as there are numbers.
     let current = current.unwrap_or(u64::MAX);
     let fit = current.saturating_sub(SPARE_DESCRIPTORS) / each;
-    if u64::from(devices) > fit {
+    if devices as u64 > fit {
         bail!(
             "{devices} devices do not fit: this process may open {current} files, enough for {fit} devices\nhint: raise the \
              limit with `ulimit -n`, or start fewer"

@@ -53,17 +53,12 @@ impl RunningHub {
 
     /// Make sure that `door-0001` to `door-N` exist. Those that do keep keys, twin and state.
     pub(crate) async fn ensure_doors(&self, count: u32) -> anyhow::Result<Vec<DeviceConnectionString>> {
-        stream::iter(1..=count)
-            .map(|number| async move {
-                let device_id = DeviceId::parse(&format!("door-{number:04}"))?;
-                let key = self.hub.handle.ensure_device(&device_id).await?;
-                let connection = DeviceConnectionString { host: self.mqtt_host.clone(), device_id, key };
-                self.data.write_device(&connection)?;
-                anyhow::Ok(connection)
-            })
-            .buffered(CREATES)
-            .try_collect()
-            .await
+        self.maker().ensure(doors(count)?).await
+    }
+
+    /// For whoever makes devices later.
+    pub(crate) fn maker(&self) -> DeviceMaker {
+        DeviceMaker { hub: self.hub.handle.clone(), host: self.mqtt_host.clone(), data: self.data.clone() }
     }
 
     /// Take no more work, from back ends or jobs.
@@ -75,6 +70,35 @@ impl RunningHub {
         self.files.abort();
         self.hub.stop().await;
     }
+}
+
+/// Makes devices on a hub.
+#[derive(Clone)]
+pub(crate) struct DeviceMaker {
+    hub: HubHandle,
+    host: HostName,
+    data: Arc<DataFolder>,
+}
+
+impl DeviceMaker {
+    /// Make sure that these devices exist. Those that do keep keys, twin and state.
+    pub(crate) async fn ensure(&self, devices: Vec<DeviceId>) -> anyhow::Result<Vec<DeviceConnectionString>> {
+        stream::iter(devices)
+            .map(|device_id| async move {
+                let key = self.hub.ensure_device(&device_id).await?;
+                let connection = DeviceConnectionString { host: self.host.clone(), device_id, key };
+                self.data.write_device(&connection)?;
+                anyhow::Ok(connection)
+            })
+            .buffered(CREATES)
+            .try_collect()
+            .await
+    }
+}
+
+/// `door-0001` to `door-N`.
+pub(crate) fn doors(count: u32) -> anyhow::Result<Vec<DeviceId>> {
+    (1..=count).map(|number| Ok(DeviceId::parse(&format!("door-{number:04}"))?)).collect()
 }
 
 /// Keeps `devices/*.connstr` as the registry is.

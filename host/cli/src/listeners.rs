@@ -14,6 +14,7 @@ const HTTPS_PORT: u16 = 443;
 /// Used where 443 cannot be bound: it needs a privilege, and one process only can have it.
 const HTTPS_PORT_INSTEAD: u16 = 8443;
 const MQTT_PORT: u16 = 8883;
+const MQTT_USUAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), MQTT_PORT);
 
 /// Bound listeners and the host name that leads to each.
 pub(crate) struct Listeners {
@@ -24,11 +25,9 @@ pub(crate) struct Listeners {
 }
 
 pub(crate) async fn bind(args: &ListenArgs) -> anyhow::Result<Listeners> {
-    let mqtt = listen(args.mqtt).await.with_context(|| {
-        format!(
-            "cannot listen for MQTT on {}\nhint: another hub may run there; choose an address with --mqtt",
-            args.mqtt
-        )
+    let address = args.mqtt.unwrap_or(MQTT_USUAL);
+    let mqtt = listen(address).await.with_context(|| {
+        format!("cannot listen for MQTT on {address}\nhint: another hub may run there; choose an address with --mqtt")
     })?;
     let https = bind_https(args.https).await?;
     let https_host = host_name(&https, HTTPS_PORT)?;

@@ -1,12 +1,13 @@
 //! `latch`: the one binary, and the only place where the parts of the system meet.
 //!
-//! [`args`] is what was typed, [`context`] what it means together with the environment, `commands` what is then done.
-//! Commands see neither raw arguments nor the environment. `main` turns one result into an exit code.
+//! [`args`] is what was typed, [`context`] what it means together with the environment, [`config`] and [`settings`] what a
+//! fleet's configuration adds, `commands` what is then done. Commands see neither raw arguments nor the environment. `main` turns one result into an exit code.
 
 mod admin_client;
 mod admin_server;
 mod args;
 mod commands;
+mod config;
 mod context;
 mod data_folder;
 mod exit;
@@ -16,6 +17,9 @@ mod listeners;
 mod output;
 mod plugin_build;
 mod progress;
+mod reload;
+mod scenarios;
+mod settings;
 mod signals;
 
 use std::process::ExitCode;

@@ -36,6 +36,11 @@ pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()
     Ok(())
 }
 
+/// Names in one cell, or `none`.
+pub(crate) fn or_none(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
 /// A JSON value in one cell.
 pub(crate) fn cell(value: &Value) -> String {
     match value {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::output::say;
 
@@ -19,6 +19,11 @@ pub(crate) fn stop() -> anyhow::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// From now on SIGHUP does not end the process: whoever waits is told of each.
+pub(crate) fn hangup() -> anyhow::Result<Signal> {
+    Ok(signal(SignalKind::hangup())?)
 }
 
 /// Let `stopping` finish what is in hand. What takes longer is given up, which loses nothing: it is in the stores, and the

@@ -189,7 +189,7 @@ impl Actor {
             offers: Arc::default(),
             lineup: Arc::default(),
             activations: Activations::new(recovered.versions),
-            past: Past::default(),
+            past: Past::new(recovered.past),
             wanted: BTreeSet::new(),
             link: Link::Down,
             connection: 0,
@@ -260,6 +260,9 @@ impl Actor {
             calls: self.calls,
             failures: self.failures,
             last_failure: self.last_failure.clone(),
+            // Of whoever runs the actor.
+            restarts: 0,
+            last_crash: None,
             desired_version: self.desired.version(),
             held_back: self.activations.held_back(),
             timers: self.timers.pending(),

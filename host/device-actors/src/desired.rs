@@ -82,7 +82,7 @@ impl Desired {
 
     /// The versions that the twin wants, by plugin.
     pub(crate) fn pins(&self) -> Option<&Map<String, Value>> {
-        self.document.get(HOST_KEY)?.get(PLUGINS)?.as_object()
+        pins(&self.document)
     }
 
     pub(crate) fn applied(&self) -> impl Iterator<Item = (&PluginName, &Applied)> {
@@ -201,6 +201,11 @@ impl Reaction {
     fn patch(&self, plugin: &Plugin, view_now: &Map<String, Value>) -> Map<String, Value> {
         twin::diff(&view(&self.applied.view, &plugin.watched), view_now)
     }
+}
+
+/// The versions that a desired document wants, by plugin.
+pub(crate) fn pins(document: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    document.get(HOST_KEY)?.get(PLUGINS)?.as_object()
 }
 
 fn shown(document: &Arc<Map<String, Value>>) -> Arc<Map<String, Value>> {

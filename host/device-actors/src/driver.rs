@@ -21,6 +21,7 @@ use crate::lineup::{self, Offers};
 use crate::peers::{Peers, Reachable};
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
+use crate::supervisor::Crashes;
 use crate::timers::Now;
 use crate::view::ActorView;
 
@@ -33,19 +34,19 @@ pub(crate) struct Shared {
     pub(crate) peers: Peers,
 }
 
-/// The two ends of a device's connection.
+/// The two ends of a device's connection, and its way from other devices.
 pub(crate) struct HubLink {
     pub(crate) from_hub: mpsc::Receiver<FromHub>,
     pub(crate) to_hub: mpsc::Sender<ToHub>,
+    pub(crate) from_peers: Reachable,
 }
 
-pub(crate) struct Driver {
+pub(crate) struct Driver<'a> {
     device: DeviceId,
     actor: Actor,
     shared: Arc<Shared>,
-    from_hub: mpsc::Receiver<FromHub>,
-    to_hub: mpsc::Sender<ToHub>,
-    from_peers: Reachable,
+    /// Not its own, since the next driver takes it over if this one fails.
+    link: &'a mut HubLink,
     plugins: watch::Receiver<Arc<PluginSet>>,
     limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
@@ -60,7 +61,8 @@ pub(crate) struct Driver {
     /// Waits for room in `to_hub`.
     outgoing: VecDeque<ToHub>,
     evict: Arc<Notify>,
-    view: watch::Sender<ActorView>,
+    view: &'a watch::Sender<ActorView>,
+    crashes: &'a Crashes,
     open: Open,
     stopped: bool,
 }
@@ -106,25 +108,21 @@ enum Event {
     Stop,
 }
 
-impl Driver {
+impl<'a> Driver<'a> {
     pub(crate) fn new(
         device: DeviceId,
         actor: Actor,
-        link: HubLink,
-        from_peers: Reachable,
+        link: &'a mut HubLink,
         plugins: watch::Receiver<Arc<PluginSet>>,
         limits: watch::Receiver<Limits>,
         shared: Arc<Shared>,
-    ) -> Driver {
-        let view = watch::Sender::new(actor.view());
-        let HubLink { from_hub, to_hub } = link;
+        (view, crashes): (&'a watch::Sender<ActorView>, &'a Crashes),
+    ) -> Driver<'a> {
         Driver {
             device,
             actor,
             shared,
-            from_hub,
-            to_hub,
-            from_peers,
+            link,
             plugins,
             limits,
             versions: Arc::default(),
@@ -136,20 +134,17 @@ impl Driver {
             outgoing: VecDeque::new(),
             evict: Arc::new(Notify::new()),
             view,
+            crashes,
             open: Open { from_hub: true, to_hub: true, plugins: true, limits: true, stop: true },
             stopped: false,
         }
     }
 
-    pub(crate) fn view(&self) -> watch::Receiver<ActorView> {
-        self.view.subscribe()
-    }
-
     /// Until the actor has stopped, which it does on `stop` or when its connection is dropped.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    pub(crate) async fn run(mut self, stop: &CancellationToken) {
         self.take_plugins();
         while !self.stopped || !self.outgoing.is_empty() {
-            let event = self.next(&stop).await;
+            let event = self.next(stop).await;
             self.on(event);
         }
     }
@@ -158,13 +153,13 @@ impl Driver {
     async fn next(&mut self, stop: &CancellationToken) -> Event {
         let deadline = self.actor.deadline().map(Instant::from_std);
         tokio::select! {
-            message = self.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
-            Some(message) = self.from_peers.next() => Event::Peer(message),
+            message = self.link.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
+            Some(message) = self.link.from_peers.next() => Event::Peer(message),
             changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
             changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
             finished = called(&mut self.calling) => Event::Called(finished),
             Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
-            permit = self.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
+            permit = self.link.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
                 let open = permit.is_ok();
                 if let (Ok(permit), Some(message)) = (permit, self.outgoing.pop_front()) {
                     permit.send(message);
@@ -246,7 +241,7 @@ impl Driver {
         while let Some(output) = self.actor.poll() {
             self.perform(output);
         }
-        let view = self.actor.view();
+        let view = self.crashes.shown_in(self.actor.view());
         self.former.retain(|id, _| view.lineup.has_version(id));
         self.view.send_replace(view);
     }

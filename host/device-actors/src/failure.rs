@@ -49,6 +49,14 @@ impl From<CallFailure> for Failure {
     }
 }
 
+/// The last failure of an actor itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastCrash {
+    pub at: Instant,
+    /// What it said.
+    pub reason: String,
+}
+
 /// The last failed call of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastFailure {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use iothub_protocol::link::TelemetryMessage;
 use plugin_runtime::{OutgoingTelemetry, PluginName, Timer, VersionTag};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::inbox::HANDLED_LIMIT;
@@ -34,6 +35,8 @@ pub struct DeviceRecord {
     pub handled: BTreeMap<PluginName, Vec<Handled>>,
     /// Whose changes were recorded last.
     pub versions: BTreeMap<PluginName, VersionTag>,
+    /// Of plugins with a version in quarantine.
+    pub past: BTreeMap<PluginName, PluginPast>,
     /// In order of `sequence`.
     pub telemetry: Vec<QueuedTelemetry>,
 }
@@ -53,6 +56,24 @@ pub struct Applied {
     pub version: u64,
     /// The part that it watched, as it was in that version. What is left to deliver is the difference to this.
     pub view: Map<String, Value>,
+}
+
+/// How versions of a plugin did on the device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PluginPast {
+    /// Hashes of versions that answered well, the last one first.
+    pub good: Vec<Arc<str>>,
+    pub quarantined: Vec<Quarantined>,
+    /// [`Plugin::id`](crate::Plugin::id) of what the rules said last. Quarantine ends when they say something else.
+    pub ruled: Option<Arc<str>>,
+}
+
+/// A version that failed too often to be run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    pub hash: Arc<str>,
+    pub label: Arc<str>,
+    pub reason: String,
 }
 
 /// A message that a plugin has dealt with.
@@ -101,6 +122,8 @@ pub struct Changes {
     /// The version that was called, if another one was before it.
     pub version: Option<(PluginName, VersionTag)>,
     pub applied: Vec<(PluginName, Applied)>,
+    /// All there is of [`DeviceRecord::past`].
+    pub past: Option<BTreeMap<PluginName, PluginPast>>,
     pub telemetry_queued: Vec<QueuedTelemetry>,
     /// Sequence numbers that the hub has taken.
     pub telemetry_taken: Vec<u64>,
@@ -131,6 +154,9 @@ impl DeviceRecord {
         }
         self.versions.extend(changes.version);
         self.applied.extend(changes.applied);
+        if let Some(past) = changes.past {
+            self.past = past;
+        }
         self.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
         self.telemetry.extend(changes.telemetry_queued);
     }
@@ -148,14 +174,15 @@ pub(crate) fn set_or_remove<T: Clone>(kept: &mut BTreeMap<String, T>, changes: &
 
 /// What differs between memory and the store, to be written when there is a chance.
 ///
-/// All of it may be lost in a crash: a confirmed patch or message is then sent again, and the twin is asked for on
-/// the next connect anyway.
+/// All of it may be lost in a crash: a confirmed patch or message is then sent again, the twin is asked for on the next
+/// connect anyway, and a version that belongs into quarantine fails again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Dirty {
     pub(crate) desired: bool,
     pub(crate) reported: bool,
     pub(crate) unsent: bool,
     pub(crate) applied: bool,
+    pub(crate) past: bool,
     pub(crate) telemetry_taken: Vec<u64>,
 }
 
@@ -169,6 +196,7 @@ impl Dirty {
         self.reported |= other.reported;
         self.unsent |= other.unsent;
         self.applied |= other.applied;
+        self.past |= other.past;
         self.telemetry_taken.extend(other.telemetry_taken);
     }
 }

@@ -12,13 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::actor::Actor;
-use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
+use crate::driver::{CurrentPlugins, HubLink, Shared};
 use crate::limits::Limits;
-use crate::peers::{Peers, Reachable};
+use crate::peers::Peers;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
+use crate::supervisor::Supervised;
 use crate::view::ActorView;
 
 #[derive(Debug, Clone)]
@@ -87,7 +87,7 @@ impl Roster {
         let reachable: Vec<_> = devices.iter().map(|(device, ..)| roster.shared.peers.join(device.clone())).collect();
         for ((device, from_hub, to_hub), from_peers) in devices.into_iter().zip(reachable) {
             let record = records.remove(&device).unwrap_or_default();
-            roster.spawn(device, record, HubLink { from_hub, to_hub }, from_peers);
+            roster.spawn(device, record, HubLink { from_hub, to_hub, from_peers });
         }
         Ok(roster)
     }
@@ -107,7 +107,7 @@ impl Roster {
         self.forget_ended();
         let record = self.shared.store.load(&device).await?;
         let from_peers = self.shared.peers.join(device.clone());
-        self.spawn(device, record, HubLink { from_hub, to_hub }, from_peers);
+        self.spawn(device, record, HubLink { from_hub, to_hub, from_peers });
         Ok(())
     }
 
@@ -131,9 +131,9 @@ impl Roster {
         in_time
     }
 
-    /// Bound every device by `limits` from now on, from the next message on.
-    pub fn set_limits(&self, limits: Limits) {
-        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits);
+    /// Bound every device by `limits` from now on. Tells whether they are others than before.
+    pub fn set_limits(&self, limits: Limits) -> bool {
+        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
     }
 
     /// What the device's actor is doing; none if there is no such actor.
@@ -173,14 +173,14 @@ impl Roster {
         devices
     }
 
-    fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink, from_peers: Reachable) {
-        let limits = self.limits.subscribe();
-        let actor = Actor::new(device.clone(), record, *limits.borrow(), rand::random(), now());
+    fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
+        let (view, limits) = (watch::Sender::new(ActorView::default()), self.limits.subscribe());
         let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
-        let driver = Driver::new(device.clone(), actor, link, from_peers, plugins, limits, shared);
         let (stop, give_up) = (self.stop.child_token(), self.give_up.child_token());
-        self.lock().insert(device, Running { view: driver.view(), stop: stop.clone(), give_up: give_up.clone() });
-        self.tasks.spawn(async move { give_up.run_until_cancelled(driver.run(stop)).await });
+        let running = Running { view: view.subscribe(), stop: stop.clone(), give_up: give_up.clone() };
+        self.lock().insert(device.clone(), running);
+        let supervised = Supervised { device, limits, plugins, shared, view, stop };
+        self.tasks.spawn(async move { give_up.run_until_cancelled(supervised.run(record, link)).await });
     }
 
     fn forget_ended(&self) {
@@ -253,7 +253,8 @@ mod tests {
         assert!(roster.snapshot(&device).is_none() && roster.snapshot(&other).is_some());
         assert!(roster.remove(&device).await, "it is gone already");
 
-        roster.set_limits(Limits { mailbox: 0, ..Limits::default() });
+        let limits = Limits { mailbox: 0, ..Limits::default() };
+        assert!(roster.set_limits(limits) && !roster.set_limits(limits));
         let (link, from_hub, to_hub) = Link::new();
         roster.add(device.clone(), from_hub, to_hub).await.expect("added");
         for mut link in [link, other_link] {

@@ -10,6 +10,7 @@ use plugin_runtime::{PluginName, resolve_version};
 use serde_json::{Map, Value, json};
 
 use crate::lineup::{Lineup, Offer, Offered, Offers, Plugin};
+use crate::record::{PluginPast, Quarantined};
 
 /// A version of a plugin, by its hash.
 pub(crate) type VersionKey = (PluginName, Arc<str>);
@@ -20,7 +21,7 @@ pub(crate) struct Selection {
     pub(crate) lineup: Arc<Lineup>,
     /// Kept versions that this device needs loaded.
     pub(crate) wanted: BTreeSet<VersionKey>,
-    /// The [`Plugin::id`] of what the rules say, quarantine aside.
+    /// What the rules say, quarantine aside, by [`Plugin::id`]; nothing while that is on its way.
     ruled: BTreeMap<PluginName, Arc<str>>,
     /// By plugin: what the twin is to hold, or `None` for what it holds, while a version is on its way.
     pub(crate) reports: BTreeMap<String, Option<Value>>,
@@ -30,22 +31,6 @@ pub(crate) struct Selection {
 #[derive(Debug, Default)]
 pub(crate) struct Past {
     plugins: BTreeMap<PluginName, PluginPast>,
-}
-
-#[derive(Debug, Default)]
-struct PluginPast {
-    /// Hashes of versions that answered well, the last one first.
-    good: Vec<Arc<str>>,
-    quarantined: Vec<Quarantined>,
-    /// What the rules said last. Quarantine ends when they say something else, be it the same code on other terms.
-    ruled: Option<Arc<str>>,
-}
-
-#[derive(Debug)]
-struct Quarantined {
-    hash: Arc<str>,
-    label: Arc<str>,
-    reason: String,
 }
 
 /// Choose for one device. `pins` are those of its twin, by plugin.
@@ -109,7 +94,9 @@ impl Selection {
             Some(Pinned::Version(plugin)) => plugin.clone(),
             _ => by_rule(device, offer),
         };
-        self.ruled.insert(offer.name.clone(), ruled.id.clone());
+        if !matches!(pinned, Some(Pinned::OnItsWay)) {
+            self.ruled.insert(offer.name.clone(), ruled.id.clone());
+        }
         let (chosen, quarantined) = match past.and_then(|past| past.quarantine_of(&ruled.hash)) {
             Some(quarantined) => (self.fallback(offer, &ruled, past), Some(quarantined)),
             None => (ruled, None),
@@ -190,6 +177,16 @@ impl Offer {
 }
 
 impl Past {
+    pub(crate) fn new(recovered: BTreeMap<PluginName, PluginPast>) -> Past {
+        Past { plugins: recovered }
+    }
+
+    /// What a restart must not forget.
+    pub(crate) fn recorded(&self) -> BTreeMap<PluginName, PluginPast> {
+        let plugins = self.plugins.iter().filter(|(_, past)| !past.quarantined.is_empty());
+        plugins.map(|(name, past)| (name.clone(), past.clone())).collect()
+    }
+
     pub(crate) fn worked(&mut self, plugin: &Plugin) {
         let good = &mut self.plugins.entry(plugin.name.clone()).or_default().good;
         if good.first() != Some(&plugin.hash) {
@@ -213,11 +210,10 @@ impl Past {
         has_other
     }
 
-    /// The twin speaks of the plugin's version: what was in quarantine gets another chance.
-    pub(crate) fn release(&mut self, name: &str) {
-        if let Some((_, past)) = self.plugins.iter_mut().find(|(known, _)| known.as_str() == name) {
-            past.quarantined.clear();
-        }
+    /// The twin speaks of the plugin's version: what was in quarantine gets another chance. Tells whether there was any.
+    pub(crate) fn release(&mut self, name: &str) -> bool {
+        let past = self.plugins.iter_mut().find(|(known, _)| known.as_str() == name);
+        past.is_some_and(|(_, past)| !std::mem::take(&mut past.quarantined).is_empty())
     }
 
     /// End quarantines whose grounds are gone: the rules say something else now. Tells whether there were any.

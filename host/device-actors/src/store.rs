@@ -1,6 +1,6 @@
 //! `state.db`: what every device keeps, one transaction for each call of a plugin.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use sql::types::Type;
 use sql::{Connection, Row, Transaction, named_params, params};
 
 use crate::inbox::HANDLED_LIMIT;
-use crate::record::{Applied, Changes, DeviceRecord, Handled, QueuedTelemetry, TimerChanges, Unsent};
+use crate::record::{Applied, Changes, DeviceRecord, Handled, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
 
 /// The state of all devices in one file.
 #[derive(Clone)]
@@ -38,6 +38,12 @@ impl StateStore {
         let wanted = device.clone();
         let mut loaded = self.store.read(move |connection| load(connection, Some(&wanted))).await?;
         Ok(loaded.remove(device).unwrap_or_default())
+    }
+
+    /// One device as it is once everything that is queued for it is written.
+    pub(crate) async fn load_after_writes(&self, device: &DeviceId) -> Result<DeviceRecord, StoreError> {
+        self.store.write(|_| Ok(())).await?;
+        self.load(device).await
     }
 
     /// Queue `changes`; `then` runs when they are durable, or not written at all. Calls take effect in their order.
@@ -99,6 +105,9 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
                      label = excluded.label, hash = excluded.hash, state_format = excluded.state_format",
             )?
             .execute(params![device, plugin.as_str(), &*version.label, &*version.hash, version.state_format])?;
+    }
+    if let Some(past) = &changes.past {
+        write_past(transaction, device, past)?;
     }
     for (plugin, applied) in &changes.applied {
         transaction
@@ -162,6 +171,18 @@ fn write_timers(
     Ok(())
 }
 
+fn write_past(transaction: &Transaction<'_>, device: &str, past: &BTreeMap<PluginName, PluginPast>) -> sql::Result<()> {
+    transaction.prepare_cached("DELETE FROM quarantine WHERE device = ?1")?.execute([device])?;
+    for (plugin, PluginPast { good, quarantined, ruled }) in past {
+        transaction
+            .prepare_cached(
+                "INSERT INTO quarantine (device, plugin, versions, good, ruled) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![device, plugin.as_str(), json(quarantined)?, json(good)?, ruled.as_deref()])?;
+    }
+    Ok(())
+}
+
 fn queue(transaction: &Transaction<'_>, device: &str, queued: &QueuedTelemetry) -> sql::Result<()> {
     let message = &queued.message;
     transaction
@@ -216,6 +237,12 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         let (label, hash): (String, String) = (row.get(2)?, row.get(3)?);
         let version = VersionTag { label: label.into(), hash: hash.into(), state_format: row.get(4)? };
         records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
+        Ok(())
+    })?;
+    each(connection, "SELECT device, plugin, versions, good, ruled FROM quarantine WHERE device", only, |row| {
+        let ruled = row.get::<_, Option<String>>(4)?.map(Arc::from);
+        let past = PluginPast { quarantined: parsed(row, 2)?, good: parsed(row, 3)?, ruled };
+        records.entry(id(row, 0)?).or_default().past.insert(plugin(row, 1)?, past);
         Ok(())
     })?;
     each(connection, "SELECT device, plugin, number, fingerprint FROM handled WHERE device", only, |row| {
@@ -297,7 +324,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, HANDLED, STATE_FORMAT];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE, HANDLED, STATE_FORMAT];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -360,6 +387,20 @@ const VERSIONS: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+const QUARANTINE: &str = "
+    CREATE TABLE quarantine (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- JSON: the versions that are not run, with the reasons.
+        versions TEXT NOT NULL,
+        -- JSON: hashes of versions that answered well, the last one first.
+        good TEXT NOT NULL,
+        -- What the rules said then; null if they said nothing.
+        ruled TEXT,
+        PRIMARY KEY (device, plugin)
+    ) STRICT, WITHOUT ROWID;
+";
+
 const HANDLED: &str = "
     CREATE TABLE handled (
         device TEXT NOT NULL,
@@ -380,11 +421,10 @@ const STATE_FORMAT: &str = "
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::{Map, Value, json};
 
     use super::*;
+    use crate::record::Quarantined;
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().cloned().expect("an object")
@@ -403,6 +443,12 @@ mod tests {
             body: vec![0, 255],
         };
         QueuedTelemetry { sequence, message: Arc::new(message) }
+    }
+
+    fn past(version: &str) -> PluginPast {
+        let reason = "failed 5 times in a row".to_owned();
+        let quarantined = Quarantined { hash: "abc".into(), label: version.into(), reason };
+        PluginPast { good: vec!["def".into()], quarantined: vec![quarantined], ruled: Some("lock-door@abc".into()) }
     }
 
     fn write_now(store: &StateStore, name: &str, changes: Changes) -> Result<(), StoreError> {
@@ -436,6 +482,7 @@ mod tests {
             state: state(Some(b"v")),
             timers: timers([("gone", Some(timer(1))), ("later", Some(timer(2)))]),
             applied: vec![(lock.clone(), applied.clone())],
+            past: Some(BTreeMap::from([(PluginName::parse("gone").expect("a name"), past("0.9.0"))])),
             telemetry_queued: vec![queued(9), queued(10)],
             handled: Some((lock.clone(), Handled { number: 1, fingerprint: 7 })),
             ..Changes::default()
@@ -448,6 +495,7 @@ mod tests {
             state: state(None),
             version: Some((lock.clone(), version.clone())),
             timers: timers([("gone", None), ("later", Some(timer(3)))]),
+            past: Some(BTreeMap::from([(lock.clone(), past("2.0.0"))])),
             telemetry_taken: vec![9],
             handled: Some((lock.clone(), Handled { number: 2, fingerprint: u128::MAX })),
             ..Changes::default()
@@ -467,6 +515,7 @@ mod tests {
             state: BTreeMap::from([(lock.clone(), BTreeMap::from([("kept".to_owned(), vec![1])]))]),
             timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
             versions: BTreeMap::from([(lock.clone(), version)]),
+            past: BTreeMap::from([(lock.clone(), past("2.0.0"))]),
             handled: BTreeMap::from([(
                 lock.clone(),
                 vec![Handled { number: 1, fingerprint: 7 }, Handled { number: 2, fingerprint: u128::MAX }],

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use plugin_runtime::PluginName;
 
 use crate::activation::HeldBack;
+use crate::failure::LastCrash;
 use crate::failure::LastFailure;
 use crate::lineup::Lineup;
 
@@ -32,6 +33,9 @@ pub struct ActorView {
     pub calls: u64,
     pub failures: u64,
     pub last_failure: Option<Arc<LastFailure>>,
+    /// How often the actor itself failed, which is a mistake of the host, and was started again.
+    pub restarts: u32,
+    pub last_crash: Option<Arc<LastCrash>>,
     /// Version of the last desired properties seen.
     pub desired_version: u64,
     /// Current versions that could not be activated here.

@@ -210,11 +210,22 @@ enum Phase {
         token_made: Instant,
     },
     Online(Box<Link>),
-    /// [`Output::Disconnect`] is out. A renewal goes on at once, anything else waits.
+    /// [`Output::Disconnect`] is out.
     Closing {
         reason: String,
-        renewal: bool,
+        again: Again,
     },
+}
+
+/// When to connect again.
+#[derive(Debug, Clone, Copy)]
+enum Again {
+    /// For a new token: at once.
+    Renewal,
+    /// Something is wrong.
+    BackOff,
+    /// The actor has asked for it.
+    After(Duration),
 }
 
 impl Session {
@@ -264,7 +275,7 @@ impl Session {
             }
             Phase::Online(link) => match link.stage {
                 Stage::Subscribing { deadline, .. } if deadline <= now.monotonic => {
-                    self.close("the hub did not answer the subscriptions".to_owned(), false);
+                    self.close("the hub did not answer the subscriptions".to_owned(), Again::BackOff);
                 }
                 Stage::GettingTwin { retry_at, .. } if retry_at <= now.monotonic => self.get_twin(now.monotonic),
                 _ => self.expire_reports(now.monotonic),
@@ -307,7 +318,7 @@ impl Session {
         *missing = missing.saturating_sub(1);
         let done = *missing == 0;
         if !granted {
-            self.close("the hub refused a subscription".to_owned(), false);
+            self.close("the hub refused a subscription".to_owned(), Again::BackOff);
         } else if done {
             let early = std::mem::take(&mut link.early);
             let deliveries = std::iter::once(FromHub::Connected).chain(early);
@@ -435,20 +446,23 @@ impl Session {
     }
 
     fn send(&mut self, now: Instant, message: ToHub) {
-        let Phase::Online(link) = &mut self.phase else { return };
-        if !link.is_announced() {
-            return;
-        }
+        let is_announced = matches!(&self.phase, Phase::Online(link) if link.is_announced());
         match message {
+            ToHub::Reconnect { after } => self.reconnect(now, after),
+            _ if !is_announced => {}
             ToHub::MethodResponse { rid, status, payload } => {
-                if link.method_ended(&rid) {
+                if let Phase::Online(link) = &mut self.phase
+                    && link.method_ended(&rid)
+                {
                     self.answer(rid, status, payload);
                 }
             }
             ToHub::Report { token, patch } => self.report(now, token, serde_json::Value::Object(patch).to_string()),
             ToHub::MessageTaken { token } => {
-                let packet_id = link.message_ended(token);
-                self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
+                if let Phase::Online(link) = &mut self.phase {
+                    let packet_id = link.message_ended(token);
+                    self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
+                }
             }
             ToHub::SubscribeMessages => self.subscribe_messages(),
             ToHub::Telemetry { token, message } => {
@@ -506,36 +520,51 @@ impl Session {
     fn renew_if_due(&mut self, now: Instant) {
         let Phase::Online(link) = &self.phase else { return };
         if link.renewal_due(now, RENEWAL_PATIENCE) {
-            self.close("the connection is renewed with a new token".to_owned(), true);
+            self.close("the connection is renewed with a new token".to_owned(), Again::Renewal);
         }
     }
 
     /// End the connection from this side.
-    fn close(&mut self, reason: String, renewal: bool) {
+    fn close(&mut self, reason: String, again: Again) {
         self.end_link(&reason);
         self.outputs.push_back(Output::Disconnect);
-        self.phase = Phase::Closing { reason, renewal };
+        self.phase = Phase::Closing { reason, again };
+    }
+
+    /// The actor wants to begin anew.
+    fn reconnect(&mut self, now: Instant, after: Duration) {
+        match &mut self.phase {
+            Phase::Waiting { until, .. } => *until = (*until).max(now + after),
+            // What comes is new to the actor anyway.
+            Phase::Connecting { .. } => {}
+            Phase::Closing { again, .. } => *again = Again::After(after),
+            Phase::Online(_) => self.close("the device's actor begins anew".to_owned(), Again::After(after)),
+        }
     }
 
     fn lost(&mut self, now: Instant, reason: String) {
-        let (reason, renewal) = match &mut self.phase {
+        let (reason, again) = match &mut self.phase {
             Phase::Waiting { .. } => return,
-            Phase::Closing { reason, renewal } => (std::mem::take(reason), *renewal),
-            Phase::Connecting { .. } => (reason, false),
+            Phase::Closing { reason, again } => (std::mem::take(reason), *again),
+            Phase::Connecting { .. } => (reason, Again::BackOff),
             Phase::Online(link) => {
                 if now.saturating_duration_since(link.since) >= STABLE {
                     self.backoff.reset();
                 }
                 self.end_link(&reason);
-                (reason, false)
+                (reason, Again::BackOff)
             }
         };
-        if renewal {
-            self.backoff.reset();
-            self.phase = Phase::Waiting { until: now, after: None };
-        } else {
-            let retry_in = self.backoff.after_failure(&mut self.rng);
-            self.wait(now, Failure { refused: false, reason }, retry_in);
+        match again {
+            Again::Renewal => {
+                self.backoff.reset();
+                self.phase = Phase::Waiting { until: now, after: None };
+            }
+            Again::BackOff => {
+                let retry_in = self.backoff.after_failure(&mut self.rng);
+                self.wait(now, Failure { refused: false, reason }, retry_in);
+            }
+            Again::After(retry_in) => self.wait(now, Failure { refused: false, reason }, retry_in),
         }
     }
 

@@ -3,6 +3,8 @@
 //! A connection turns MQTT into [`FromHub`] and [`ToHub`] into MQTT. It subscribes and GETs the twin on every connect,
 //! by the rule that every SDK follows: subscribe, GET, then notices newer than what the GET brought.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use ring::digest::{Context, SHA256};
 use serde_json::{Map, Value};
@@ -51,6 +53,9 @@ pub enum ToHub {
     /// until it expires. Said after [`FromHub::Connected`] by a device that deals with messages. A hub remembers the
     /// subscription, so later connections may bring messages without it.
     SubscribeMessages,
+    /// Part from the hub, which tells whoever waits for an answer, and connect anew after this time at the earliest. What
+    /// follows is as after any break: [`FromHub::Connected`] and the whole twin.
+    Reconnect { after: Duration },
 }
 
 /// A device-to-cloud message.

@@ -14,8 +14,8 @@ pub struct Description {
 }
 
 impl Description {
-    /// The grants of which it could make use, by what it imports. Languages' runtimes import much of WASI whether a plugin
-    /// uses it or not, so this says what it cannot use rather than what it needs.
+    /// The grants of which it could make use, by what it imports. Languages' runtimes import much of WASI whether a
+    /// plugin uses it or not, so this says what it cannot use rather than what it needs.
     pub fn may_use(&self) -> Vec<&'static str> {
         let imports = |names: &[&str]| {
             self.imports.iter().filter_map(|name| name.split('@').next()).any(|import| names.contains(&import))
@@ -26,12 +26,13 @@ impl Description {
 
 /// Grants, and the interfaces of which a component needs one to use them. Nothing in a folder can be opened without the
 /// preopened one, and no socket is of use to a component that cannot make one.
-const GRANTS: [(&str, &[&str]); 5] = [
+const GRANTS: [(&str, &[&str]); 6] = [
     ("environment", &["wasi:cli/environment"]),
     ("addresses", &["wasi:sockets/tcp-create-socket", "wasi:sockets/udp-create-socket", "wasi:sockets/ip-name-lookup"]),
     ("folder", &["wasi:filesystem/preopens"]),
     ("clock", &["wasi:clocks/wall-clock", "wasi:clocks/monotonic-clock"]),
     ("randomness", &["wasi:random/random"]),
+    ("peers", &["iothub:device/peers"]),
 ];
 
 /// Describe `wasm`; nothing if it is no whole component.
@@ -99,6 +100,7 @@ mod tests {
             may_use(&["iothub:device/state@0.1.0", "wasi:io/streams@0.2.0", "wasi:random/insecure@0.2.0"]).is_empty()
         );
         assert_eq!(may_use(&["wasi:random/random@0.2.12", "wasi:clocks/wall-clock@0.2.0"]), ["clock", "randomness"]);
+        assert_eq!(may_use(&["iothub:device/peers@0.1.0"]), ["peers"]);
         let all =
             ["wasi:filesystem/preopens@0.2.3", "wasi:sockets/udp-create-socket@0.2.0", "wasi:cli/environment@0.2.0"];
         assert_eq!(may_use(&all), ["environment", "addresses", "folder"]);

@@ -44,8 +44,8 @@ fn create(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-/// A device's id as one component of a path. Ids may be `..` or begin with a dot, and may be longer than a file's name once
-/// they are escaped. No two have the same.
+/// A device's id as one component of a path. Ids may be `..` or begin with a dot, and may be longer than a file's name
+/// once they are escaped. No two have the same.
 fn component(device: &DeviceId) -> String {
     let mut name = String::with_capacity(device.as_str().len());
     for (position, character) in device.as_str().chars().enumerate() {

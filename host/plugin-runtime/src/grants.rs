@@ -49,8 +49,8 @@ pub(crate) fn context(
     Ok(wasi.build())
 }
 
-/// Whether a socket may be used so. Nobody connects to a guest: it listens nowhere, and chooses no port of its own, which
-/// could be one that somebody else is to have.
+/// Whether a socket may be used so. Nobody connects to a guest: it listens nowhere, and chooses no port of its own,
+/// which could be one that somebody else is to have.
 fn is_granted(addresses: &[AddressGrant], address: SocketAddr, wanted: SocketAddrUse) -> bool {
     match wanted {
         SocketAddrUse::TcpListen | SocketAddrUse::TcpAccept => false,

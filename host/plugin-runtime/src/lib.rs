@@ -14,9 +14,10 @@
 //!   any [`CallFailure`] it is worth nothing and is dropped.
 //! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
 //!
-//! A guest sees the interfaces of `wit/` and an empty WASI: standard output and error, which arrive in the log, and the second
-//! in which its call began. Whoever runs the host may grant more ([`Grants`]): environment variables, addresses, a folder,
-//! a clock, randomness. What a guest does through them is no part of the call's transaction: it stays if the call fails.
+//! A guest sees the interfaces of `wit/` and an empty WASI: standard output and error, which arrive in the log, and the
+//! second in which its call began. Whoever runs the host may grant more ([`Grants`]): environment variables, addresses,
+//! a folder, a clock, randomness. What a guest does through them is no part of the call's transaction: it stays if the
+//! call fails.
 
 mod bindings;
 mod cache;
@@ -46,9 +47,10 @@ mod version;
 
 pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
-    CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError, PluginPlan, PluginPlans,
-    PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView, WithdrawnView,
+    CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, CatalogOptions, Demand, DeviceGlob,
+    DeviceGlobError, DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError,
+    PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SelfTest, SwapReport, VersionView,
+    WithdrawnView,
 };
 pub use context::{Effects, IncomingMessage, MessageSource, OutgoingTelemetry, PeerMessage, Snapshot, Timer};
 pub use describe::{Description, describe};

@@ -59,8 +59,8 @@ pub struct CallLimits {
     /// The same, for an instance that is granted addresses or a folder: each handle can then be an open file of the
     /// host's process, which has a few ten thousand for all. 64: a dozen connections.
     pub files: usize,
-    /// Names that a call may look up, if any addresses are granted; a further lookup fails. 8: each takes a thread of the
-    /// host until the resolver gives up.
+    /// Names that a call may look up, if any addresses are granted; a further lookup fails. 8: each takes a thread of
+    /// the host until the resolver gives up.
     pub lookups: usize,
 }
 

@@ -11,8 +11,8 @@ use iothub_protocol::id::DeviceId;
 
 use crate::catalog::DeviceGlob;
 
-/// Together with the code they make a version: other terms are another version, which devices take as they take new code.
-/// Not printable, since settings and environment can be secrets.
+/// Together with the code they make a version: other terms are another version, which devices take as they take new
+/// code. Not printable, since settings and environment can be secrets.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// Settings that the guest can ask for.
@@ -26,26 +26,27 @@ pub struct Terms {
 pub struct Grants {
     /// Environment variables, by name. Never the host's own.
     pub environment: BTreeMap<String, String>,
-    /// Where it may connect to by TCP and send datagrams by UDP; datagrams reach it from there only. It never listens. A
-    /// guest that is granted any address may look up names, too (what they resolve to is checked like any address),
+    /// Where it may connect to by TCP and send datagrams by UDP; datagrams reach it from there only. It never listens.
+    /// A guest that is granted any address may look up names, too (what they resolve to is checked like any address),
     /// and so tell something to whoever answers for a name.
     pub addresses: Vec<AddressGrant>,
-    /// A folder of the host, in which each device has a folder of its own for each plugin: `PLUGIN/DEVICE`, made when it is
-    /// needed, for the host's user only. The guest finds it as `/data`. What it writes there is no part of the call's
-    /// transaction and of no limited size: use a file system of its own, or one with quotas, and one that tells capital
-    /// letters from small ones, as device ids do. Time stamps in it show the host's clock.
+    /// A folder of the host, in which each device has a folder of its own for each plugin: `PLUGIN/DEVICE`, made when
+    /// it is needed, for the host's user only. The guest finds it as `/data`. What it writes there is no part of the
+    /// call's transaction and of no limited size: use a file system of its own, or one with quotas, and one that tells
+    /// capital letters from small ones, as device ids do. Time stamps in it show the host's clock. A guest can leave
+    /// symbolic links there that lead elsewhere; it cannot follow them itself, and other programs had better not.
     pub folder: Option<PathBuf>,
     pub clock: ClockGrant,
     /// Random numbers that nobody can foretell. Without it numbers follow from plugin, version, device and the time at
-    /// which the instance was made, and a guest that asks `wasi:random/random` traps, unless its language's runtime asks
-    /// for them at the start.
+    /// which the instance was made, and a guest that asks `wasi:random/random` traps, unless its language's runtime
+    /// asks for them at the start.
     pub randomness: bool,
     /// To which devices of this host it may send messages. None by default: a plugin that can reach a door can open it.
     pub peers: Vec<DeviceGlob>,
 }
 
-/// An address or a network, and the ports there, to which a guest may open connections. A network that includes the host
-/// itself (127.0.0.0/8 and its own addresses) opens the services there, too.
+/// An address or a network, and the ports there, to which a guest may open connections. A network that includes the
+/// host itself (127.0.0.0/8 and its own addresses) opens the services there, too.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AddressGrant {
     pub network: IpAddr,
@@ -58,9 +59,9 @@ pub struct AddressGrant {
 /// How well a guest may know the time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ClockGrant {
-    /// The time at which its call began, to the second, all through the call, by the wall clock and by the monotonic one:
-    /// what a call does follows from what it was given. (A guest can still sleep; one that is after the time can guess
-    /// it from what it gets done meanwhile.)
+    /// The time at which its call began, to the second, all through the call, by the wall clock and by the monotonic
+    /// one: what a call does follows from what it was given. (A guest can still sleep; one that is after the time can
+    /// guess it from what it gets done meanwhile.)
     #[default]
     CallStart,
     /// The time in steps of 100 milliseconds.
@@ -118,6 +119,19 @@ impl Placement {
             Placement::On { devices, .. } => Some(devices),
         };
         devices.into_iter().flat_map(|devices| devices.iter())
+    }
+}
+
+impl fmt::Display for AddressGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.network {
+            IpAddr::V4(network) => write!(f, "{network}/{}", self.prefix)?,
+            IpAddr::V6(network) => write!(f, "[{network}]/{}", self.prefix)?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => write!(f, ":*"),
+        }
     }
 }
 

@@ -168,6 +168,8 @@ pub enum LoadError {
     Compile { reason: String },
     #[error("the component fails when it is asked what it answers: {failure}")]
     SelfTest { failure: CallFailure },
+    #[error("the component does not pass its own tests: {reason}")]
+    Tests { reason: String },
     #[error("the component answers no method, watches no property, gets no messages and takes part in no lifecycle")]
     Idle,
     #[error("the component answers a method whose name is impossible: {reason}")]

@@ -3,13 +3,13 @@
 //!
 //! The answer has the form of IoT Plug and Play's writable properties: `value` is what is in
 //! force, `ac` a status as in HTTP, `av` the desired version that it answers, `ad` words for people.
-//! This file is everything that talks to the host; what a property may be is in `property.rs`.
+//! Whoever runs the host can say how high the house is, by the setting `highest-floor`. This file is everything that talks to the host; what a property may be is in `property.rs`.
 
 mod property;
 
 use exports::iothub::plugin::reactions::{Change, Guest, Verdict};
-use iothub::device::{log, state, twin};
-use property::{PROPERTIES, Property};
+use iothub::device::{config, log, state, twin};
+use property::{HIGHEST_FLOOR, PROPERTIES, Property, Site};
 use serde_json::{Map, Value, json};
 
 wit_bindgen::generate!({
@@ -67,11 +67,21 @@ fn take(property: &Property, desired: &Value) -> Result<(u16, String), String> {
         state::delete(property.name);
         return Ok((200, format!("{} removed", property.name)));
     }
-    if let Err(reason) = property.check(desired) {
+    if let Err(reason) = property.check(desired, site()) {
         return Ok((400, reason));
     }
     state::set(property.name, desired.to_string().as_bytes()).map_err(|error| format!("not kept: {error:?}"))?;
     Ok((200, format!("{} is now {desired}", property.name)))
+}
+
+/// Settings come as text. One that makes no sense is as good as none, and says so.
+fn site() -> Site {
+    let setting = config::get("highest-floor");
+    let highest_floor = setting.as_ref().and_then(|text| text.parse().ok());
+    if setting.is_some() && highest_floor.is_none() {
+        log::log(log::Level::Warn, "the setting highest-floor is no whole number");
+    }
+    Site { highest_floor: highest_floor.unwrap_or(HIGHEST_FLOOR) }
 }
 
 /// The value in force; `null` if there is none, which leaves `value` out of the reported properties.

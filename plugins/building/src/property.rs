@@ -7,33 +7,40 @@ use serde_json::Value;
 const LONGEST_BUILDING: usize = 64;
 
 const LOWEST_FLOOR: i64 = -10;
-const HIGHEST_FLOOR: i64 = 200;
+/// Where the settings say nothing.
+pub(crate) const HIGHEST_FLOOR: i64 = 200;
 
 /// One desired property.
 pub(crate) struct Property {
     pub(crate) name: &'static str,
-    accepts: fn(&Value) -> bool,
-    rule: &'static str,
+    check: fn(&Value, Site) -> Result<(), String>,
 }
 
-pub(crate) const PROPERTIES: &[Property] = &[
-    Property { name: "building", accepts: is_building, rule: "a text of 1 to 64 characters" },
-    Property { name: "floor", accepts: is_floor, rule: "a whole number from -10 to 200" },
-];
+/// What is known of the place, from the plugin's settings.
+#[derive(Clone, Copy)]
+pub(crate) struct Site {
+    pub(crate) highest_floor: i64,
+}
+
+pub(crate) const PROPERTIES: &[Property] =
+    &[Property { name: "building", check: check_building }, Property { name: "floor", check: check_floor }];
 
 impl Property {
     /// Whether `value` makes sense; if not, why, in words for whoever desired it.
-    pub(crate) fn check(&self, value: &Value) -> Result<(), String> {
-        if (self.accepts)(value) { Ok(()) } else { Err(format!("{} must be {}", self.name, self.rule)) }
+    pub(crate) fn check(&self, value: &Value, site: Site) -> Result<(), String> {
+        (self.check)(value, site).map_err(|rule| format!("{} must be {rule}", self.name))
     }
 }
 
-fn is_building(value: &Value) -> bool {
-    value.as_str().is_some_and(|name| (1..=LONGEST_BUILDING).contains(&name.chars().count()))
+fn check_building(value: &Value, _site: Site) -> Result<(), String> {
+    let fits = value.as_str().is_some_and(|name| (1..=LONGEST_BUILDING).contains(&name.chars().count()));
+    fits.then_some(()).ok_or_else(|| format!("a text of 1 to {LONGEST_BUILDING} characters"))
 }
 
-fn is_floor(value: &Value) -> bool {
-    value.as_i64().is_some_and(|floor| (LOWEST_FLOOR..=HIGHEST_FLOOR).contains(&floor))
+fn check_floor(value: &Value, site: Site) -> Result<(), String> {
+    let floors = LOWEST_FLOOR..=site.highest_floor;
+    let fits = value.as_i64().is_some_and(|floor| floors.contains(&floor));
+    fits.then_some(()).ok_or_else(|| format!("a whole number from {} to {}", floors.start(), floors.end()))
 }
 
 #[cfg(test)]
@@ -43,7 +50,8 @@ mod tests {
 
     fn check(name: &str, value: Value, expect: bool) {
         let property = PROPERTIES.iter().find(|property| property.name == name).expect("known");
-        assert_eq!(property.check(&value).is_ok(), expect, "{name} = {value}");
+        let site = Site { highest_floor: HIGHEST_FLOOR };
+        assert_eq!(property.check(&value, site).is_ok(), expect, "{name} = {value}");
     }
 
     #[test]
@@ -65,5 +73,14 @@ mod tests {
         check("floor", json!(1.5), false);
         check("floor", json!("1"), false);
         check("floor", json!(u64::MAX), false);
+    }
+
+    #[test]
+    fn a_lower_house() {
+        let floor = &PROPERTIES[1];
+        let site = Site { highest_floor: 3 };
+        assert_eq!(floor.check(&json!(3), site), Ok(()));
+        let refused = floor.check(&json!(4), site);
+        assert_eq!(refused, Err("floor must be a whole number from -10 to 3".to_owned()));
     }
 }

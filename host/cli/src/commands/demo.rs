@@ -14,7 +14,7 @@ use plugin_runtime::PluginName;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
 
-use crate::args::{DemoArgs, HostArgs, ListenArgs};
+use crate::args::{DemoArgs, ListenArgs};
 use crate::context::{Context, tls_for};
 use crate::data_folder::DataFolder;
 use crate::exit::EndedBadly;
@@ -24,6 +24,7 @@ use crate::listeners;
 use crate::output::{document, line};
 use crate::plugin_build::{BuildRequest, ToolchainChoice};
 use crate::progress;
+use crate::settings::HostSettings;
 
 /// Calls always in flight while the plugin is swapped.
 const CALLERS: u32 = 16;
@@ -37,7 +38,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const LOCK_DOOR: &str = "lock-door";
 
 pub(super) async fn run(args: DemoArgs, context: &Context) -> anyhow::Result<()> {
-    check_descriptors(args.devices, 2)?;
+    check_descriptors(args.devices as usize, 2)?;
     let started = Instant::now();
     let components = build(&args, context).await?;
     let folder = TemporaryFolder::new()?;
@@ -87,15 +88,8 @@ impl Stage {
         let begun = Instant::now();
         let data = Arc::new(DataFolder::open(&folder.0.join("data"))?);
         let any_port = ([127, 0, 0, 1], 0).into();
-        let listeners = listeners::bind(&ListenArgs { https: Some(any_port), mqtt: any_port }).await?;
-        let host = HostArgs {
-            plugins: Some(plugins),
-            admin: None,
-            call_limit: 5,
-            memory_limit: 64,
-            idle: 1000,
-            max_instances: 256,
-        };
+        let listeners = listeners::bind(&ListenArgs { https: Some(any_port), mqtt: Some(any_port) }).await?;
+        let host = HostSettings { plugins: Some(plugins), ..HostSettings::default() };
         let loaded = Plugins::load(&host, &data).await?;
         let hub = RunningHub::start(data.clone(), listeners).await?;
         let devices = hub.ensure_doors(args.devices).await?;

@@ -1,8 +1,9 @@
 //! `latch plugin`.
 
 mod check;
+mod list;
 mod new;
-mod test;
+pub(super) mod test;
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Build(args) => build(args, context).await,
         PluginCommand::Test(args) => test::run(args, context).await,
         PluginCommand::Check { file } => check::run(&file, context).await,
-        PluginCommand::List => rollout::list(context).await,
+        PluginCommand::List { name: None } => rollout::list(context).await,
+        PluginCommand::List { name: Some(name) } => list::run(&name, context).await,
         PluginCommand::Swap(args) => rollout::swap(args, context).await,
         PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
         PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,
@@ -101,8 +103,4 @@ fn read_component(file: &Path) -> anyhow::Result<(PluginName, Vec<u8>)> {
     let stem = file.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let name = PluginName::parse(stem).with_context(|| format!("{} names no plugin", file.display()))?;
     Ok((name, wasm))
-}
-
-pub(super) fn or_none(names: &[String]) -> String {
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }

@@ -9,10 +9,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use super::plugin::or_none;
+use super::plugin;
 use crate::args::{DevicesArgs, SwapArgs};
 use crate::context::Context;
-use crate::output::{cell, document, line, say, table};
+use crate::output::{cell, document, line, or_none, say, table};
 
 pub(super) async fn list(context: &Context) -> anyhow::Result<()> {
     let plugins = context.admin().get("/plugins").await?;
@@ -68,7 +68,7 @@ fn rows(entry: &Value) -> Vec<Vec<String>> {
     [first].into_iter().chain(others).collect()
 }
 
-fn canary(canary: &Value) -> String {
+pub(super) fn canary(canary: &Value) -> String {
     let text = |name: &str| cell(&canary[name]);
     let devices = if canary["devices"] == "*" { String::new() } else { format!(" of {}", text("devices")) };
     format!(
@@ -80,7 +80,7 @@ fn canary(canary: &Value) -> String {
     )
 }
 
-fn pinned(version: &Value) -> String {
+pub(super) fn pinned(version: &Value) -> String {
     let pins: Vec<_> = version["pinned"].as_array().into_iter().flatten().map(cell).collect();
     if pins.is_empty() { String::new() } else { format!(", pinned for {}", pins.join(" ")) }
 }
@@ -89,6 +89,10 @@ pub(super) async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()
     let name = PluginName::parse(&args.name)?;
     let file = &args.file;
     let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if let Some(scenarios) = &args.test {
+        let tested = plugin::test::must_pass(&name, &wasm, scenarios).await;
+        tested.with_context(|| format!("{name} was not swapped"))?;
+    }
     let query = query(&args);
     let admin = context.admin();
     let mut on = String::new();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use iothub_protocol::connection_string::DeviceConnectionString;
@@ -12,16 +13,31 @@ use crate::context::Context;
 use crate::data_folder::DataFolder;
 use crate::fleet::{Fleet, Plugins, check_descriptors};
 use crate::output::line;
+use crate::reload::{self, Configuration, Connections};
+use crate::settings::HostSettings;
 use crate::signals::{self, drain};
 
+/// Each device has its end of a connection in the process.
+const DESCRIPTORS_OF_A_DEVICE: u64 = 1;
+
 pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> {
-    let devices = connections(&args.connections)?;
-    check_descriptors(u32::try_from(devices.len()).unwrap_or(u32::MAX), 1)?;
+    let configuration = Configuration::read(&args.host)?;
+    let source = if args.connections.is_some() { Connections::Flag } else { Connections::File };
+    let devices = match (&args.connections, configuration.connect(&source).await?) {
+        (Some(path), _) => connections(path)?,
+        (None, Some(devices)) if !devices.is_empty() => devices,
+        (None, _) => bail!(
+            "no devices are named\nhint: give --connections PATH, or a configuration with [devices] by --config FILE"
+        ),
+    };
+    check_descriptors(devices.len(), DESCRIPTORS_OF_A_DEVICE)?;
+    let settings = HostSettings::new(&args.host, &configuration.config);
     let tls = context.tls()?;
     let data = DataFolder::open(&context.data)?;
-    let plugins = Plugins::load(&args.host, &data).await?;
-    let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
-    let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), args.host.admin).await?;
+    let plugins = Plugins::load(&settings, &data).await?;
+    let fleet = Arc::new(Fleet::start(plugins, &settings, &data, devices, tls).await?);
+    let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), settings.admin).await?;
+    let reload = configuration.follow(args.host, source, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
     let ready = async {
         fleet.connected().await?;
         let plugins = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
@@ -31,6 +47,7 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
     let stop = signals::stop()?;
     let result = tokio::select! {
         result = ready => result,
+        never = reload::run(reload) => match never {},
         () = stop => Ok(()),
     };
     admin.stop();

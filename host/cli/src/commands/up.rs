@@ -10,26 +10,38 @@ use crate::fleet::{Fleet, Plugins, check_descriptors};
 use crate::hub::RunningHub;
 use crate::listeners;
 use crate::output::line;
+use crate::reload::{self, Configuration, Connections};
+use crate::settings::{self, HostSettings};
 use crate::signals::{self, drain};
 
 /// Each device has both ends of its connection in the process.
 const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
-    check_descriptors(args.devices, DESCRIPTORS_OF_A_DEVICE)?;
+    let configuration = Configuration::read(&args.host)?;
+    let settings = HostSettings::new(&args.host, &configuration.config);
+    let count = args.devices.map_or(configuration.config.devices.len(), |devices| devices as usize);
+    check_descriptors(count, DESCRIPTORS_OF_A_DEVICE)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let plugins = Plugins::load(&args.host, &data).await?;
-    let mut hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
-    let devices = hub.ensure_doors(args.devices).await?;
+    let plugins = Plugins::load(&settings, &data).await?;
+    let listen = settings::listen(&args.listen, &configuration.config);
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&listen).await?).await?;
+    let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
+    let devices = match configuration.connect(&connections).await? {
+        Some(devices) => devices,
+        None => hub.ensure_doors(args.devices.unwrap_or_default()).await?,
+    };
     let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;
-    let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
+    let fleet = Arc::new(Fleet::start(plugins, &settings, &data, devices, tls).await?);
     let router = admin::router(fleet.admin_state()).merge(hub.hub.operator_router());
-    let admin = AdminServer::start(&data, router, args.host.admin).await?;
+    let admin = AdminServer::start(&data, router, settings.admin).await?;
     let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
+    let reload = configuration.follow(args.host, connections, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
 
     let stop = signals::stop()?;
     let result = tokio::select! {
         result = ready_then_wait(&fleet, &hub, plugin_count) => result,
+        never = reload::run(reload) => match never {},
         () = stop => Ok(()),
     };
     admin.stop();
@@ -50,7 +62,7 @@ async fn ready_then_wait(fleet: &Fleet, hub: &RunningHub, plugins: usize) -> any
 }
 
 pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> {
-    check_descriptors(args.devices, 1)?;
+    check_descriptors(args.devices as usize, 1)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
     let devices = hub.ensure_doors(args.devices).await?;

@@ -62,6 +62,7 @@ impl Actor {
             self.records.dirty.applied = true;
         }
         self.records.dirty.desired |= before != (self.desired.document().clone(), self.desired.version());
+        self.pins_meanwhile(&before.0, before.1);
         self.reselect(now);
     }
 

@@ -97,6 +97,7 @@ impl Actor {
             desired: dirty.desired.then(|| (self.desired.document().clone(), self.desired.version())),
             reported: dirty.reported.then(|| self.outbox.confirmed().clone()),
             unsent: dirty.unsent.then(|| self.outbox.unsent_with(&Map::new())),
+            past: dirty.past.then(|| self.past.recorded()),
             applied: applied.map(|(name, applied)| (name.clone(), applied.clone())).collect(),
             telemetry_taken: dirty.telemetry_taken.clone(),
             ..Changes::default()

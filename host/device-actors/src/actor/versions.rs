@@ -8,7 +8,7 @@ use iothub_protocol::twin;
 use serde_json::{Map, Value, json};
 
 use super::{Actor, Output};
-use crate::desired::{HOST_KEY, PLUGINS};
+use crate::desired::{HOST_KEY, PLUGINS, pins};
 use crate::lineup::{Offers, Plugin};
 use crate::selection::{Selection, select};
 
@@ -26,15 +26,33 @@ impl Actor {
     pub(super) fn desired_versions(&mut self, now: Instant, patch: &Map<String, Value>) {
         let Some(host) = patch.get(HOST_KEY) else { return };
         for name in host.get(PLUGINS).and_then(Value::as_object).into_iter().flat_map(Map::keys) {
-            self.past.release(name);
+            self.records.dirty.past |= self.past.release(name);
         }
         self.reselect(now);
+    }
+
+    /// The whole twin has come, which was at `before` when it was last seen. A pin that was set meanwhile releases, too. One
+    /// that was set to the same version again does not show in the document; but if all of that is the same and only
+    /// its version is newer, something was set again, and a pin is what people set again.
+    pub(super) fn pins_meanwhile(&mut self, before: &Map<String, Value>, version_before: u64) {
+        let version = self.desired.version();
+        let is_set_again = version > version_before && self.desired.document().as_ref() == before;
+        // An older version is another device of that name.
+        let is_set = is_set_again || version < version_before;
+        let pinned_before = pins(before);
+        let pinned = self.desired.pins().into_iter().flatten();
+        let set = pinned.filter(|(name, pin)| is_set || pinned_before.and_then(|pins| pins.get(*name)) != Some(*pin));
+        let set: Vec<_> = set.map(|(name, _)| name.clone()).collect();
+        for name in set {
+            self.records.dirty.past |= self.past.release(&name);
+        }
     }
 
     /// See anew which versions to run; after anything that the choice depends on.
     pub(super) fn reselect(&mut self, now: Instant) {
         let mut selection = self.select();
         if self.past.follow(&selection) {
+            self.records.dirty.past = true;
             selection = self.select();
         }
         let Selection { lineup, wanted, reports, .. } = selection;
@@ -84,6 +102,7 @@ impl Actor {
         if failures < self.limits.quarantine_after || !self.past.quarantine(&self.offers, plugin, failures) {
             return;
         }
+        self.records.dirty.past = true;
         self.reselect(now);
         let instead = self.lineup.plugins.iter().find(|running| running.name == plugin.name);
         let instead = instead.map_or("none", |running| &*running.label);

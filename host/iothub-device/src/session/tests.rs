@@ -111,6 +111,33 @@ impl Bench {
     }
 }
 
+#[test]
+fn an_actor_that_begins_anew_gets_a_new_connection_after_a_while() {
+    let again = || Input::Send(ToHub::Reconnect { after: Duration::from_secs(7) });
+    let mut bench = Bench::ready();
+    bench.method("1");
+    let reason = "the device's actor begins anew".to_owned();
+    let disconnected = Output::Deliver(FromHub::Disconnected { reason: reason.clone() });
+    assert_eq!(bench.on(again()), [disconnected, Output::Disconnect]);
+    assert_eq!(bench.method_response("1", 200), [], "the hub has told the caller");
+    let failure = Failure { refused: false, reason };
+    let retry_in = Duration::from_secs(7);
+    assert_eq!(bench.lose(), [Output::State(LinkState::Waiting { failure, retry_in })]);
+    assert_eq!(bench.on(again()), [], "it is away already");
+    let outputs = bench.reconnect();
+    assert_eq!(bench.now - bench.start, retry_in);
+    assert_eq!(outputs[..2], [Output::Deliver(FromHub::Connected), get(2)]);
+
+    // On its way it is new to the actor in any case; waiting after a failure, it waits at least as long.
+    bench.lose();
+    assert_eq!(bench.on(again()), []);
+    let (waited, outputs) = bench.wait();
+    assert!(waited == retry_in && matches!(outputs.last(), Some(Output::Connect(_))), "{outputs:?}");
+    assert_eq!(bench.on(again()), []);
+    bench.on(Input::Accepted);
+    assert_eq!(bench.on(again()), [Output::Disconnect], "nothing was announced yet");
+}
+
 fn rid(text: &str) -> RequestId {
     RequestId::parse(text).expect("a request id")
 }

@@ -218,6 +218,19 @@ async fn what_an_actor_sent_last_leaves_although_the_actor_has_gone() {
 }
 
 #[tokio::test]
+async fn an_actor_that_begins_anew_gets_a_new_connection() {
+    let hub = Hub::start().await;
+    let mut device = hub.device(&hub.ca);
+    let mut peer = hub.accept_until_ready(&mut device).await;
+    device.send(ToHub::Reconnect { after: Duration::ZERO }).await;
+    assert_eq!(peer.next().await, Packet::Disconnect);
+    let reason = "the device's actor begins anew".to_owned();
+    assert_eq!(device.next().await, FromHub::Disconnected { reason });
+    drop(peer);
+    hub.accept_until_ready(&mut device).await;
+}
+
+#[tokio::test]
 async fn acknowledgements_find_their_messages_in_any_order() {
     let hub = Hub::start().await;
     let mut device = hub.device(&hub.ca);

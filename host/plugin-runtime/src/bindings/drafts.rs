@@ -1,5 +1,5 @@
-//! Drafts of WASI that components in the field bring along: `wasi:config` and `wasi:logging`. They are no part of what the host
-//! promises, and may go when they are replaced; plugins for this host import `iothub:device/config` and `log`.
+//! Drafts of WASI that components in the field bring along: `wasi:config` and `wasi:logging`. They are no part of what
+//! the host promises, and may go when they are replaced; plugins for this host import `iothub:device/config` and `log`.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Lower};

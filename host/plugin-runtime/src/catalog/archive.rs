@@ -18,6 +18,9 @@ impl Archive {
     pub(super) fn open(folder: PathBuf) -> io::Result<(Archive, Ledger)> {
         fs::create_dir_all(&folder)?;
         let archive = Archive { folder };
+        if let Err(error) = files::remove_leftovers(&archive.folder) {
+            tracing::warn!(folder = %archive.folder.display(), %error, "leftovers could not be removed");
+        }
         let ledger = match fs::read(archive.index()) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| {
                 let text = format!("{}: {error}; without this file the host starts anew", archive.index().display());
@@ -76,7 +79,7 @@ impl Archive {
     }
 
     fn index(&self) -> PathBuf {
-        self.folder.join("index.json")
+        self.folder.join(files::INDEX)
     }
 
     fn path(&self, name: &str, hash: &str) -> PathBuf {

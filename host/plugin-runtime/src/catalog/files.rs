@@ -89,6 +89,34 @@ pub(super) fn write(path: &Path, wasm: &[u8]) -> io::Result<()> {
     if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }
 
+/// Remove what [`write`] left in `directory` when its process was killed. To be called before this process writes there.
+pub(super) fn remove_leftovers(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let writer = name.to_str().and_then(writer);
+        // A file of this process's number was written by an earlier one: none of this one's is there yet.
+        if writer.is_some_and(|writer| writer == process::id() || !is_running(writer)) && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+            tracing::info!(file = %entry.path().display(), "removed what an earlier host left half-written");
+        }
+    }
+    Ok(())
+}
+
+/// The process that wrote a temporary file, if the name is one of [`write`]'s.
+fn writer(name: &str) -> Option<u32> {
+    let (target, process) = name.strip_prefix('.')?.rsplit_once('.')?;
+    let is_ours = Path::new(target).extension() == Some(OsStr::new(EXTENSION)) || target == INDEX;
+    let number = process.parse().ok().filter(|number: &u32| number.to_string() == process);
+    number.filter(|_| is_ours)
+}
+
+/// Where it cannot be told, every process runs.
+fn is_running(process: u32) -> bool {
+    !cfg!(target_os = "linux") || Path::new("/proc").join(process.to_string()).exists()
+}
+
 fn write_new(path: &Path, wasm: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(wasm)?;
@@ -102,3 +130,41 @@ fn plugin_stem(path: &Path) -> Option<&str> {
 }
 
 const EXTENSION: &str = "wasm";
+/// What a folder of versions has beside components.
+pub(super) const INDEX: &str = "index.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_of_processes_that_are_gone_are_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = process::id();
+        // Above what a process can have.
+        let gone = u32::MAX;
+        let (left, parent) = (format!(".lock-door.wasm.{own}"), std::os::unix::process::parent_id());
+        let removed = [left, format!(".lock-door.wasm.{gone}"), format!(".index.json.{gone}")];
+        let kept = [
+            format!(".lock-door.wasm.{parent}"),
+            format!("lock-door.wasm.{gone}"),
+            format!(".lock-door.txt.{gone}"),
+            format!(".lock-door.wasm.0{gone}"),
+            format!(".wasm.{gone}"),
+            ".lock-door.wasm".to_owned(),
+            ".lock-door.wasm.swp".to_owned(),
+        ];
+        for name in removed.iter().chain(&kept) {
+            fs::write(folder.path().join(name), "x").expect("written");
+        }
+        let directory = format!(".folder.wasm.{gone}");
+        fs::create_dir(folder.path().join(&directory)).expect("made");
+        remove_leftovers(folder.path()).expect("removed");
+        let left = fs::read_dir(folder.path()).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+        let mut left: Vec<_> = left.map(|name| name.into_string().expect("text")).collect();
+        let mut expected: Vec<_> = kept.into_iter().chain([directory]).collect();
+        left.sort();
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+}

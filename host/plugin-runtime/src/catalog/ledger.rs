@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::canary::CanaryPolicy;
+use super::canary::{CanaryPolicy, Watched};
 use super::selector::{DeviceSelector, KeptSelector};
 use crate::name::PluginName;
 use crate::version::{PluginVersion, resolve_version};
@@ -51,6 +51,8 @@ pub(super) struct KeptCanary {
     max_failures: u8,
     /// Whether its window is over.
     pub(super) passed: bool,
+    #[serde(default)]
+    pub(super) watched: Watched,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +78,10 @@ impl Ledger {
 
     pub(super) fn record(&mut self, name: &PluginName) -> &mut Record {
         self.plugins.entry(name.to_string()).or_default()
+    }
+
+    pub(super) fn canary_mut(&mut self, name: &str) -> Option<&mut KeptCanary> {
+        self.plugins.get_mut(name)?.canary.as_mut()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Record)> {
@@ -140,6 +146,7 @@ impl Record {
             window_seconds: policy.window.as_secs(),
             max_failures: policy.max_failures,
             passed: false,
+            watched: Watched::default(),
         });
     }
 

@@ -31,7 +31,6 @@ use tokio::task::JoinHandle;
 
 use crate::name::PluginName;
 use crate::runtime::Runtime;
-use crate::terms::Terms;
 use crate::version::{self, LoadError, PluginSource, PluginVersion};
 use archive::Archive;
 use files::Listing;
@@ -47,6 +46,24 @@ pub use set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 pub use shelf::Refusal;
 pub use view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 
+/// A last test of a new version before any device runs it; else why not. Runs on a thread for blocking work.
+pub type SelfTest = Arc<dyn Fn(&PluginSource) -> Result<(), String> + Send + Sync>;
+
+/// What a catalog can be given. The default is nothing.
+#[derive(Clone, Default)]
+pub struct CatalogOptions {
+    pub plans: PluginPlans,
+    /// For versions that arrive: from the directory, by a swap or as a canary. What was current before a restart, or is
+    /// kept, was tested when it arrived.
+    pub self_test: Option<SelfTest>,
+}
+
+impl From<PluginPlans> for CatalogOptions {
+    fn from(plans: PluginPlans) -> CatalogOptions {
+        CatalogOptions { plans, self_test: None }
+    }
+}
+
 /// The plugins of one directory. Every `*.wasm` directly in it is a plugin, named by its file; sub-folders and hidden
 /// files are not looked at. Cheap to clone.
 #[derive(Clone)]
@@ -57,6 +74,7 @@ pub struct Catalog {
 struct Inner {
     directory: PathBuf,
     runtime: Runtime,
+    self_test: Option<SelfTest>,
     archive: Arc<Archive>,
     demand: Demand,
     shelf: Mutex<Shelf>,
@@ -99,7 +117,7 @@ impl Catalog {
         Catalog::open_with(directory, versions, runtime, PluginPlans::new()).await
     }
 
-    /// [`Catalog::open`] with plans for some of the plugins.
+    /// [`Catalog::open`] with plans for some of the plugins, or a test for new versions.
     ///
     /// # Errors
     /// The same.
@@ -107,11 +125,18 @@ impl Catalog {
         directory: &Path,
         versions: &Path,
         runtime: Runtime,
-        plans: PluginPlans,
+        options: impl Into<CatalogOptions>,
     ) -> Result<Catalog, CatalogError> {
+        let CatalogOptions { plans, self_test } = options.into();
         let path = directory.to_owned();
-        let listing = blocking(move || files::list(&path)).await;
+        let listing = blocking(move || {
+            if let Err(error) = files::remove_leftovers(&path) {
+                tracing::warn!(folder = %path.display(), %error, "leftovers could not be removed");
+            }
+            files::list(&path)
+        });
         let first_listing = listing
+            .await
             .map_err(|error| CatalogError::Directory { path: directory.to_owned(), reason: error.to_string() })?;
         let path = versions.to_owned();
         let kept = blocking(move || Archive::open(path)).await;
@@ -121,6 +146,7 @@ impl Catalog {
         let inner = Inner {
             directory: directory.to_owned(),
             runtime,
+            self_test,
             archive: Arc::new(archive),
             demand: demand.clone(),
             shelf: Mutex::new(Shelf::new(plans, ledger, demand)),
@@ -168,7 +194,7 @@ impl Catalog {
     async fn swap_whole(&self, name: &PluginName, wasm: Vec<u8>) -> Result<SwapReport, LoadError> {
         let path = self.inner.directory.join(files::file_name(name.as_str()));
         let arriving = self.inner.arriving.lock().await;
-        let version = self.load(name, wasm.clone()).await?;
+        let version = self.load_new(name, wasm.clone()).await?;
         self.shelf().check(&version)?;
         self.keep(&version, wasm.clone()).await?;
         let written = blocking(move || files::write(&path, &wasm)).await;
@@ -181,11 +207,17 @@ impl Catalog {
     async fn arrived(&self, arriving: &MutexGuard<'_, ()>, stem: &str, wasm: Result<Vec<u8>, LoadError>) {
         let hash = wasm.as_ref().map_or_else(|_| String::new(), |wasm| version::hash(wasm));
         if let Err(error) = self.take(arriving, stem, wasm).await {
-            let is_conflict = matches!(error, LoadError::Conflict { .. });
+            let other = if let LoadError::Conflict { other, .. } = &error { Some(other) } else { None };
             let reason = error.to_string();
             let refusal = Refusal { reason: reason.clone(), hash, at: SystemTime::now() };
-            if self.shelf().refuse(stem, refusal, is_conflict) {
-                tracing::warn!(plugin = stem, reason, "plugin file refused");
+            let is_news = self.shelf().refuse(stem, refusal, other.is_some());
+            match other {
+                // A file that was renamed: the other one is about to count as gone.
+                Some(other) if is_news && !self.has_file(other).await => {
+                    tracing::info!(plugin = stem, %other, "plugin file waits until the other one's file counts as gone");
+                }
+                _ if is_news => tracing::warn!(plugin = stem, reason, "plugin file refused"),
+                _ => {}
             }
         }
     }
@@ -198,19 +230,40 @@ impl Catalog {
     ) -> Result<SwapReport, LoadError> {
         let name = PluginName::parse(stem).map_err(|reason| LoadError::Name { reason })?;
         let wasm = wasm?;
-        let version = self.load(&name, wasm.clone()).await?;
+        let version = self.load_new(&name, wasm.clone()).await?;
         self.shelf().check(&version)?;
         self.keep(&version, wasm).await?;
         self.make_placed(arriving, version).await
     }
 
-    async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
-        let terms = self.shelf().terms(name.as_str());
-        self.load_on(name, wasm, terms).await
+    /// Load a version that arrives, and test it.
+    async fn load_new(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
+        let Some(test) = self.inner.self_test.clone() else { return self.load(name, wasm).await };
+        let version = self.load(name, wasm.clone()).await?;
+        let is_known = {
+            let shelf = self.shelf();
+            shelf.ledger().get(name.as_str()).is_some_and(|record| record.current() == Some(version.hash()))
+        };
+        if is_known {
+            return Ok(version);
+        }
+        let source = self.source(name, wasm);
+        let test = move || panic::catch_unwind(AssertUnwindSafe(|| test(&source)));
+        let tested = blocking(test).await.unwrap_or_else(|_| Err("the test panicked, see the log".to_owned()));
+        tested.map(|()| version).map_err(|reason| LoadError::Tests { reason })
     }
 
-    async fn load_on(&self, name: &PluginName, wasm: Vec<u8>, terms: Terms) -> Result<Arc<PluginVersion>, LoadError> {
-        let source = PluginSource { name: name.clone(), wasm, terms };
+    /// On the terms of its plan.
+    fn source(&self, name: &PluginName, wasm: Vec<u8>) -> PluginSource {
+        let terms = self.shelf().terms(name.as_str());
+        PluginSource { name: name.clone(), wasm, terms }
+    }
+
+    async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
+        self.load_source(self.source(name, wasm)).await
+    }
+
+    async fn load_source(&self, source: PluginSource) -> Result<Arc<PluginVersion>, LoadError> {
         let runtime = self.inner.runtime.clone();
         // A component that a compiler cannot bear must not take the directory's watcher with it.
         let load = move || panic::catch_unwind(AssertUnwindSafe(|| runtime.load(source)));
@@ -232,6 +285,12 @@ impl Catalog {
             (placed, Some(shelf.ledger().clone()).filter(|ledger| *ledger != before))
         };
         let mut generation = self.current().generation;
+        for other in &placed.replaced {
+            tracing::warn!(
+                plugin = %name, instead_of = %other,
+                "plugin takes the place of one whose file is gone; state, timers and pins stay with the other name"
+            );
+        }
         if placed.changed {
             generation = self.publish();
             let from = placed.from.as_deref().unwrap_or("none");
@@ -251,6 +310,11 @@ impl Catalog {
         let mut shelf = self.shelf();
         self.inner.published.send_replace(Arc::new(shelf.next_set()));
         shelf.generation()
+    }
+
+    async fn has_file(&self, name: &PluginName) -> bool {
+        let path = self.inner.directory.join(files::file_name(name.as_str()));
+        blocking(move || path.exists()).await
     }
 
     /// Read a file whole, with its state when it was read.

@@ -77,7 +77,7 @@ impl Catalog {
             catalog.current_of(&name)?;
             let hash = catalog.find(&name, &wanted)?;
             let version = catalog.loaded_or_load(&name, &hash).await?;
-            catalog.shelf().check(&version)?;
+            catalog.shelf().check_beside(&version)?;
             catalog.begin_canary(&arriving, version, policy).await
         })
         .await
@@ -104,11 +104,11 @@ impl Catalog {
         wasm: Vec<u8>,
     ) -> Result<Arc<PluginVersion>, RolloutError> {
         let current = self.current_of(name)?;
-        let version = self.load(name, wasm.clone()).await?;
+        let version = self.load_new(name, wasm.clone()).await?;
         if version.hash() == current.hash() {
             return Err(RolloutError::IsCurrent { name: name.clone(), label: version.label().to_owned() });
         }
-        self.shelf().check(&version)?;
+        self.shelf().check_beside(&version)?;
         self.keep(&version, wasm).await?;
         self.decide(arriving, |ledger| ledger.record(name).arrived(&version, SystemTime::now())).await?;
         Ok(version)
@@ -208,7 +208,7 @@ impl Catalog {
         self.current_of(name)?;
         let hash = self.find(name, wanted)?;
         let version = self.loaded_or_load(name, &hash).await?;
-        self.shelf().check(&version)?;
+        self.shelf().check_beside(&version)?;
         self.decide(&arriving, |ledger| ledger.record(name).pin(&hash, devices)).await?;
         let label = version.label().to_owned();
         tracing::info!(plugin = %name, version = label, %devices, "plugin version is pinned");
@@ -241,7 +241,8 @@ impl Catalog {
     pub(super) async fn judge(&self, now: Instant) {
         let arriving = self.inner.arriving.lock().await;
         let judged = self.shelf().judge(now);
-        for Judged { name, judgement, counts, policy } in judged {
+        for Judged { name, judgement, watched, policy } in judged {
+            let counts = watched.counts();
             let kept = if judgement == Judgement::Passed {
                 tracing::info!(plugin = %name, calls = counts.calls, failures = counts.failures, "canary is healthy");
                 self.shelf().passed(&name);
@@ -262,6 +263,30 @@ impl Catalog {
             if let Err(error) = kept {
                 tracing::error!(plugin = %name, %error, "what became of a canary could not be kept");
             }
+        }
+    }
+
+    /// Keep what was seen of canaries, so that the next start goes on from there: once more at the end, as it is kept only
+    /// now and then.
+    pub async fn keep_trials(&self) {
+        self.keep_watched(Instant::now(), true).await;
+    }
+
+    pub(super) async fn keep_watched(&self, now: Instant, all: bool) {
+        let arriving = self.inner.arriving.lock().await;
+        let seen = self.shelf().take_unkept(now, all);
+        if seen.is_empty() {
+            return;
+        }
+        let kept = self.decide(&arriving, |ledger| {
+            for (name, watched) in seen {
+                if let Some(canary) = &mut ledger.record(&name).canary {
+                    canary.watched = watched;
+                }
+            }
+        });
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "what was seen of a canary could not be kept");
         }
     }
 

@@ -10,7 +10,7 @@ use super::Catalog;
 use super::shelf::Conflict;
 use crate::name::PluginName;
 use crate::terms::{Placement, Terms};
-use crate::version::{LoadError, PluginVersion};
+use crate::version::{LoadError, PluginSource, PluginVersion};
 
 /// What is decided for a plugin, whether or not it is there yet: on what terms it runs, and where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,6 +106,6 @@ impl Catalog {
     ) -> Result<Arc<PluginVersion>, LoadError> {
         let wasm = self.read_kept(version.name(), version.hash()).await?;
         let terms = plans.get(version.name()).map(|plan| plan.terms.clone()).unwrap_or_default();
-        self.load_on(version.name(), wasm, terms).await
+        self.load_source(PluginSource { name: version.name().clone(), wasm, terms }).await
     }
 }

@@ -6,14 +6,13 @@ use std::time::{Instant, SystemTime};
 
 use iothub_protocol::id::MethodName;
 
-use super::canary::{CanaryPolicy, Judgement, Trial};
+use super::canary::{CanaryPolicy, Judgement, KEEP, Trial, Watched};
 use super::demand::Demand;
 use super::ledger::{Ledger, Record};
 use super::plans::{PluginPlan, PluginPlans};
 use super::set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 use super::view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 use crate::name::PluginName;
-use crate::tally::Counts;
 use crate::terms::{Placement, Terms};
 use crate::version::{LoadError, PluginVersion};
 
@@ -64,13 +63,15 @@ pub(super) struct Placed {
     /// The label of the version before.
     pub(super) from: Option<String>,
     pub(super) changed: bool,
+    /// Plugins without a file that gave way to it.
+    pub(super) replaced: Vec<PluginName>,
 }
 
 /// A canary that was just judged.
 pub(super) struct Judged {
     pub(super) name: PluginName,
     pub(super) judgement: Judgement,
-    pub(super) counts: Counts,
+    pub(super) watched: Watched,
     pub(super) policy: CanaryPolicy,
 }
 
@@ -140,20 +141,39 @@ impl Shelf {
         self.entries.get(name.as_str())?.loaded(hash)
     }
 
-    /// Whether `version` could run: nobody else answers its methods on the same device, nor would if a rule took effect.
+    /// Whether `version` could be current: nobody else answers its methods on the same device, nor would if a rule took
+    /// effect. A plugin whose file is gone gives way.
     pub(super) fn check(&self, version: &PluginVersion) -> Result<(), LoadError> {
-        let others = self.in_force().filter(|other| other.name() != version.name());
-        let conflict = others.filter_map(|other| Conflict::between(version, other, &self.plans)).next();
-        conflict.map_or(Ok(()), |Conflict { plugin, other, method }| Err(LoadError::Conflict { plugin, other, method }))
+        let mut conflicts = self.conflicts_of(version).filter(|(entry, _)| !entry.removed);
+        conflicts.next().map_or(Ok(()), |(_, conflict)| Err(conflict.into()))
+    }
+
+    /// Whether `version` could run beside what is current: as [`Shelf::check`], but nobody gives way.
+    pub(super) fn check_beside(&self, version: &PluginVersion) -> Result<(), LoadError> {
+        self.conflicts_of(version).next().map_or(Ok(()), |(_, conflict)| Err(conflict.into()))
+    }
+
+    /// Who else answers a method of `version` on the same device.
+    fn conflicts_of(&self, version: &PluginVersion) -> impl Iterator<Item = (&Entry, Conflict)> {
+        let others = self.in_force().filter(|(_, other)| other.name() != version.name());
+        others.filter_map(|(entry, other)| Some((entry, Conflict::between(version, other, &self.plans)?)))
+    }
+
+    /// Plugins in the way of `version`, all of which have lost their files, are given up. Answers which.
+    fn give_way(&mut self, version: &PluginVersion) -> Vec<PluginName> {
+        let mut replaced: Vec<_> = self.conflicts_of(version).map(|(_, conflict)| conflict.other).collect();
+        replaced.dedup();
+        self.entries.retain(|name, _| !replaced.iter().any(|replaced| replaced.as_str() == name));
+        replaced
     }
 
     /// Every version that devices may run by the operator's rules, or because it is current.
-    fn in_force(&self) -> impl Iterator<Item = &Arc<PluginVersion>> {
+    fn in_force(&self) -> impl Iterator<Item = (&Entry, &Arc<PluginVersion>)> {
         self.entries.iter().flat_map(|(name, entry)| {
             let record = self.ledger.get(name);
             let ruled_in = move |hash: &str| record.is_some_and(|record| record.is_ruled_in(hash));
             let beside = entry.others.iter().filter(move |(hash, _)| ruled_in(hash)).map(|(_, version)| version);
-            entry.version.iter().chain(beside)
+            entry.version.iter().chain(beside).map(move |version| (entry, version))
         })
     }
 
@@ -163,7 +183,7 @@ impl Shelf {
         let loaded = self.entries.values().flat_map(|entry| entry.version.iter().chain(entry.others.values()));
         let outdated =
             loaded.filter(|version| version.terms() != terms(plans, version.name().as_str()).unwrap_or(&none));
-        let in_force = |version: &PluginVersion| self.in_force().any(|other| other.is_same(version));
+        let in_force = |version: &PluginVersion| self.in_force().any(|(_, other)| other.is_same(version));
         outdated.map(|version| (version.clone(), in_force(version))).collect()
     }
 
@@ -174,7 +194,7 @@ impl Shelf {
                 |other: &&Arc<PluginVersion>| other.name() == version.name() && other.hash() == version.hash();
             renewed.iter().find(same_code).unwrap_or(version).clone()
         };
-        let versions: Vec<_> = self.in_force().map(renewal).collect();
+        let versions: Vec<_> = self.in_force().map(|(_, version)| renewal(version)).collect();
         let pairs = versions.iter().enumerate();
         let pairs = pairs.flat_map(|(position, one)| versions[..position].iter().map(move |other| (one, other)));
         let mut conflicts: Vec<_> = pairs
@@ -202,6 +222,9 @@ impl Shelf {
                 // What did not load on the terms before may load now; and counting begins anew.
                 entry.failed.clear();
                 entry.trial = None;
+                if let Some(canary) = self.ledger.canary_mut(name) {
+                    (canary.watched, canary.passed) = (Watched::default(), false);
+                }
             }
             if entry.refusal.is_some() && (changed || entry.in_conflict) {
                 worth_a_look.push(name.clone());
@@ -224,6 +247,7 @@ impl Shelf {
     /// Make `version` current. The same code on the same terms again changes nothing.
     pub(super) fn place(&mut self, version: Arc<PluginVersion>, now: SystemTime) -> Result<Placed, LoadError> {
         self.check(&version)?;
+        let replaced = self.give_way(&version);
         let record = self.ledger.record(version.name());
         if record.current() != Some(version.hash()) || record.find(version.hash()).is_none() {
             record.arrived(&version, now);
@@ -243,7 +267,7 @@ impl Shelf {
             entry.loaded_at = Some(now);
         }
         self.tidy();
-        Ok(Placed { from, changed })
+        Ok(Placed { from, changed, replaced })
     }
 
     /// Put what was decided in force. It is on disk already.
@@ -295,7 +319,8 @@ impl Shelf {
                 continue;
             };
             let before = version.tally().counts();
-            entry.trial.get_or_insert(Trial { since: now, before, passed: canary.passed });
+            let (earlier, passed) = (canary.watched, canary.passed);
+            entry.trial.get_or_insert(Trial { since: now, before, earlier, kept_at: now, passed });
         }
     }
 
@@ -318,11 +343,31 @@ impl Shelf {
             let name = entry.version.as_ref()?.name().clone();
             let canary = self.ledger.get(name.as_str())?.canary.as_ref()?;
             let (policy, version) = (canary.policy()?, entry.loaded(&canary.hash)?);
-            let counts = version.tally().counts();
-            let judgement = trial.judge(&policy, now, counts);
-            Some(Judged { name, judgement, counts: counts.since(trial.before), policy })
+            let watched = trial.watched(now, version.tally().counts());
+            let judgement = trial.judge(&policy, watched);
+            Some(Judged { name, judgement, watched, policy })
         });
         judged.filter(|judged| judged.judgement != Judgement::Open).collect()
+    }
+
+    /// What was seen of the canaries on trial since it was last kept; of those for which that is some time ago, unless
+    /// `all` are asked for. It counts as kept from now on.
+    pub(super) fn take_unkept(&mut self, now: Instant, all: bool) -> Vec<(PluginName, Watched)> {
+        let mut to_keep = Vec::new();
+        for entry in self.entries.values_mut() {
+            let Some(name) = entry.version.as_ref().map(|version| version.name().clone()) else { continue };
+            let canary = self.ledger.get(name.as_str()).and_then(|record| record.canary.as_ref());
+            let Some(canary) = canary.filter(|canary| !canary.passed) else { continue };
+            let Some(counts) = entry.loaded(&canary.hash).map(|version| version.tally().counts()) else { continue };
+            let Some(trial) = &mut entry.trial else { continue };
+            let watched = trial.watched(now, counts);
+            let is_due = all || now.saturating_duration_since(trial.kept_at) >= KEEP;
+            if is_due && watched.counts() != canary.watched.counts() {
+                trial.kept_at = now;
+                to_keep.push((name, watched));
+            }
+        }
+        to_keep
     }
 
     /// The canary of `name` did well.
@@ -443,9 +488,15 @@ impl Entry {
 
     fn canary_view(&self, record: &Record) -> Option<CanaryView> {
         let (canary, trial) = (record.canary.as_ref()?, self.trial.as_ref()?);
-        let counts = self.loaded(&canary.hash)?.tally().counts().since(trial.before);
+        let counts = trial.watched(trial.since, self.loaded(&canary.hash)?.tally().counts()).counts();
         let (hash, label) = (canary.hash.clone(), record.label(&canary.hash));
         Some(CanaryView { hash, label, policy: canary.policy()?, passed: trial.passed, counts })
+    }
+}
+
+impl From<Conflict> for LoadError {
+    fn from(Conflict { plugin, other, method }: Conflict) -> LoadError {
+        LoadError::Conflict { plugin, other, method }
     }
 }
 

@@ -5,7 +5,8 @@ use iothub_protocol::id::DeviceId;
 
 use super::settling::Settling;
 use super::*;
-use crate::terms::{Placement, PluginLimits};
+use crate::tally::Counts;
+use crate::terms::{Placement, PluginLimits, Terms};
 use crate::testing::{Component, runtime, with_version};
 
 fn plugin(method: &str, version: &str) -> Vec<u8> {
@@ -228,6 +229,64 @@ async fn a_plugin_whose_file_goes_keeps_running() {
     assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
 }
 
+#[tokio::test]
+async fn a_file_that_is_renamed_takes_over_under_its_new_name() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let (from, to) = (directory.path().join("lock-door.wasm"), directory.path().join("front-door.wasm"));
+    fs::rename(&from, &to).expect("renamed");
+    let is_removed = || catalog.list().iter().any(|entry| entry.removed);
+    let step = std::cell::Cell::new(0);
+    // One watch over both, as a second one would begin with the directory of the start.
+    until(&catalog, || match step.get() {
+        0 if running(&catalog.current()) == ["front-door 1.0.0"] => {
+            assert_eq!((catalog.list().len(), refusal(&catalog, "front-door")), (1, None), "the other one is given up");
+            fs::remove_file(&to).expect("removed");
+            step.set(1);
+            false
+        }
+        step => step == 1 && is_removed(),
+    })
+    .await;
+
+    // Another plugin gives way only to what would be current in its place.
+    catalog.swap(&name("lock-door"), plugin("light", "1.1.0")).await.expect("a swap");
+    assert_eq!(running(&catalog.current()), ["front-door 1.0.0", "lock-door 1.1.0"], "another method: both run");
+    catalog.stage(&name("lock-door"), plugin("lockDoor", "1.2.0")).await.expect_err("beside it, nobody gives way");
+    catalog.swap(&name("lock-door"), plugin("lockDoor", "1.2.0")).await.expect("a swap");
+    assert_eq!(running(&catalog.current()), ["lock-door 1.2.0"]);
+}
+
+#[tokio::test]
+async fn a_version_that_arrives_must_pass_its_tests() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    drop(catalog);
+    let tested = Arc::new(Mutex::new(Vec::new()));
+    let seen = tested.clone();
+    let self_test: SelfTest = Arc::new(move |source| {
+        let bad = source.wasm.windows(5).any(|text| text == b"2.0.0");
+        seen.lock().expect("nobody panics").push(format!("{} {bad}", source.name));
+        if bad { Err("x.toml:3: answer: expected 1, found 2".to_owned()) } else { Ok(()) }
+    });
+    let options = CatalogOptions { self_test: Some(self_test), ..CatalogOptions::default() };
+    let versions = directory.path().join("versions");
+    let catalog = Catalog::open_with(directory.path(), &versions, runtime(), options).await.expect("a catalog");
+    assert_eq!(running(&catalog.current()), ["lock-door 1.0.0"]);
+    assert!(tested.lock().expect("nobody panics").is_empty(), "it was current before");
+
+    let name = name("lock-door");
+    let reason = "the component does not pass its own tests: x.toml:3: answer: expected 1, found 2";
+    let refused = catalog.swap(&name, plugin("lockDoor", "2.0.0")).await.expect_err("refused");
+    assert_eq!(refused.to_string(), reason);
+    let canary = catalog.canary(&name, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await;
+    assert_eq!(canary.expect_err("refused").to_string(), reason);
+    fs::write(directory.path().join("lock-door.wasm"), plugin("lockDoor", "2.0.0")).expect("written");
+    until(&catalog, || refusal(&catalog, "lock-door").as_deref() == Some(reason)).await;
+    catalog.swap(&name, plugin("lockDoor", "1.1.0")).await.expect("a good one");
+    catalog.rollback(&name).await.expect("what is kept was tested");
+    let tested = tested.lock().expect("nobody panics").join(", ");
+    assert_eq!(tested, "lock-door true, lock-door true, lock-door true, lock-door false");
+}
+
 /// The labels of what is kept of lock-door, the newest first, with what each one is.
 fn kept(catalog: &Catalog) -> Vec<String> {
     let entry = catalog.list().into_iter().find(|entry| entry.name == "lock-door").expect("a plugin");
@@ -358,6 +417,38 @@ async fn a_canary_that_fails_is_withdrawn_and_one_that_does_well_stays() {
     assert_eq!((&*withdrawn.label, &*withdrawn.reason), ("2.0.0", "1 of 10 calls failed; 5% may"));
     assert!(catalog.current().rollouts[0].canary.is_none());
     assert_eq!(catalog.current().loaded().count(), 1, "its code is freed");
+}
+
+#[tokio::test]
+async fn a_restart_neither_forgets_a_failing_canary_nor_lets_it_pass() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let start = std::time::Instant::now();
+    let canary = |catalog: &Catalog| {
+        catalog.current().loaded().find(|version| version.label() == "2.0.0").cloned().expect("loaded")
+    };
+    let shown = |catalog: &Catalog| catalog.list().remove(0).canary.map(|canary| canary.counts);
+    catalog.canary(&name, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
+    (0..9).for_each(|_| canary(&catalog).tally().answered());
+    catalog.keep_watched(start + Duration::from_secs(30), false).await;
+    canary(&catalog).tally().failed();
+    catalog.keep_watched(start + Duration::from_secs(31), false).await;
+    drop(catalog);
+
+    // Killed: the last second is lost, the rest is not.
+    let catalog = reopen(&directory).await;
+    assert_eq!(shown(&catalog), Some(Counts { calls: 9, failures: 0 }));
+    catalog.judge(std::time::Instant::now() + Duration::from_secs(29)).await;
+    assert!(shown(&catalog).is_some(), "too few calls to tell");
+    canary(&catalog).tally().failed();
+    catalog.keep_trials().await;
+    drop(catalog);
+
+    let catalog = reopen(&directory).await;
+    assert_eq!(shown(&catalog), Some(Counts { calls: 10, failures: 1 }));
+    catalog.judge(std::time::Instant::now()).await;
+    let withdrawn = catalog.list().remove(0).withdrawn.expect("withdrawn at the first look");
+    assert_eq!(withdrawn.reason, "1 of 10 calls failed; 5% may");
 }
 
 #[tokio::test]

@@ -31,7 +31,10 @@ impl Catalog {
             let watching = self.shelf().on_trial();
             tokio::select! {
                 () = self.inner.demand.changed() => {}
-                () = sleep(JUDGE), if watching => self.judge(now()).await,
+                () = sleep(JUDGE), if watching => {
+                    self.judge(now()).await;
+                    self.keep_watched(now(), false).await;
+                }
             }
         }
     }
@@ -82,9 +85,12 @@ impl Catalog {
             Due::LastLook { stem } => self.look(&stem, settling, false).await,
             Due::Gone { stem } => {
                 settling.forget(&stem);
-                if let Some(version) = self.shelf().remove(&stem) {
+                let mut shelf = self.shelf();
+                if let Some(version) = shelf.remove(&stem) {
                     tracing::warn!(plugin = stem, version, "plugin file is gone; its version keeps running");
                 }
+                // It gives way to a file that was refused because of it.
+                shelf.in_conflict().iter().for_each(|other| settling.look_again(other));
             }
         }
     }

@@ -10,10 +10,10 @@ use plugin_runtime::{
 };
 use serde_json::{Value, json};
 
-use super::{or_none, read_component};
+use super::read_component;
 use crate::context::Context;
 use crate::exit::EndedBadly;
-use crate::output::{document, line};
+use crate::output::{document, line, or_none};
 
 pub(super) async fn run(file: &Path, context: &Context) -> anyhow::Result<()> {
     let (name, wasm) = read_component(file)?;

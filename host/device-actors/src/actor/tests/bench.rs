@@ -93,8 +93,7 @@ impl Bench {
 
     /// One plugin: its current version, and others that are kept, of which the newest comes first.
     pub(super) fn versions(&mut self, current: &Arc<Plugin>, others: &[Arc<Plugin>]) {
-        let lineup = Arc::new(Lineup { generation: 1, plugins: vec![current.clone()] });
-        self.offers(Offers { generation: 1, current: lineup, plugins: vec![offer(current, others)] });
+        self.offers(versions(current, others));
     }
 
     pub(super) fn offers(&mut self, offers: Offers) {
@@ -305,6 +304,12 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
         has_lifecycle: false,
         state_format: 0,
     })
+}
+
+/// As [`Bench::versions`] has it.
+pub(super) fn versions(current: &Arc<Plugin>, others: &[Arc<Plugin>]) -> Offers {
+    let lineup = Arc::new(Lineup { generation: 1, plugins: vec![current.clone()] });
+    Offers { generation: 1, current: lineup, plugins: vec![offer(current, others)] }
 }
 
 fn offer(current: &Arc<Plugin>, others: &[Arc<Plugin>]) -> Offer {

@@ -348,6 +348,7 @@ impl World {
                         self.received.push(body);
                     }
                 }
+                ToHub::Reconnect { .. } => panic!("only for an actor that failed"),
             }
         }
         if wants_letters {

@@ -125,6 +125,76 @@ fn a_version_that_keeps_failing_is_put_in_quarantine_and_the_good_one_comes_back
     assert!(bench.actor.view().quarantined.is_empty());
 }
 
+/// A device on 1.0.0, its twin at version 3 pinning 2.0.0, which is in quarantine.
+fn quarantined_under_a_pin() -> Bench {
+    let mut bench = Bench::connected(&[]);
+    bench.versions(&lock_door("1.0.0"), &[lock_door("2.0.0")]);
+    call(&mut bench, false);
+    bench.desired(3, pins(json!("2.0.0")));
+    bench.write_all();
+    for _ in 0..5 {
+        assert_eq!(call(&mut bench, true), "2.0.0");
+        bench.wait(std::time::Duration::from_secs(5));
+    }
+    assert_eq!(call(&mut bench, false), "1.0.0");
+    bench
+}
+
+/// The host starts anew on what `bench` has recorded.
+fn restarted(bench: Bench) -> Bench {
+    let mut bench = Bench::on(bench.db, &[]);
+    bench.versions(&lock_door("1.0.0"), &[lock_door("2.0.0")]);
+    bench
+}
+
+#[test]
+fn quarantine_outlives_a_restart_and_ends_with_its_grounds() {
+    let mut bench = restarted(quarantined_under_a_pin());
+    assert_eq!(&*bench.actor.view().lineup.plugins[0].label, "1.0.0", "before the hub was asked");
+    bench.connect(pins(json!("2.0.0")), 3);
+    bench.write_all();
+    assert_eq!(call(&mut bench, false), "1.0.0");
+    assert_eq!(bench.actor.view().quarantined.len(), 1);
+
+    // The pinned version is not loaded at first, and comes.
+    let mut bench = Bench::on(bench.db, &[]);
+    let mut offers = versions(&lock_door("1.0.0"), &[lock_door("2.0.0")]);
+    offers.plugins[0].versions[1].plugin = None;
+    bench.offers(offers);
+    bench.connect(pins(json!("2.0.0")), 3);
+    bench.versions(&lock_door("1.0.0"), &[lock_door("2.0.0")]);
+    bench.write_all();
+    assert_eq!(call(&mut bench, false), "1.0.0");
+
+    bench.desired(4, pins(Value::Null));
+    bench.write_all();
+    assert!(bench.actor.view().quarantined.is_empty() && bench.db.past.is_empty());
+    let mut bench = restarted(bench);
+    bench.connect(pins(json!("2.0.0")), 5);
+    bench.write_all();
+    assert_eq!(call(&mut bench, false), "2.0.0", "forgotten");
+}
+
+#[test]
+fn a_pin_that_was_set_again_while_the_device_was_away_gives_another_chance() {
+    for (version, desired, expected) in [
+        (3, pins(json!("2.0.0")), "1.0.0"),
+        (4, pins(json!("2.0.0")), "2.0.0"),
+        (5, pins(json!(format!("{:0>64}", "2.0.0"))), "2.0.0"),
+        (4, json!({"latch": {"plugins": {"lock-door": "2.0.0"}}, "floor": 5}), "1.0.0"),
+        (1, pins(json!("2.0.0")), "2.0.0"),
+    ] {
+        let mut away = quarantined_under_a_pin();
+        away.disconnect();
+        for mut bench in [restarted(quarantined_under_a_pin()), away] {
+            bench.connect(desired.clone(), version);
+            bench.write_all();
+            assert_eq!(call(&mut bench, false), expected, "version {version}: {desired}");
+            assert_eq!(bench.db.past.is_empty(), expected == "2.0.0");
+        }
+    }
+}
+
 #[test]
 fn with_nothing_else_to_run_a_failing_version_is_only_paused() {
     let mut bench = Bench::connected(&[lock_door("1.0.0")]);

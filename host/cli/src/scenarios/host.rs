@@ -387,6 +387,8 @@ impl<'a> Host<'a> {
                 self.subscribed = true;
                 self.bring_queue()
             }
+            // Only from hosts, for an actor that failed.
+            ToHub::Reconnect { .. } => Vec::new(),
         }
     }
 

@@ -8,21 +8,21 @@ use iothub_protocol::link::{CloudMessage, TelemetryMessage};
 use plugin_runtime::{PluginVersion, Runtime, Timer};
 use serde_json::{Map, Value, json};
 
-use super::super::or_none;
 use super::clock::from_now;
 use super::difference::{Difference, compare};
 use super::host::{Brought, Came, Happened, Host};
 use super::scenario::{Action, At, Expect, ExpectedTimer, Message, Scenario, Step, ToPeer};
+use crate::output::or_none;
 
 /// How long an instance lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Instances {
+pub(crate) enum Instances {
     OneForEachCall,
     OneForAll,
 }
 
 impl Instances {
-    pub(super) fn words(self) -> &'static str {
+    pub(crate) fn words(self) -> &'static str {
         match self {
             Instances::OneForEachCall => "with a new instance for each call",
             Instances::OneForAll => "with one instance for all calls",
@@ -31,9 +31,9 @@ impl Instances {
 }
 
 /// Where a run stopped.
-pub(super) struct Stop {
-    pub(super) step: usize,
-    pub(super) differences: Vec<Difference>,
+pub(crate) struct Stop {
+    pub(crate) step: usize,
+    pub(crate) differences: Vec<Difference>,
 }
 
 /// Runs `scenario` until a step goes wrong.

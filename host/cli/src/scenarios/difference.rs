@@ -4,12 +4,12 @@ use serde_json::{Map, Value, json};
 
 /// One place where a step did not do as expected.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Difference {
-    pub(super) line: usize,
+pub(crate) struct Difference {
+    pub(crate) line: usize,
     /// Such as `answer.count` or `telemetry[0].body`.
-    pub(super) place: String,
-    pub(super) expected: String,
-    pub(super) found: String,
+    pub(crate) place: String,
+    pub(crate) expected: String,
+    pub(crate) found: String,
 }
 
 impl Difference {
@@ -22,7 +22,7 @@ impl Difference {
         Difference { line, place: place.into(), expected: expected.into(), found: found.into() }
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({ "line": self.line, "place": self.place, "expected": self.expected, "found": self.found })
     }
 }

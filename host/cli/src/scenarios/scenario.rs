@@ -65,19 +65,19 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use iothub_protocol::id::{DeviceId, MethodName};
 use iothub_protocol::link::CloudMessage;
-use plugin_runtime::{DeviceGlob, Grants, IncomingMessage, MessageSource, VersionTag};
+use plugin_runtime::{DeviceGlob, IncomingMessage, MessageSource, VersionTag};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
 use super::clock::{self, Due};
 
-pub(super) struct Scenario {
-    pub(super) file: PathBuf,
+pub(crate) struct Scenario {
+    pub(crate) file: PathBuf,
     pub(super) config: BTreeMap<String, String>,
-    pub(super) grants: Grants,
+    pub(super) peers: Vec<DeviceGlob>,
     pub(super) start: Start,
-    pub(super) steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
 }
 
 /// The device before the first step.
@@ -94,9 +94,9 @@ pub(super) struct Start {
     pub(super) previous: Option<VersionTag>,
 }
 
-pub(super) struct Step {
-    pub(super) line: usize,
-    pub(super) about: Option<String>,
+pub(crate) struct Step {
+    pub(crate) line: usize,
+    pub(crate) about: Option<String>,
     pub(super) action: Action,
     pub(super) expect: Expect,
 }
@@ -210,8 +210,7 @@ impl Scenario {
         let start = Start { id, desired, reported, state, timers: timers.collect(), now, previous };
         let peers = tables.grants.peers.iter().map(|pattern| DeviceGlob::parse(pattern)).collect::<Result<_, _>>();
         let peers = peers.with_context(|| format!("{}: the grant of peers", file.display()))?;
-        let grants = Grants { peers, ..Grants::default() };
-        Ok(Scenario { file: file.to_owned(), config: tables.config, grants, start, steps })
+        Ok(Scenario { file: file.to_owned(), config: tables.config, peers, start, steps })
     }
 }
 

@@ -1,0 +1,92 @@
+//! The host's settings as they are meant: the command line, and what a configuration adds to it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plugin_runtime::PluginPlans;
+
+use crate::args::{HostArgs, ListenArgs};
+use crate::config::{FleetConfig, HostLimits};
+
+/// Of whatever runs plugins.
+#[derive(Default)]
+pub(crate) struct HostSettings {
+    pub(crate) plugins: Option<PathBuf>,
+    pub(crate) plans: PluginPlans,
+    pub(crate) admin: Option<SocketAddr>,
+    pub(crate) limits: HostLimits,
+}
+
+impl HostSettings {
+    /// Flags win.
+    pub(crate) fn new(args: &HostArgs, config: &FleetConfig) -> HostSettings {
+        let mut limits = config.limits.clone();
+        let HostLimits { runtime, actors } = &mut limits;
+        set(&mut runtime.call_time_limit, args.call_limit.map(|seconds| Duration::from_secs(seconds.into())));
+        set(&mut runtime.memory_limit, args.memory_limit.map(|mebibytes| (mebibytes as usize) << 20));
+        set(&mut runtime.max_resident, args.max_instances);
+        set(&mut actors.idle, args.idle.map(|milliseconds| Duration::from_millis(milliseconds.into())));
+        HostSettings {
+            plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),
+            plans: config.plugins.clone(),
+            admin: args.admin.or(config.host.admin),
+            limits,
+        }
+    }
+
+    /// What is other in `later` and holds only from the next start on, by its name in the file.
+    pub(crate) fn needs_restart(&self, later: &HostSettings) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        let host = [("host.plugins", self.plugins != later.plugins), ("host.admin", self.admin != later.admin)];
+        names.extend(host.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name));
+        let limits = self.limits.differences(&later.limits).filter(|limit| !limit.is_live);
+        names.extend(limits.map(|limit| limit.name));
+        names
+    }
+}
+
+/// Where the hub listens. Flags win.
+pub(crate) fn listen(args: &ListenArgs, config: &FleetConfig) -> ListenArgs {
+    ListenArgs { https: args.https.or(config.host.https), mqtt: args.mqtt.or(config.host.mqtt) }
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let mut config = FleetConfig::default();
+        config.limits.runtime.call_time_limit = Duration::from_secs(9);
+        config.limits.actors.idle = Duration::from_secs(8);
+        config.limits.actors.mailbox = 7;
+        config.host.plugins = Some("from-file".into());
+        let args = HostArgs { call_limit: Some(1), plugins: Some("from-flag".into()), ..HostArgs::default() };
+        let HostSettings { plugins, limits, .. } = HostSettings::new(&args, &config);
+        assert_eq!(plugins, Some("from-flag".into()));
+        let (runtime, actors) = (&limits.runtime, &limits.actors);
+        assert_eq!(runtime.call_time_limit, Duration::from_secs(1));
+        assert_eq!((actors.idle, actors.mailbox), (Duration::from_secs(8), 7));
+        let settings = HostSettings::new(&HostArgs::default(), &config);
+        assert_eq!((settings.plugins, &settings.limits), (Some("from-file".into()), &config.limits));
+        assert_eq!(HostSettings::new(&HostArgs::default(), &FleetConfig::default()).limits, HostLimits::default());
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_named() {
+        let before = HostSettings::default();
+        let mut after = HostSettings { plugins: Some("p".into()), ..HostSettings::default() };
+        after.limits.actors.mailbox = 1;
+        after.limits.runtime.memory_limit = 1;
+        after.limits.runtime.calls.timers = 1;
+        assert_eq!(before.needs_restart(&after), ["host.plugins", "limits.memory", "limits.calls.timers"]);
+        assert!(before.needs_restart(&before).is_empty());
+    }
+}

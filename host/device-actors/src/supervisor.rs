@@ -1,0 +1,158 @@
+//! Starts an actor again when it fails.
+//!
+//! That an actor fails is a mistake of the host, and no reason for its device to be silent until somebody looks. The next one
+//! starts from what is recorded, as after a restart of the process. The connection begins anew with it: so the hub
+//! tells the callers of what was in hand, and the new actor learns what it has to know.
+
+use std::any::Any;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::ToHub;
+use plugin_runtime::PluginSet;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::actor::Actor;
+use crate::driver::{Driver, HubLink, Shared, now};
+use crate::failure::LastCrash;
+use crate::limits::{Backoff, Limits};
+use crate::record::DeviceRecord;
+use crate::view::ActorView;
+
+/// What an actor runs on, whichever time.
+pub(crate) struct Supervised {
+    pub(crate) device: DeviceId,
+    pub(crate) limits: watch::Receiver<Limits>,
+    pub(crate) plugins: watch::Receiver<Arc<PluginSet>>,
+    pub(crate) shared: Arc<Shared>,
+    /// Open for as long as the device is looked after.
+    pub(crate) view: watch::Sender<ActorView>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// How often an actor failed, and how.
+#[derive(Debug, Default)]
+pub(crate) struct Crashes {
+    count: u32,
+    /// Without a good while between.
+    in_a_row: u32,
+    last: Option<Arc<LastCrash>>,
+}
+
+/// Runs to its end, or says why it could not begin.
+pub(crate) type Run<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
+
+impl Supervised {
+    /// Until the actor has stopped. `record` is what the device keeps.
+    pub(crate) async fn run(&self, record: DeviceRecord, mut link: HubLink) {
+        let mut record = Some(record);
+        supervise(self, &mut link, |this, link, crashes| Box::pin(this.run_once(record.take(), link, crashes))).await;
+    }
+
+    async fn run_once(
+        &self,
+        record: Option<DeviceRecord>,
+        link: &mut HubLink,
+        crashes: &Crashes,
+    ) -> Result<(), String> {
+        let record = match record {
+            Some(record) => record,
+            None => {
+                let loaded = self.shared.store.load_after_writes(&self.device).await;
+                loaded.map_err(|error| format!("what the device keeps cannot be read: {error}"))?
+            }
+        };
+        let limits = self.limits.clone();
+        let actor = Actor::new(self.device.clone(), record, *limits.borrow(), rand::random(), now());
+        let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
+        let shown = (&self.view, crashes);
+        Driver::new(self.device.clone(), actor, link, plugins, limits, shared, shown).run(&self.stop).await;
+        Ok(())
+    }
+}
+
+impl Crashes {
+    /// One that has run since `started` failed at `now`. Answers how long to wait before the next one.
+    fn add(&mut self, backoff: Backoff, started: Instant, now: Instant, reason: String) -> Duration {
+        let was_good = now.saturating_duration_since(started) > backoff.cap;
+        self.in_a_row = if was_good { 1 } else { self.in_a_row.saturating_add(1) };
+        self.count = self.count.saturating_add(1);
+        self.last = Some(Arc::new(LastCrash { at: now, reason }));
+        backoff.delay(self.in_a_row)
+    }
+
+    pub(crate) fn shown_in(&self, view: ActorView) -> ActorView {
+        ActorView { restarts: self.count, last_crash: self.last.clone(), ..view }
+    }
+}
+
+/// Run what `run` makes, again after each failure, until it ends by itself or is to stop.
+async fn supervise(
+    supervised: &Supervised,
+    link: &mut HubLink,
+    mut run: impl for<'a> FnMut(&'a Supervised, &'a mut HubLink, &'a Crashes) -> Run<'a> + Send,
+) {
+    let Supervised { device, limits, view, stop, .. } = supervised;
+    let mut crashes = Crashes::default();
+    loop {
+        let started = Instant::now();
+        let Err(reason) = caught(run(supervised, link, &crashes)).await else { return };
+        let pause = crashes.add(limits.borrow().restart, started, Instant::now(), reason.clone());
+        tracing::error!(%device, reason, restarts = crashes.count, ?pause, "actor has failed and is started again");
+        view.send_modify(|view| {
+            let last = std::mem::take(view);
+            *view = crashes.shown_in(ActorView { connected: false, busy: false, mailbox: 0, resident: 0, ..last });
+        });
+        reconnect(link, pause).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Drive `task`, and take a panic of it as a failure.
+async fn caught(mut task: Run<'_>) -> Result<(), String> {
+    let ended = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(ended)) => Poll::Ready(ended),
+        Err(panic) => Poll::Ready(Err(words(&*panic))),
+    });
+    let ended = ended.await;
+    // What is left of it may panic as well when it goes.
+    let gone = catch_unwind(AssertUnwindSafe(|| drop(task)));
+    ended.and(gone.map_err(|panic| words(&*panic)))
+}
+
+/// Have the connection made anew, but not before `after`. What comes meanwhile was for the actor that has failed.
+async fn reconnect(link: &mut HubLink, after: Duration) {
+    let HubLink { from_hub, to_hub, .. } = link;
+    loop {
+        tokio::select! {
+            biased;
+            permit = to_hub.reserve() => {
+                if let Ok(permit) = permit {
+                    permit.send(ToHub::Reconnect { after });
+                }
+                return;
+            }
+            // A connection that cannot give this would not take the other.
+            message = from_hub.recv() => if message.is_none() { return },
+        }
+    }
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.map_or_else(|| "a panic without words".to_owned(), |text| format!("panic: {text}"))
+}
+
+#[cfg(test)]
+mod tests;
