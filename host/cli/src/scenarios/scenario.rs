@@ -43,8 +43,8 @@
 //! fails = "trapped"               # it does not return, for a reason with these words
 //! ```
 //!
-//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` is what the step sent.
-//! What a step does not mention is not compared, but whatever is brought to the plugin must be dealt with.
+//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` is what the step
+//! sent. What a step does not mention is not compared, but whatever is brought to the plugin must be dealt with.
 
 use std::collections::BTreeMap;
 use std::fs;
