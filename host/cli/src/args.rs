@@ -371,7 +371,7 @@ Examples:
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
   latch plugin swap my-door target/plugins/my-door.wasm --test my-door/tests
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600
-  latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\" --percent 20"
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\""
     )]
     Swap(SwapArgs),
     /// Make the canary of a plugin its current version, for every device
