@@ -119,6 +119,8 @@ fn actor_json(device: &DeviceId, view: &ActorView) -> Value {
         "restarts": view.restarts,
         "lastCrash": last_crash,
         "desiredVersion": view.desired_version,
+        "messages": view.messages,
+        "lostMessages": view.lost_messages,
         "timers": view.timers,
         "queuedTelemetry": view.queued_telemetry,
         "plugins": plugins,

@@ -100,7 +100,9 @@ impl Activations {
         if !self.is_recorded(plugin) {
             self.recorded.insert(plugin.name.clone(), plugin.tag());
         }
-        self.failed.remove(&plugin.name);
+        if self.failed.get(&plugin.name).is_some_and(|failed| failed.plugin.id == plugin.id) {
+            self.failed.remove(&plugin.name);
+        }
     }
 
     /// How often in a row the version's activation will have failed, with once more.

@@ -1,11 +1,13 @@
 //! One device: its mailbox, its state and what it owes the hub. Decides everything, waits for nothing.
 //!
 //! Whoever drives an actor hands it each [`Input`] with the time, then takes every [`Output`], then waits for the next
-//! input or the deadline. The actor has at most one message in hand: a direct method or a change of desired
-//! properties, a timer or the activation of a version, from its [`Output::Call`] until what it did is recorded. Everything else (connects, twins, answers of
-//! the hub, swaps) is taken when it comes, which is between two calls as far as plugins can see.
+//! input or the deadline. The actor has at most one message in hand, from its [`Output::Call`] until what it did is
+//! recorded: a direct method, a change of desired properties, a message from the cloud or a peer, a timer or the
+//! activation of a version. Everything else (connects, twins, answers of the hub, swaps) is taken when it comes, which is
+//! between two calls as far as plugins can see.
 
 mod activating;
+mod delivering;
 mod from_hub;
 mod in_hand;
 mod recording;
@@ -19,7 +21,7 @@ use std::time::Instant;
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{Effects, GuestResponse, PluginName, Snapshot, Timer, Verdict, VersionTag};
+use plugin_runtime::{Effects, GuestResponse, IncomingMessage, PluginName, Snapshot, Timer, Verdict, VersionTag};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
@@ -29,6 +31,7 @@ use crate::activation::Activations;
 use crate::desired::Desired;
 use crate::failure::{Failure, LastFailure};
 use crate::health::Health;
+use crate::inbox::Inbox;
 use crate::limits::Limits;
 use crate::lineup::{Lineup, Offers, Plugin};
 use crate::outbox::Outbox;
@@ -90,6 +93,7 @@ pub struct Call {
 pub enum Work {
     Method { name: MethodName, payload: String },
     Change { version: u64, patch: String },
+    Message(Arc<IncomingMessage>),
     Timer { name: String, timer: Timer },
     Activation { previous: Option<VersionTag> },
 }
@@ -118,6 +122,10 @@ pub struct Actor {
     /// Counts connections, so that no answer reaches a caller on a later one.
     connection: u64,
     mailbox: VecDeque<Waiting>,
+    inbox: Inbox,
+    /// Whether the hub was asked on this connection for messages.
+    messages_subscribed: bool,
+    lost_messages: u64,
     in_hand: InHand,
     desired: Desired,
     state: BTreeMap<PluginName, Arc<PluginState>>,
@@ -176,6 +184,9 @@ impl Actor {
             link: Link::Down,
             connection: 0,
             mailbox: VecDeque::new(),
+            inbox: Inbox::new(recovered.handled),
+            messages_subscribed: false,
+            lost_messages: 0,
             in_hand: InHand::Nothing,
             desired: Desired::new(recovered.desired, recovered.desired_version, recovered.applied),
             state,
@@ -227,6 +238,8 @@ impl Actor {
             lineup: self.lineup.clone(),
             quarantined: self.past.quarantined(),
             mailbox: self.mailbox.len(),
+            messages: self.inbox.waiting(),
+            lost_messages: self.lost_messages,
             busy: !matches!(self.in_hand, InHand::Nothing),
             connected: self.link != Link::Down,
             resident: self.resident.len() + usize::from(matches!(self.in_hand, InHand::Calling { .. })),
@@ -250,7 +263,9 @@ impl Actor {
         }
         let idle = self.limits.idle;
         self.drop_resident(|_, since| since + idle <= now);
+        self.drop_expired_messages();
         self.start_next(now);
+        self.subscribe_messages();
         self.send(now);
         self.record_dirty(now);
         self.finish_stop();

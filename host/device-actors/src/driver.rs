@@ -347,6 +347,10 @@ impl Call {
                 let (result, effects) = instance.activated(self.snapshot, previous.as_ref()).await?;
                 Outcome::Activated { result, effects }
             }
+            Work::Message(message) => {
+                let (verdict, effects) = instance.received(self.snapshot, &message).await?;
+                Outcome::Reacted { verdict, effects }
+            }
             Work::Timer { name, timer } => {
                 let (verdict, effects) = instance.fired(self.snapshot, &name, &timer).await?;
                 Outcome::Reacted { verdict, effects }

@@ -22,15 +22,19 @@ pub struct Plugin {
     pub methods: Vec<MethodName>,
     /// The paths in the desired properties that it reacts to; empty if it reacts to none.
     pub watched: Vec<String>,
+    /// Whether it gets messages.
+    pub has_messages: bool,
     /// Whether it deals with timers that are due.
     pub has_ticks: bool,
     /// Whether it is to be told when it takes over.
     pub has_lifecycle: bool,
+    /// The form in which it keeps its state; 0 if it does not say.
+    pub state_format: u32,
 }
 
 impl Plugin {
     pub(crate) fn tag(&self) -> VersionTag {
-        VersionTag { label: self.label.clone(), hash: self.hash.clone() }
+        VersionTag { label: self.label.clone(), hash: self.hash.clone(), state_format: self.state_format }
     }
 }
 
@@ -88,8 +92,10 @@ impl Plugin {
             label: Arc::from(version.label()),
             methods: version.methods().to_vec(),
             watched: version.watched().to_vec(),
+            has_messages: version.has_messages(),
             has_ticks: version.has_ticks(),
             has_lifecycle: version.has_lifecycle(),
+            state_format: version.state_format(),
         }
     }
 }
@@ -149,6 +155,10 @@ impl Offered {
 impl Lineup {
     pub(crate) fn answering(&self, method: &MethodName) -> Option<&Arc<Plugin>> {
         self.plugins.iter().find(|plugin| plugin.methods.contains(method))
+    }
+
+    pub(crate) fn getting_messages(&self) -> impl Iterator<Item = &Arc<Plugin>> {
+        self.plugins.iter().filter(|plugin| plugin.has_messages)
     }
 
     pub(crate) fn has_version(&self, id: &str) -> bool {

@@ -8,6 +8,8 @@ use plugin_runtime::{OutgoingTelemetry, PluginName, Timer, VersionTag};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::inbox::HANDLED_LIMIT;
+
 /// State of one plugin on one device.
 pub(crate) type PluginState = BTreeMap<String, Vec<u8>>;
 
@@ -29,6 +31,8 @@ pub struct DeviceRecord {
     pub state: BTreeMap<PluginName, PluginState>,
     pub applied: BTreeMap<PluginName, Applied>,
     pub timers: BTreeMap<PluginName, BTreeMap<String, Timer>>,
+    /// Messages that each plugin has dealt with last, in order of `number`.
+    pub handled: BTreeMap<PluginName, Vec<Handled>>,
     /// Whose changes were recorded last.
     pub versions: BTreeMap<PluginName, VersionTag>,
     /// Of plugins with a version in quarantine.
@@ -72,6 +76,15 @@ pub struct Quarantined {
     pub reason: String,
 }
 
+/// A message that a plugin has dealt with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handled {
+    /// Grows by one with each message of a device and plugin.
+    pub number: u64,
+    /// See [`CloudMessage::fingerprint`](iothub_protocol::link::CloudMessage::fingerprint).
+    pub fingerprint: u128,
+}
+
 /// A message that the hub has not taken yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueuedTelemetry {
@@ -104,6 +117,8 @@ pub struct Changes {
     pub state: Option<(PluginName, Arc<StateChanges>)>,
     /// Of the same plugin; the timer that it dealt with is gone.
     pub timers: Option<(PluginName, Arc<TimerChanges>)>,
+    /// The message that the same plugin dealt with.
+    pub handled: Option<(PluginName, Handled)>,
     /// The version that was called, if another one was before it.
     pub version: Option<(PluginName, VersionTag)>,
     pub applied: Vec<(PluginName, Applied)>,
@@ -131,6 +146,11 @@ impl DeviceRecord {
         }
         if let Some((plugin, timers)) = changes.timers {
             set_or_remove(self.timers.entry(plugin).or_default(), &timers);
+        }
+        if let Some((plugin, handled)) = changes.handled {
+            let of_plugin = self.handled.entry(plugin).or_default();
+            of_plugin.push(handled);
+            of_plugin.drain(..of_plugin.len().saturating_sub(HANDLED_LIMIT));
         }
         self.versions.extend(changes.version);
         self.applied.extend(changes.applied);

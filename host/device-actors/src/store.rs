@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use sql::types::Type;
 use sql::{Connection, Row, Transaction, named_params, params};
 
-use crate::record::{Applied, Changes, DeviceRecord, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
+use crate::inbox::HANDLED_LIMIT;
+use crate::record::{Applied, Changes, DeviceRecord, Handled, PluginPast, QueuedTelemetry, TimerChanges, Unsent};
 
 /// The state of all devices in one file.
 #[derive(Clone)]
@@ -81,13 +82,29 @@ fn write(transaction: &Transaction<'_>, device: &DeviceId, changes: &Changes) ->
     if let Some((plugin, timers)) = &changes.timers {
         write_timers(transaction, device, plugin, timers)?;
     }
+    if let Some((plugin, handled)) = &changes.handled {
+        transaction
+            .prepare_cached(
+                "INSERT INTO handled (device, plugin, slot, number, fingerprint) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (device, plugin, slot) DO UPDATE SET
+                     number = excluded.number, fingerprint = excluded.fingerprint",
+            )?
+            .execute(params![
+                device,
+                plugin.as_str(),
+                integer(handled.number % HANDLED_LIMIT as u64),
+                integer(handled.number),
+                handled.fingerprint.to_be_bytes(),
+            ])?;
+    }
     if let Some((plugin, version)) = &changes.version {
         transaction
             .prepare_cached(
-                "INSERT INTO version (device, plugin, label, hash) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (device, plugin) DO UPDATE SET label = excluded.label, hash = excluded.hash",
+                "INSERT INTO version (device, plugin, label, hash, state_format) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (device, plugin) DO UPDATE SET
+                     label = excluded.label, hash = excluded.hash, state_format = excluded.state_format",
             )?
-            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash])?;
+            .execute(params![device, plugin.as_str(), &*version.label, &*version.hash, version.state_format])?;
     }
     if let Some(past) = &changes.past {
         write_past(transaction, device, past)?;
@@ -216,8 +233,9 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         timers.insert(row.get(2)?, timer);
         Ok(())
     })?;
-    each(connection, "SELECT device, plugin, label, hash FROM version WHERE device", only, |row| {
-        let version = VersionTag { label: row.get::<_, String>(2)?.into(), hash: row.get::<_, String>(3)?.into() };
+    each(connection, "SELECT device, plugin, label, hash, state_format FROM version WHERE device", only, |row| {
+        let (label, hash): (String, String) = (row.get(2)?, row.get(3)?);
+        let version = VersionTag { label: label.into(), hash: hash.into(), state_format: row.get(4)? };
         records.entry(id(row, 0)?).or_default().versions.insert(plugin(row, 1)?, version);
         Ok(())
     })?;
@@ -225,6 +243,12 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         let ruled = row.get::<_, Option<String>>(4)?.map(Arc::from);
         let past = PluginPast { quarantined: parsed(row, 2)?, good: parsed(row, 3)?, ruled };
         records.entry(id(row, 0)?).or_default().past.insert(plugin(row, 1)?, past);
+        Ok(())
+    })?;
+    each(connection, "SELECT device, plugin, number, fingerprint FROM handled WHERE device", only, |row| {
+        let fingerprint = u128::from_be_bytes(row.get(3)?);
+        let handled = Handled { number: unsigned(row, 2)?, fingerprint };
+        records.entry(id(row, 0)?).or_default().handled.entry(plugin(row, 1)?).or_default().push(handled);
         Ok(())
     })?;
     let telemetry = "SELECT device, sequence, message_id, content_type, content_encoding, properties, body
@@ -241,6 +265,9 @@ fn load(connection: &Connection, only: Option<&DeviceId>) -> sql::Result<HashMap
         records.entry(id(row, 0)?).or_default().telemetry.push(queued);
         Ok(())
     })?;
+    for record in records.values_mut() {
+        record.handled.values_mut().for_each(|handled| handled.sort_by_key(|handled| handled.number));
+    }
     Ok(records)
 }
 
@@ -297,7 +324,7 @@ fn integer(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE];
+const MIGRATIONS: &[&str] = &[FIRST, TIMERS, VERSIONS, QUARANTINE, HANDLED, STATE_FORMAT];
 
 const FIRST: &str = "
     CREATE TABLE device (
@@ -374,6 +401,24 @@ const QUARANTINE: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+const HANDLED: &str = "
+    CREATE TABLE handled (
+        device TEXT NOT NULL,
+        plugin TEXT NOT NULL,
+        -- The number modulo how many are kept, so that a new message takes the place of the oldest.
+        slot INTEGER NOT NULL,
+        -- The message that the plugin dealt with, counted from 1, and a digest of it.
+        number INTEGER NOT NULL,
+        fingerprint BLOB NOT NULL,
+        PRIMARY KEY (device, plugin, slot)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Versions that were recorded before do not say which form their state has.
+const STATE_FORMAT: &str = "
+    ALTER TABLE version ADD COLUMN state_format INTEGER NOT NULL DEFAULT 0;
+";
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, Value, json};
@@ -429,7 +474,7 @@ mod tests {
             let changes = changes.map(|(name, timer)| (name.to_owned(), timer));
             Some((lock.clone(), Arc::new(BTreeMap::from(changes))))
         };
-        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let version = VersionTag { label: "1.0.0".into(), hash: "abc".into(), state_format: 3 };
         let unsent = Unsent { in_flight: object(json!({"lock": null})), pending: object(json!({"lock": true})) };
         let first = Changes {
             desired: Some((Arc::new(object(json!({"building": "43"}))), 4)),
@@ -439,6 +484,7 @@ mod tests {
             applied: vec![(lock.clone(), applied.clone())],
             past: Some(BTreeMap::from([(PluginName::parse("gone").expect("a name"), past("0.9.0"))])),
             telemetry_queued: vec![queued(9), queued(10)],
+            handled: Some((lock.clone(), Handled { number: 1, fingerprint: 7 })),
             ..Changes::default()
         };
         let mut applied_in_memory = DeviceRecord::default();
@@ -451,6 +497,7 @@ mod tests {
             timers: timers([("gone", None), ("later", Some(timer(3)))]),
             past: Some(BTreeMap::from([(lock.clone(), past("2.0.0"))])),
             telemetry_taken: vec![9],
+            handled: Some((lock.clone(), Handled { number: 2, fingerprint: u128::MAX })),
             ..Changes::default()
         };
         applied_in_memory.apply(second.clone());
@@ -469,6 +516,10 @@ mod tests {
             timers: BTreeMap::from([(lock.clone(), BTreeMap::from([("later".to_owned(), timer(3))]))]),
             versions: BTreeMap::from([(lock.clone(), version)]),
             past: BTreeMap::from([(lock.clone(), past("2.0.0"))]),
+            handled: BTreeMap::from([(
+                lock.clone(),
+                vec![Handled { number: 1, fingerprint: 7 }, Handled { number: 2, fingerprint: u128::MAX }],
+            )]),
             applied: BTreeMap::from([(lock, applied)]),
             telemetry: vec![queued(10)],
         };
@@ -477,5 +528,18 @@ mod tests {
         assert_eq!(store.load(&device("door-3")).await.expect("loads"), DeviceRecord::default());
         let all = store.load_all().await.expect("loads");
         assert_eq!((all.len(), &all[&device("door-1")]), (2, &expected));
+    }
+    #[tokio::test]
+    async fn only_the_last_messages_are_remembered() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = StateStore::open(&folder.path().join("state.db"), Durability::Process).expect("opens");
+        let plugin = PluginName::parse("lock-door").expect("a name");
+        let numbers = 1..=HANDLED_LIMIT as u64 + 10;
+        for number in numbers.clone() {
+            let handled = Some((plugin.clone(), Handled { number, fingerprint: number.into() }));
+            write_now(&store, "door-1", Changes { handled, ..Changes::default() }).expect("written");
+        }
+        let kept = store.load(&device("door-1")).await.expect("loads").handled.remove(&plugin).expect("messages");
+        assert!(kept.iter().map(|handled| handled.number).eq(numbers.skip(10)), "{kept:?}");
     }
 }

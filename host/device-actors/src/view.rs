@@ -18,6 +18,10 @@ pub struct ActorView {
     pub quarantined: Vec<(PluginName, Arc<str>)>,
     /// Methods that wait for their turn.
     pub mailbox: usize,
+    /// Messages from the cloud and from peers that wait for their turn.
+    pub messages: usize,
+    /// Messages from peers that came and are lost: for want of room, or since no plugin would deal with them.
+    pub lost_messages: u64,
     /// Whether a message is in hand.
     pub busy: bool,
     pub connected: bool,

@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use ring::digest::{Context, SHA256};
 use serde_json::{Map, Value};
 
 use crate::id::{MethodName, RequestId};
+use crate::time;
 
 /// From the hub, through the connection, to the device's actor.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +92,31 @@ pub struct CloudMessage {
     pub body: Vec<u8>,
 }
 
+impl CloudMessage {
+    /// What tells this message from any other, the same on each delivery, today and in later versions: a digest of
+    /// everything in it. `None` without a message id: two messages that say the same may then be two.
+    ///
+    /// The id alone would not do, since senders that count from 1 at each start use ids again.
+    pub fn fingerprint(&self) -> Option<u128> {
+        let id = self.message_id.as_deref()?;
+        let expiry = self.expiry.map(time::format);
+        let optional = [&self.correlation_id, &self.user_id, &expiry, &self.content_type, &self.content_encoding];
+        let properties = self.properties.iter().flat_map(|(name, value)| [Some(name.as_str()), Some(value.as_str())]);
+        let texts = [Some(id)].into_iter().chain(optional.map(|text| text.as_deref())).chain(properties);
+        let mut context = Context::new(&SHA256);
+        for text in texts {
+            // With its length, so that what ends one text cannot begin the next.
+            context.update(&text.map_or(u64::MAX, |text| text.len() as u64).to_be_bytes());
+            context.update(text.unwrap_or_default().as_bytes());
+        }
+        context.update(&self.body);
+        let digest = context.finish();
+        // Half of it is enough to tell apart the last messages of one device.
+        let half = digest.as_ref().first_chunk().expect("a SHA-256 has 32 bytes");
+        Some(u128::from_be_bytes(*half))
+    }
+}
+
 /// Which outcomes of a cloud-to-device message its sender wants to hear of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Feedback {
@@ -109,4 +136,32 @@ pub struct TwinDocument {
     pub desired_version: u64,
     pub reported: Map<String, Value>,
     pub reported_version: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_covers_the_whole_message() {
+        let message = CloudMessage { message_id: Some("1".into()), body: b"lock".to_vec(), ..CloudMessage::default() };
+        let fingerprint = message.fingerprint().expect("a message with an id");
+        assert_eq!(
+            fingerprint, 70145056637529027150897372803126060893,
+            "what was recorded by an earlier version is compared with it"
+        );
+        let property = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        let others = [
+            CloudMessage { message_id: Some("2".into()), ..message.clone() },
+            CloudMessage { correlation_id: Some(String::new()), ..message.clone() },
+            CloudMessage { user_id: Some(String::new()), ..message.clone() },
+            CloudMessage { expiry: Some(DateTime::UNIX_EPOCH), ..message.clone() },
+            CloudMessage { properties: property("a", "bc"), ..message.clone() },
+            CloudMessage { properties: property("ab", "c"), ..message.clone() },
+            CloudMessage { body: b"unlock".to_vec(), ..message.clone() },
+        ];
+        let all: std::collections::BTreeSet<_> = others.iter().map(CloudMessage::fingerprint).collect();
+        assert!(all.len() == others.len() && !all.contains(&Some(fingerprint)), "{all:?}");
+        assert_eq!(CloudMessage { message_id: None, ..message }.fingerprint(), None);
+    }
 }

@@ -7,9 +7,9 @@ use wasmtime::Store;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 
-use crate::context::{OutgoingTelemetry, Refused, Timer};
+use crate::context::{IncomingMessage, MessageSource, OutgoingTelemetry, Refused, Timer};
 use crate::guest::Guest;
-use crate::inspect::{self, LIFECYCLE, METHODS, REACTIONS, TICKS};
+use crate::inspect::{self, LIFECYCLE, MESSAGES, METHODS, REACTIONS, TICKS};
 use crate::instance::{GuestResponse, Verdict};
 use crate::output::Level;
 use crate::signature;
@@ -47,6 +47,15 @@ mod reactions {
     });
 }
 
+mod messages {
+    wasmtime::component::bindgen!({
+        path: ["../../wit/device", "../../wit/plugin"],
+        inline: "package latch:host; world gets-messages { export iothub:plugin/messages@0.1.0; }",
+        world: "latch:host/gets-messages",
+        exports: { default: async },
+    });
+}
+
 mod ticks {
     wasmtime::component::bindgen!({
         path: ["../../wit/device", "../../wit/plugin"],
@@ -81,6 +90,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> 
 pub(crate) struct Exports {
     methods: Option<methods::AnswersMethodsIndices>,
     reactions: Option<reactions::ReactsIndices>,
+    messages: Option<messages::GetsMessagesIndices>,
     ticks: Option<ticks::TicksOnIndices>,
     lifecycle: Option<lifecycle::TakesOverIndices>,
 }
@@ -89,12 +99,15 @@ impl Exports {
     /// Find them, and check the type of every function in them.
     pub(crate) fn find(component: &Component, pre: &InstancePre<Guest>) -> Result<Exports, LoadError> {
         let compile = |error: wasmtime::Error| LoadError::Compile { reason: format!("{error:#}") };
-        let mut exports = Exports { methods: None, reactions: None, ticks: None, lifecycle: None };
+        let mut exports = Exports { methods: None, reactions: None, messages: None, ticks: None, lifecycle: None };
         if check(component, METHODS, METHODS_FUNCTIONS)? {
             exports.methods = Some(methods::AnswersMethodsIndices::new(pre).map_err(compile)?);
         }
         if check(component, REACTIONS, REACTIONS_FUNCTIONS)? {
             exports.reactions = Some(reactions::ReactsIndices::new(pre).map_err(compile)?);
+        }
+        if check(component, MESSAGES, MESSAGES_FUNCTIONS)? {
+            exports.messages = Some(messages::GetsMessagesIndices::new(pre).map_err(compile)?);
         }
         if check(component, TICKS, TICKS_FUNCTIONS)? {
             exports.ticks = Some(ticks::TicksOnIndices::new(pre).map_err(compile)?);
@@ -105,9 +118,13 @@ impl Exports {
         Ok(exports)
     }
 
+    pub(crate) fn messages(&self) -> bool {
+        self.messages.is_some()
+    }
+
     /// Whether there is anything that a self-test calls.
     pub(crate) fn can_be_asked(&self) -> bool {
-        self.methods.is_some() || self.reactions.is_some()
+        self.methods.is_some() || self.reactions.is_some() || self.lifecycle.is_some()
     }
 
     /// Whether timers can fire.
@@ -127,9 +144,10 @@ impl Exports {
         let instance = pre.instantiate_async(&mut *store).await?;
         let methods = self.methods.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let reactions = self.reactions.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
+        let messages = self.messages.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let ticks = self.ticks.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
         let lifecycle = self.lifecycle.as_ref().map(|indices| indices.load(&mut *store, &instance)).transpose()?;
-        Ok(Bound { methods, reactions, ticks, lifecycle })
+        Ok(Bound { methods, reactions, messages, ticks, lifecycle })
     }
 }
 
@@ -137,6 +155,7 @@ impl Exports {
 pub(crate) struct Bound {
     methods: Option<methods::AnswersMethods>,
     reactions: Option<reactions::Reacts>,
+    messages: Option<messages::GetsMessages>,
     ticks: Option<ticks::TicksOn>,
     lifecycle: Option<lifecycle::TakesOver>,
 }
@@ -181,6 +200,35 @@ impl Bound {
         Ok(Some(verdict))
     }
 
+    pub(crate) async fn received(
+        &self,
+        store: &mut Store<Guest>,
+        incoming: &IncomingMessage,
+    ) -> wasmtime::Result<Option<Verdict>> {
+        use messages::exports::iothub::plugin::messages as generated;
+        let Some(bound) = &self.messages else { return Ok(None) };
+        let message = incoming.message.clone();
+        let message = generated::Message {
+            source: match &incoming.source {
+                MessageSource::Cloud => generated::Source::Cloud,
+                MessageSource::Peer(device) => generated::Source::Peer(device.to_string()),
+            },
+            id: message.message_id,
+            correlation_id: message.correlation_id,
+            user_id: message.user_id,
+            expiry: message.expiry.map(|expiry| u64::try_from(expiry.timestamp_millis()).unwrap_or(0)),
+            content_type: message.content_type,
+            content_encoding: message.content_encoding,
+            properties: message.properties,
+            body: message.body,
+        };
+        let verdict = match bound.iothub_plugin_messages().call_received(store, &message).await? {
+            generated::Verdict::Done => Verdict::Done,
+            generated::Verdict::Retry(reason) => Verdict::Retry(reason),
+        };
+        Ok(Some(verdict))
+    }
+
     pub(crate) async fn fired(
         &self,
         store: &mut Store<Guest>,
@@ -196,6 +244,11 @@ impl Bound {
         Ok(Some(verdict))
     }
 
+    pub(crate) async fn state_format(&self, store: &mut Store<Guest>) -> wasmtime::Result<Option<u32>> {
+        let Some(bound) = &self.lifecycle else { return Ok(None) };
+        bound.iothub_plugin_lifecycle().call_state_format(store).await.map(Some)
+    }
+
     pub(crate) async fn activated(
         &self,
         store: &mut Store<Guest>,
@@ -203,8 +256,11 @@ impl Bound {
     ) -> wasmtime::Result<Option<Result<(), String>>> {
         use lifecycle::exports::iothub::plugin::lifecycle as generated;
         let Some(bound) = &self.lifecycle else { return Ok(None) };
-        let previous =
-            previous.map(|tag| generated::Version { label: tag.label.to_string(), hash: tag.hash.to_string() });
+        let previous = previous.map(|tag| generated::Version {
+            label: tag.label.to_string(),
+            hash: tag.hash.to_string(),
+            state_format: tag.state_format,
+        });
         bound.iothub_plugin_lifecycle().call_activated(store, previous.as_ref()).await.map(Some)
     }
 }
@@ -251,13 +307,23 @@ const REACTIONS_FUNCTIONS: &[(&str, &str)] = &[
     ("changed", "func(record{version: u64, patch: string}) -> variant{done, retry(string)}"),
 ];
 
+/// The functions of `messages.wit`.
+const MESSAGES_FUNCTIONS: &[(&str, &str)] = &[(
+    "received",
+    "func(record{source: variant{cloud, peer(string)}, id: option<string>, correlation-id: option<string>, \
+     user-id: option<string>, expiry: option<u64>, content-type: option<string>, content-encoding: option<string>, \
+     properties: list<tuple<string, string>>, body: list<u8>}) -> variant{done, retry(string)}",
+)];
+
 /// The functions of `ticks.wit`.
 const TICKS_FUNCTIONS: &[(&str, &str)] =
     &[("fired", "func(record{name: string, due: u64, payload: list<u8>}) -> variant{done, retry(string)}")];
 
 /// The functions of `lifecycle.wit`.
-const LIFECYCLE_FUNCTIONS: &[(&str, &str)] =
-    &[("activated", "func(option<record{label: string, hash: string}>) -> result<_, string>")];
+const LIFECYCLE_FUNCTIONS: &[(&str, &str)] = &[
+    ("state-format", "func() -> u32"),
+    ("activated", "func(option<record{label: string, hash: string, state-format: u32}>) -> result<_, string>"),
+];
 
 impl From<Refused> for types::Error {
     fn from(refused: Refused) -> types::Error {

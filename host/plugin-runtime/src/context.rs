@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::CloudMessage;
 use iothub_protocol::topic;
 use iothub_protocol::twin::{self, Part};
 use serde_json::{Map, Value};
@@ -38,6 +39,22 @@ pub struct Timer {
     /// Milliseconds since the beginning of 1970, UTC.
     pub due: u64,
     pub payload: Arc<[u8]>,
+}
+
+/// A message for a plugin, and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IncomingMessage {
+    pub source: MessageSource,
+    /// One from a peer has only the fields that a peer can give.
+    pub message: CloudMessage,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MessageSource {
+    /// A back end, through the hub.
+    Cloud,
+    /// A plugin on another device of this host, or on the same one.
+    Peer(DeviceId),
 }
 
 /// What a call did: to be recorded in one transaction, or to be dropped whole.

@@ -9,6 +9,8 @@ use crate::version::LoadError;
 pub(crate) const METHODS: &str = "iothub:plugin/methods";
 /// Reacts to desired properties.
 pub(crate) const REACTIONS: &str = "iothub:plugin/reactions";
+/// Gets messages.
+pub(crate) const MESSAGES: &str = "iothub:plugin/messages";
 
 /// Is called when a timer is due. Nothing sets one without the others, so it makes no plugin by itself.
 pub(crate) const TICKS: &str = "iothub:plugin/ticks";
@@ -49,7 +51,7 @@ pub(crate) fn inspect(wasm: &[u8], size_limit: usize) -> Result<Inspection, Load
             _ => {}
         }
     }
-    let plugin = [METHODS, REACTIONS, LIFECYCLE];
+    let plugin = [METHODS, REACTIONS, MESSAGES, LIFECYCLE];
     if !exports.iter().any(|name| plugin.iter().any(|interface| is_interface(name, interface))) {
         return Err(LoadError::World { exports: listed(&exports) });
     }
@@ -180,7 +182,8 @@ mod tests {
         assert_eq!(
             refusal(&wasm),
             "the component exports `wasi:cli/run@0.2.0`; a plugin exports `iothub:plugin/methods@0.1.0`, \
-             `iothub:plugin/reactions@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several of them"
+             `iothub:plugin/reactions@0.1.0`, `iothub:plugin/messages@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several \
+             of them"
         );
         assert!(refusal(&wat::parse_str("(component)").expect("valid")).starts_with("the component exports nothing;"));
     }

@@ -13,10 +13,10 @@ use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
-use crate::context::{Effects, Snapshot, Timer};
+use crate::context::{Effects, IncomingMessage, Snapshot, Timer};
 use crate::folder;
 use crate::guest::{Guest, Origin};
-use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
+use crate::inspect::{LIFECYCLE, MESSAGES, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
 use crate::terms::PluginLimits;
 use crate::version::{PluginVersion, VersionTag};
@@ -41,7 +41,7 @@ pub struct GuestResponse {
     pub payload: String,
 }
 
-/// What should become of a change or a timer.
+/// What should become of a change, a message or a timer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Dealt with.
@@ -139,6 +139,20 @@ impl Instance {
         self.end(outcome, REACTIONS).map(without_effects_of_retry)
     }
 
+    /// Call `iothub:plugin/messages.received`. A message that comes again has no effects.
+    ///
+    /// # Errors
+    /// After any, the instance must be dropped.
+    pub async fn received(
+        &mut self,
+        snapshot: Snapshot,
+        message: &IncomingMessage,
+    ) -> Result<(Verdict, Effects), CallFailure> {
+        self.begin(Some(snapshot))?;
+        let outcome = in_time(self.time_limit, self.bound.received(&mut self.store, message)).await;
+        self.end(outcome, MESSAGES).map(without_effects_of_retry)
+    }
+
     /// Call `iothub:plugin/ticks.fired`. The timer is not to be among those of `snapshot`. One that comes again has no
     /// effects.
     ///
@@ -186,12 +200,19 @@ impl Instance {
         self.asked(outcome, REACTIONS)
     }
 
-    fn asked(&mut self, outcome: Outcome<Vec<String>>, interface: &'static str) -> Result<Vec<String>, CallFailure> {
+    /// Ask in which form the plugin keeps its state; 0 if it does not export the interface.
+    pub(crate) async fn state_format(&mut self) -> Result<u32, CallFailure> {
+        self.begin(None)?;
+        let outcome = in_time(self.time_limit, self.bound.state_format(&mut self.store)).await;
+        self.asked(outcome, LIFECYCLE)
+    }
+
+    fn asked<T: Default>(&mut self, outcome: Outcome<T>, interface: &'static str) -> Result<T, CallFailure> {
         match self.end(outcome, interface) {
-            Ok((texts, _)) => Ok(texts),
+            Ok((answer, _)) => Ok(answer),
             Err(CallFailure::Missing { .. }) => {
                 self.ready = true;
-                Ok(Vec::new())
+                Ok(T::default())
             }
             Err(failure) => Err(failure),
         }
@@ -326,7 +347,11 @@ mod hostile;
 mod tests {
     use std::collections::BTreeMap;
 
+    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::link::CloudMessage;
+
     use super::*;
+    use crate::context::MessageSource;
     use crate::runtime::Runtime;
     use crate::terms::Terms;
     use crate::testing::{Component, name, snapshot, source};
@@ -396,6 +421,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_message_is_dealt_with_or_comes_again() {
+        let mut instance = instance(Component::echo("lockDoor").messaging()).await;
+        assert!(instance.version().has_messages());
+        let message = |source, body: &str| IncomingMessage {
+            source,
+            message: CloudMessage { body: body.into(), message_id: Some("m1".into()), ..CloudMessage::default() },
+        };
+        let done = instance.received(snapshot(), &message(MessageSource::Cloud, "")).await.expect("a verdict");
+        assert_eq!(done, (Verdict::Done, Effects::default()));
+        let peer = MessageSource::Peer(DeviceId::parse("door-0002").expect("an id"));
+        for (source, reason) in [(MessageSource::Cloud, "not now"), (peer, "from door-0002")] {
+            let message = message(source, "not now");
+            let retry = instance.received(snapshot(), &message).await.expect("a verdict");
+            assert_eq!(retry, (Verdict::Retry(reason.to_owned()), Effects::default()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_may_have_messages_and_nothing_else() {
+        let only_messages =
+            Component::echo("lockDoor").messaging().replace("\\08\\00\\00\\00\\01", "\\08\\00\\00\\00\\00");
+        assert!(instance(only_messages).await.version().methods().is_empty());
+    }
+
+    #[tokio::test]
     async fn a_timer_is_dealt_with_or_comes_again() {
         let mut instance = instance(Component::echo("lockDoor").ticking()).await;
         assert!(instance.version().has_ticks());
@@ -411,11 +461,15 @@ mod tests {
     async fn a_version_is_activated_or_refuses() {
         let mut instance = instance(Component::echo("lockDoor").living()).await;
         assert!(instance.version().has_lifecycle());
+        assert_eq!(instance.version().state_format(), 7);
         let new = instance.activated(snapshot(), None).await.expect("an answer");
         assert_eq!(new, (Ok(()), Effects::default()));
-        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into() };
+        let previous = VersionTag { label: "1.0.0".into(), hash: "abc".into(), state_format: 6 };
         let refused = instance.activated(snapshot(), Some(&previous)).await.expect("an answer");
         assert_eq!(refused, (Err("1.0.0".to_owned()), Effects::default()), "in words of its own");
+        let readable = VersionTag { state_format: 7, ..previous };
+        let taken_over = instance.activated(snapshot(), Some(&readable)).await.expect("an answer");
+        assert_eq!(taken_over, (Ok(()), Effects::default()));
     }
 
     #[tokio::test]

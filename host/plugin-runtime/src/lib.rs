@@ -1,4 +1,5 @@
-//! Runs plugins: WebAssembly components that answer a device's direct methods or react to its desired properties.
+//! Runs plugins: WebAssembly components that answer a device's direct methods, react to its desired properties or deal
+//! with its messages.
 //!
 //! This crate alone knows wasmtime. It does not know connections, mailboxes or databases: whoever owns a device hands
 //! over a [`Snapshot`] for one call and gets [`Effects`] back, which it then makes durable. It reads no environment and
@@ -51,7 +52,7 @@ pub use catalog::{
     PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SelfTest, SwapReport, VersionView,
     WithdrawnView,
 };
-pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
+pub use context::{Effects, IncomingMessage, MessageSource, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};

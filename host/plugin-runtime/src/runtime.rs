@@ -97,6 +97,7 @@ impl Runtime {
             terms: Arc::new(source.terms),
             methods: Vec::new(),
             watched: Vec::new(),
+            state_format: 0,
             pre,
             exports,
             tally: Tally::default(),
@@ -151,7 +152,7 @@ impl Runtime {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
             let mut instance = Instance::new(unasked.clone(), &self.inner.settings, None, now).await?;
-            let asked = (instance.names().await?, instance.watched().await?);
+            let asked = (instance.names().await?, instance.watched().await?, instance.state_format().await?);
             if unasked.exports.can_be_asked() {
                 unasked.seeding.started();
             }
@@ -160,13 +161,14 @@ impl Runtime {
         let failed = |failure| LoadError::SelfTest { failure };
         let tokio = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let tokio = tokio.map_err(|error| failed(CallFailure::Instantiate { reason: error.to_string() }))?;
-        let (names, paths) = tokio.block_on(asking).map_err(failed)?;
+        let (names, paths, state_format) = tokio.block_on(asking).map_err(failed)?;
         let (methods, watched) = (version::methods(&names)?, version::watched(&paths)?);
-        if methods.is_empty() && watched.is_empty() && !unasked.has_lifecycle() {
+        let answers = !methods.is_empty() || !watched.is_empty();
+        if !answers && !unasked.has_messages() && !unasked.has_lifecycle() {
             return Err(LoadError::Idle);
         }
         let unasked = Arc::into_inner(unasked).expect("the instance that held it is dropped");
-        Ok(Arc::new(PluginVersion { methods, watched, ..unasked }))
+        Ok(Arc::new(PluginVersion { methods, watched, state_format, ..unasked }))
     }
 }
 

@@ -39,13 +39,20 @@ impl Component {
         self.replace(";; more", &format!("{reactions}\n$0"))
     }
 
+    /// Also deals with messages: done if the body is empty; else retry with the body as the reason, or, from a peer, with
+    /// the text `from ` and its id.
+    pub(crate) fn messaging(self) -> Component {
+        self.replace(";; more", &format!("{MESSAGES}\n$0"))
+    }
+
     /// Also deals with timers: sets the timer again that fired, for 7 ms after 1970, if it has no payload; else retry
     /// with the payload as the reason.
     pub(crate) fn ticking(self) -> Component {
         self.replace(";; more", &format!("{TICKS}\n$0"))
     }
 
-    /// Also wants to be told when it takes over: refuses with the label of the version before, if there is one.
+    /// Also wants to be told when it takes over, with state format 7: refuses with the label of the version before, if
+    /// there is one of another format.
     pub(crate) fn living(self) -> Component {
         self.replace(";; more", &format!("{LIFECYCLE}\n$0"))
     }
@@ -197,6 +204,66 @@ const REACTIONS: &str = r#"
   (export "iothub:plugin/reactions@0.1.0" (instance $reactions))
 "#;
 
+/// The verdict at 320; a realloc of its own, which leaves room for `from ` before the texts. The message comes as a
+/// pointer: its source at 0, its body at 96.
+const MESSAGES: &str = r#"
+  (core module $letters
+    (import "libc" "memory" (memory 2))
+    (global $next (mut i32) (i32.const 24576))
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (global.set $next (i32.and (i32.add (global.get $next) (i32.const 23)) (i32.const -16)))
+      (global.get $next)
+      (global.set $next (i32.add (global.get $next) (local.get 3))))
+    (func (export "received") (param $message i32) (result i32)
+      (local $text i32) (local $length i32)
+      (local.set $text (i32.load offset=96 (local.get $message)))
+      (local.set $length (i32.load offset=100 (local.get $message)))
+      (i32.store (i32.const 320) (i32.ne (local.get $length) (i32.const 0)))
+      (if (i32.load8_u (local.get $message)) (then
+        (local.set $text (i32.sub (i32.load offset=4 (local.get $message)) (i32.const 5)))
+        (i32.store (local.get $text) (i32.const 0x6d6f7266))
+        (i32.store8 offset=4 (local.get $text) (i32.const 0x20))
+        (local.set $length (i32.add (i32.load offset=8 (local.get $message)) (i32.const 5)))))
+      (i32.store (i32.const 324) (local.get $text))
+      (i32.store (i32.const 328) (local.get $length))
+      (i32.const 320)))
+  (core instance $letters (instantiate $letters (with "libc" (instance $libc))))
+  (type $source (variant (case "cloud") (case "peer" string)))
+  (type $message (record (field "source" $source) (field "id" (option string)) (field "correlation-id" (option string))
+    (field "user-id" (option string)) (field "expiry" (option u64)) (field "content-type" (option string))
+    (field "content-encoding" (option string)) (field "properties" (list (tuple string string)))
+    (field "body" (list u8))))
+  (type $letter_verdict (variant (case "done") (case "retry" string)))
+  (func $received (param "message" $message) (result $letter_verdict)
+    (canon lift (core func $letters "received") (memory (core memory $libc "memory"))
+      (realloc (core func $letters "realloc"))))
+  (component $messages
+    (type $source (variant (case "cloud") (case "peer" string)))
+    (import "import-source" (type $source' (eq $source)))
+    (type $message (record (field "source" $source') (field "id" (option string))
+      (field "correlation-id" (option string)) (field "user-id" (option string)) (field "expiry" (option u64))
+      (field "content-type" (option string)) (field "content-encoding" (option string))
+      (field "properties" (list (tuple string string))) (field "body" (list u8))))
+    (import "import-message" (type $message' (eq $message)))
+    (type $verdict (variant (case "done") (case "retry" string)))
+    (import "import-verdict" (type $verdict' (eq $verdict)))
+    (import "import-received" (func $received (param "message" $message') (result $verdict')))
+    (export $source'' "source" (type $source'))
+    (type $message-again (record (field "source" $source'') (field "id" (option string))
+      (field "correlation-id" (option string)) (field "user-id" (option string)) (field "expiry" (option u64))
+      (field "content-type" (option string)) (field "content-encoding" (option string))
+      (field "properties" (list (tuple string string))) (field "body" (list u8))))
+    (export $message'' "message" (type $message-again))
+    (export $verdict'' "verdict" (type $verdict'))
+    (export "received" (func $received) (func (param "message" $message'') (result $verdict''))))
+  (instance $messages (instantiate $messages
+    (with "import-source" (type $source))
+    (with "import-message" (type $message))
+    (with "import-verdict" (type $letter_verdict))
+    (with "import-received" (func $received))))
+  (export "iothub:plugin/messages@0.1.0" (instance $messages))
+"#;
+
 /// The verdict at 224, the answer of `set` at 240.
 const TICKS: &str = r#"
   (import "iothub:device/types@0.1.0" (instance $types
@@ -263,25 +330,32 @@ const LIFECYCLE: &str = r#"
     (func (export "realloc") (param i32 i32 i32 i32) (result i32)
       (global.get $next)
       (global.set $next (i32.add (global.get $next) (local.get 3))))
-    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32) (result i32)
-      (i32.store (i32.const 256) (local.get $some))
+    (func (export "state-format") (result i32) (i32.const 7))
+    (func (export "activated") (param $some i32) (param $label i32) (param $label_len i32) (param i32 i32)
+      (param $format i32) (result i32)
+      (i32.store (i32.const 256)
+        (i32.and (local.get $some) (i32.ne (local.get $format) (i32.const 7))))
       (i32.store (i32.const 260) (local.get $label))
       (i32.store (i32.const 264) (local.get $label_len))
       (i32.const 256)))
   (core instance $texts (instantiate $texts (with "libc" (instance $libc))))
-  (type $version (record (field "label" string) (field "hash" string)))
+  (type $version (record (field "label" string) (field "hash" string) (field "state-format" u32)))
+  (func $state-format (result u32) (canon lift (core func $texts "state-format")))
   (func $activated (param "previous" (option $version)) (result (result (error string)))
     (canon lift (core func $texts "activated") (memory (core memory $libc "memory"))
       (realloc (core func $texts "realloc"))))
   (component $lifecycle
-    (type $version (record (field "label" string) (field "hash" string)))
+    (type $version (record (field "label" string) (field "hash" string) (field "state-format" u32)))
     (import "import-version" (type $version' (eq $version)))
     (import "import-activated" (func $activated (param "previous" (option $version')) (result (result (error string)))))
+    (import "import-state-format" (func $state-format (result u32)))
     (export $version'' "version" (type $version'))
+    (export "state-format" (func $state-format))
     (export "activated" (func $activated)
       (func (param "previous" (option $version'')) (result (result (error string))))))
   (instance $lifecycle (instantiate $lifecycle
     (with "import-version" (type $version))
+    (with "import-state-format" (func $state-format))
     (with "import-activated" (func $activated))))
   (export "iothub:plugin/lifecycle@0.1.0" (instance $lifecycle))
 "#;

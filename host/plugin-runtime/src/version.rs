@@ -35,6 +35,7 @@ pub struct PluginVersion {
     pub(crate) terms: Arc<Terms>,
     pub(crate) methods: Vec<MethodName>,
     pub(crate) watched: Vec<String>,
+    pub(crate) state_format: u32,
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) exports: Exports,
     pub(crate) tally: Tally,
@@ -71,6 +72,11 @@ impl PluginVersion {
         &self.watched
     }
 
+    /// Whether it gets messages.
+    pub fn has_messages(&self) -> bool {
+        self.exports.messages()
+    }
+
     /// Whether it deals with timers that are due.
     pub fn has_ticks(&self) -> bool {
         self.exports.ticks()
@@ -79,6 +85,11 @@ impl PluginVersion {
     /// Whether it is to be told when it takes over on a device.
     pub fn has_lifecycle(&self) -> bool {
         self.exports.lifecycle()
+    }
+
+    /// The form in which it keeps its state, as its author counts them; 0 if it does not say.
+    pub fn state_format(&self) -> u32 {
+        self.state_format
     }
 
     /// Bytes of the component.
@@ -117,6 +128,8 @@ pub struct VersionTag {
     pub label: Arc<str>,
     /// As [`PluginVersion::hash`].
     pub hash: Arc<str>,
+    /// As [`PluginVersion::state_format`].
+    pub state_format: u32,
 }
 
 /// Why bytes did not become a version, or a version not the current one. The texts are for whoever built the plugin.
@@ -143,7 +156,8 @@ pub enum LoadError {
     Malformed { offset: usize, reason: String },
     #[error(
         "the component exports {exports}; a plugin exports `iothub:plugin/methods@0.1.0`, \
-         `iothub:plugin/reactions@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several of them"
+         `iothub:plugin/reactions@0.1.0`, `iothub:plugin/messages@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several \
+         of them"
     )]
     World { exports: String },
     #[error("the type of `{function}` in `{interface}` is wrong: expected {expected}, found {found}")]
@@ -156,7 +170,7 @@ pub enum LoadError {
     SelfTest { failure: CallFailure },
     #[error("the component does not pass its own tests: {reason}")]
     Tests { reason: String },
-    #[error("the component answers no method, watches no property and takes part in no lifecycle")]
+    #[error("the component answers no method, watches no property, gets no messages and takes part in no lifecycle")]
     Idle,
     #[error("the component answers a method whose name is impossible: {reason}")]
     MethodName { reason: IdError },

@@ -62,6 +62,8 @@ impl HostLimits {
         ];
         let live = [
             ("limits.mailbox", actors.mailbox.to_string()),
+            ("limits.inbox", actors.inbox.to_string()),
+            ("limits.message-tries", actors.message_tries.to_string()),
             ("limits.method-expiry", time(actors.method_expiry)),
             ("limits.twin-wait", time(actors.twin_wait)),
             ("limits.idle", time(actors.idle)),
@@ -99,6 +101,8 @@ fn plugins(section: &Section<'_>, settings: &mut RuntimeSettings) {
 
 fn actors(section: &Section<'_>, limits: &mut Limits) {
     section.count("mailbox", 1..=10_000, &mut limits.mailbox);
+    section.count("inbox", 1..=1024, &mut limits.inbox);
+    section.count("message-tries", 1..=1000, &mut limits.message_tries);
     section.duration("method-expiry", seconds(1)..=seconds(300), &mut limits.method_expiry);
     section.duration("twin-wait", seconds(0)..=seconds(60), &mut limits.twin_wait);
     section.duration("idle", seconds(0)..=seconds(86_400), &mut limits.idle);

@@ -189,6 +189,8 @@ fn every_limit_can_be_set() {
         failures-before-pause = 15
         pause = { first = "16s", cap = "17s" }
         restart = { first = "20s", cap = "21s" }
+        inbox = 22
+        message-tries = 23
         failures-before-quarantine = 18
         [limits.calls]
         log-line = "101B"
@@ -246,6 +248,8 @@ fn every_limit_can_be_set() {
             failures_in_a_row: 15,
             pause: backoff(16, 17),
             restart: backoff(20, 21),
+            inbox: 22,
+            message_tries: 23,
             quarantine_after: 18,
         }
     );

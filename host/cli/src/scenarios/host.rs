@@ -53,6 +53,7 @@ pub(super) struct Happened {
 pub(super) enum Brought {
     Call,
     Change,
+    Message,
     Timer(String),
     Activation,
 }
@@ -77,6 +78,7 @@ impl Brought {
         match self {
             Brought::Call => "call".to_owned(),
             Brought::Change => "desired".to_owned(),
+            Brought::Message => "message".to_owned(),
             Brought::Timer(name) => format!("timer {name}"),
             Brought::Activation => "activation".to_owned(),
         }
@@ -87,6 +89,7 @@ impl Brought {
         match self {
             Brought::Call => "an answer",
             Brought::Change => "the change is dealt with",
+            Brought::Message => "the message is dealt with",
             Brought::Timer(_) => "the timer is dealt with",
             Brought::Activation => "the version is activated",
         }
@@ -96,6 +99,7 @@ impl Brought {
         match self {
             Brought::Call => "the call".to_owned(),
             Brought::Change => "the change".to_owned(),
+            Brought::Message => "the message".to_owned(),
             Brought::Timer(name) => format!("the timer {name}"),
             Brought::Activation => "the activation".to_owned(),
         }
@@ -291,6 +295,7 @@ impl<'a> Host<'a> {
         let brought = match &call.work {
             Work::Method { .. } => Brought::Call,
             Work::Change { .. } => Brought::Change,
+            Work::Message(_) => Brought::Message,
             Work::Timer { name, .. } => Brought::Timer(name.clone()),
             Work::Activation { .. } => Brought::Activation,
         };

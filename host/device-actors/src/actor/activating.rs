@@ -16,6 +16,7 @@ impl Actor {
         self.health.keep(&lineup);
         self.drop_resident(|id, _| !lineup.has_version(id));
         self.desired.reconsider(now, &lineup);
+        self.part_with_messages();
     }
 
     /// The version that is to be activated first, unless none may be. Everything else waits for it.

@@ -26,8 +26,7 @@ impl Actor {
             FromHub::Desired { version, patch } => self.desired_notice(now, version, patch),
             FromHub::Method { rid, name, payload } => self.method(now, rid, name, payload),
             FromHub::Reported { token, status, message, .. } => self.report_answered(now, token, status, &message),
-            // Unanswered, it stays in the hub's queue for a plugin that deals with messages.
-            FromHub::Message { .. } => {}
+            FromHub::Message { token, message } => self.message(now, token, message),
             FromHub::TelemetryTaken { token } => {
                 if self.outbox.taken(token) {
                     self.records.dirty.telemetry_taken.push(token);
@@ -41,6 +40,8 @@ impl Actor {
         self.connection += 1;
         // Their callers have been told by the hub; running them now would be acting for nobody.
         self.mailbox.clear();
+        self.inbox.disconnected();
+        self.messages_subscribed = false;
         self.outbox.disconnected();
     }
 

@@ -13,6 +13,7 @@ use super::{Actor, Call, Link, Outcome, Output, Stop, Waiting, Work};
 use crate::answer::Answer;
 use crate::desired::Change;
 use crate::failure::{Failure, LastFailure};
+use crate::inbox::Delivery;
 use crate::lineup::Plugin;
 use crate::record::{Applied, QueuedTelemetry, StateChanges, TimerChanges, set_or_remove};
 use crate::timers::Firing;
@@ -38,6 +39,7 @@ pub(super) enum InHand {
 pub(super) enum Message {
     Method { rid: RequestId, connection: u64 },
     Change(Change),
+    Delivery(Delivery),
     Timer(Firing),
     Activation,
 }
@@ -47,6 +49,7 @@ enum Next {
     Activation(Arc<Plugin>),
     Method,
     Change(Arc<Plugin>),
+    Delivery(Arc<Plugin>, Delivery),
     Timer(Arc<Plugin>, Firing),
 }
 
@@ -90,9 +93,10 @@ impl Actor {
         }
         let change = self.next_change().map(|(due, _)| due);
         let timer = self.next_timer().map(|(from, ..)| self.timers.look_at(from));
+        let delivery = self.next_delivery().map(|(from, ..)| from);
         let method = self.next_method().map(|(from, _)| from);
         let activation = self.activations.next().filter(|_| self.stop == Stop::No).and_then(|(from, _)| from);
-        [activation, change, timer, method].into_iter().flatten().min()
+        [activation, change, timer, delivery, method].into_iter().flatten().min()
     }
 
     /// Take messages until one is in hand or none may be taken, in the order in which they came.
@@ -101,6 +105,7 @@ impl Actor {
             match self.next_message(now) {
                 Some(Next::Activation(plugin)) => self.start_activation(plugin),
                 Some(Next::Change(plugin)) => self.start_change(plugin),
+                Some(Next::Delivery(plugin, delivery)) => self.start_delivery(plugin, delivery),
                 Some(Next::Timer(plugin, firing)) => self.start_timer(plugin, firing),
                 Some(Next::Method) => self.start_method(now),
                 None => return,
@@ -116,10 +121,12 @@ impl Actor {
         let change = change.map(|(due, plugin)| (due, Next::Change(plugin.clone())));
         let timer = self.next_timer().filter(|(from, ..)| *from <= now);
         let timer = timer.map(|(from, plugin, firing)| (from, Next::Timer(plugin.clone(), firing)));
+        let delivery = self.next_delivery().filter(|(from, ..)| *from <= now);
+        let delivery = delivery.map(|(from, plugin, delivery)| (from, Next::Delivery(plugin.clone(), delivery)));
         let method = self.next_method().filter(|(from, _)| *from <= now);
         let method = method.map(|(_, method)| (method.received, Next::Method));
         // Of what came at the same instant, the first in this order.
-        [change, timer, method].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
+        [change, timer, delivery, method].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
     }
 
     fn start_method(&mut self, now: Instant) {
@@ -239,11 +246,12 @@ impl Actor {
         self.comes_again(now, message, plugin);
     }
 
-    /// A change or a timer comes again; a method does not, and an activation by a rule of its own.
+    /// A change, a message or a timer comes again; a method does not, and an activation by a rule of its own.
     fn comes_again(&mut self, now: Instant, message: Message, plugin: &Plugin) {
         let (retry, rng) = (self.limits.retry, &mut self.rng);
         match message {
             Message::Method { .. } | Message::Activation => {}
+            Message::Delivery(delivery) => self.delivery_failed(now, &delivery, plugin),
             Message::Change(change) => {
                 self.desired.failed(now, plugin, change.view, |nth| retry.jittered(nth, rng));
                 self.desired.reconsider(now, &self.lineup);
@@ -293,6 +301,7 @@ impl Actor {
                 self.desired.done(&plugin.name, Applied { version: change.version, view: change.view });
                 self.desired.reconsider(now, &self.lineup);
             }
+            (Message::Delivery(delivery), _) => self.delivery_done(&delivery, plugin),
             (Message::Activation, _) => {
                 tracing::info!(device = %self.device, plugin = %plugin.name, version = %plugin.label, "version was activated");
                 self.reselect(now);

@@ -73,6 +73,10 @@ impl Actor {
             changes.applied.retain(|(name, _)| *name != plugin.name);
             changes.applied.push((plugin.name.clone(), applied));
         }
+        if let Message::Delivery(delivery) = message {
+            let handled = self.inbox.to_record(plugin, delivery);
+            changes.handled = handled.map(|handled| (plugin.name.clone(), handled));
+        }
         self.record(changes, dirty)
     }
 

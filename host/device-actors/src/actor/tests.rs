@@ -2,6 +2,7 @@
 
 mod activation;
 mod bench;
+mod deliveries;
 mod messages;
 mod outbox;
 mod shuffled;

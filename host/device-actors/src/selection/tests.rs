@@ -18,8 +18,10 @@ fn offered(version: &str, is_loaded: bool) -> Offered {
         label: Arc::from(version),
         methods: Vec::new(),
         watched: Vec::new(),
+        has_messages: false,
         has_ticks: false,
         has_lifecycle: false,
+        state_format: 0,
     };
     Offered {
         hash: hash(version),

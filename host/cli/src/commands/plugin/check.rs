@@ -109,13 +109,14 @@ fn tell(
 }
 
 /// The worlds of `iothub:plugin` and the interfaces that each exports.
-const WORLDS: [(&str, &[&str]); 6] = [
-    ("full-plugin", &["methods", "reactions", "ticks", "lifecycle"]),
+const WORLDS: [(&str, &[&str]); 7] = [
+    ("full-plugin", &["methods", "reactions", "messages", "ticks", "lifecycle"]),
     ("device-plugin", &["methods", "reactions"]),
     ("timed-handler", &["methods", "ticks"]),
     ("timed-reactor", &["reactions", "ticks"]),
     ("method-handler", &["methods"]),
     ("twin-reactor", &["reactions"]),
+    ("message-handler", &["messages"]),
 ];
 
 /// Which worlds of `iothub:plugin` a component with these exports is of, as far as names tell.

@@ -88,6 +88,7 @@ const C: &[File] = &[
 /// The whole contract, so that a project stands alone.
 const CONTRACT: &[File] = &[
     ("wit/lifecycle.wit", include_str!("../../../../../wit/plugin/lifecycle.wit")),
+    ("wit/messages.wit", include_str!("../../../../../wit/plugin/messages.wit")),
     ("wit/methods.wit", include_str!("../../../../../wit/plugin/methods.wit")),
     ("wit/reactions.wit", include_str!("../../../../../wit/plugin/reactions.wit")),
     ("wit/ticks.wit", include_str!("../../../../../wit/plugin/ticks.wit")),

@@ -120,3 +120,34 @@ fn a_version_without_this_interface_is_known_by_what_it_left() {
     let bench = Bench::on(bench.db, &[living("2")]);
     assert_eq!(bench.activation(), Some(("2".into(), Some("1".into()))));
 }
+
+#[test]
+fn a_version_learns_in_which_form_the_state_is() {
+    let mut bench = on_version_1();
+    bench.plugins(2, &[living("3")]);
+    assert_eq!(bench.format_before(), Some(1), "to be migrated");
+    bench.refuses("cannot");
+    bench.method("1", "start");
+    bench.returns(sets("k", "of version 1 still"));
+    bench.write_all();
+    assert_eq!(bench.activation(), None, "not again, whatever the version before records");
+    bench.plugins(3, &[living("4")]);
+    assert_eq!(bench.format_before(), Some(1), "a migration that failed has left nothing");
+    bench.returns(sets("k", "of version 4"));
+    bench.write_all();
+
+    let mut bench = Bench::on(bench.db, &[living("2")]);
+    bench.connect(json!({}), 1);
+    assert_eq!(
+        (bench.activation(), bench.format_before()),
+        (Some(("2".into(), Some("4".into()))), Some(4)),
+        "a rollback"
+    );
+    bench.refuses("state of format 4 is too new");
+    bench.plugins(2, &[ticker("5")]);
+    bench.method("1", "start");
+    bench.returns(sets("k", "in a form that nobody names"));
+    bench.write_all();
+    bench.plugins(3, &[living("6")]);
+    assert_eq!(bench.format_before(), Some(0));
+}

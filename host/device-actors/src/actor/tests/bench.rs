@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
-use iothub_protocol::link::{FromHub, ToHub, TwinDocument};
+use iothub_protocol::link::{CloudMessage, FromHub, ToHub, TwinDocument};
 use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, Placement, PluginName, Timer, Verdict};
 use serde_json::{Map, Value, json};
 
@@ -121,6 +121,11 @@ impl Bench {
         self.hub(FromHub::Method { rid: rid(id), name, payload: "null".into() });
     }
 
+    /// A message from the cloud, whose body is its id.
+    pub(super) fn message(&mut self, token: u64, id: &str) {
+        self.hub(FromHub::Message { token, message: cloud_message(id) });
+    }
+
     /// The call in hand returns.
     pub(super) fn returns(&mut self, effects: Effects) {
         let call = self.call.take().expect("a call");
@@ -130,7 +135,9 @@ impl Bench {
                 Outcome::Answered { response: GuestResponse { status: 200, payload }, effects }
             }
             Work::Activation { .. } => Outcome::Activated { result: Ok(()), effects },
-            Work::Change { .. } | Work::Timer { .. } => Outcome::Reacted { verdict: Verdict::Done, effects },
+            Work::Change { .. } | Work::Message(_) | Work::Timer { .. } => {
+                Outcome::Reacted { verdict: Verdict::Done, effects }
+            }
         };
         self.input(Input::Called(outcome));
     }
@@ -201,8 +208,23 @@ impl Bench {
             Work::Change { version, patch } => {
                 Some((call.plugin.label.to_string(), *version, serde_json::from_str(patch).expect("JSON")))
             }
-            Work::Method { .. } | Work::Timer { .. } | Work::Activation { .. } => None,
+            Work::Method { .. } | Work::Message(_) | Work::Timer { .. } | Work::Activation { .. } => None,
         }
+    }
+
+    /// The message in hand: plugin and body.
+    pub(super) fn letter(&self) -> Option<(String, String)> {
+        let call = self.call.as_ref()?;
+        let Work::Message(letter) = &call.work else { return None };
+        let body = String::from_utf8(letter.message.body.clone()).expect("text");
+        Some((call.plugin.name.to_string(), body))
+    }
+
+    /// Tokens of messages that the hub was told of since the last look.
+    pub(super) fn taken(&mut self) -> Vec<u64> {
+        let sent = self.take_sent().into_iter();
+        let taken = sent.filter_map(|sent| if let ToHub::MessageTaken { token } = sent { Some(token) } else { None });
+        taken.collect()
     }
 
     /// The activation in hand: the version and the one before.
@@ -210,6 +232,12 @@ impl Bench {
         let call = self.call.as_ref()?;
         let Work::Activation { previous } = &call.work else { return None };
         Some((call.plugin.label.to_string(), previous.as_ref().map(|tag| tag.label.to_string())))
+    }
+
+    /// The state format of the version before.
+    pub(super) fn format_before(&self) -> Option<u32> {
+        let Work::Activation { previous } = &self.call.as_ref()?.work else { return None };
+        previous.as_ref().map(|tag| tag.state_format)
     }
 
     pub(super) fn refuses(&mut self, reason: &str) {
@@ -248,8 +276,10 @@ fn plugin(plugin: &str, version: &str, methods: &[&str], watched: &[&str]) -> Ar
         label: Arc::from(version),
         methods: methods.iter().map(|name| MethodName::parse(name).expect("a name")).collect(),
         watched: watched.iter().map(|&path| path.to_owned()).collect(),
+        has_messages: false,
         has_ticks: false,
         has_lifecycle: false,
+        state_format: 0,
     })
 }
 
@@ -288,8 +318,17 @@ pub(super) fn ticker(version: &str) -> Arc<Plugin> {
     Arc::new(Plugin { has_ticks: true, ..Plugin::clone(&plugin("ticker", version, &["start"], &["x"])) })
 }
 
+pub(super) fn reader(name: &str, version: &str) -> Arc<Plugin> {
+    Arc::new(Plugin { has_messages: true, ..Plugin::clone(&plugin(name, version, &["read"], &[])) })
+}
+
+pub(super) fn cloud_message(id: &str) -> CloudMessage {
+    CloudMessage { message_id: Some(id.into()), body: id.into(), ..CloudMessage::default() }
+}
+
 pub(super) fn living(version: &str) -> Arc<Plugin> {
-    Arc::new(Plugin { has_lifecycle: true, ..Plugin::clone(&ticker(version)) })
+    let state_format = version.parse().expect("a number");
+    Arc::new(Plugin { has_lifecycle: true, state_format, ..Plugin::clone(&ticker(version)) })
 }
 
 pub(super) fn reactor(version: &str, watched: &[&str]) -> Arc<Plugin> {

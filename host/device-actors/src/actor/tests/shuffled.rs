@@ -22,6 +22,9 @@ enum Step {
     AnswerGet,
     Disconnect,
     Method,
+    Letter,
+    /// The hub brings again what was not taken.
+    BringAgain,
     Desire(u8),
     Return {
         report: Option<u8>,
@@ -54,6 +57,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::AnswerGet),
         1 => Just(Step::Disconnect),
         5 => Just(Step::Method),
+        3 => Just(Step::Letter),
+        1 => Just(Step::BringAgain),
         3 => (0..4_u8).prop_map(Step::Desire),
         8 => (prop::option::of(0..6_u8), any::<bool>(), any::<bool>(), prop::option::of((0..3_u8, 0..3000_u16)))
             .prop_map(|(report, send, set, timer)| Step::Return { report, send, set, timer }),
@@ -86,6 +91,10 @@ struct World {
     patches: VecDeque<(u64, Map<String, Value>)>,
     messages: VecDeque<u64>,
     received: Vec<String>,
+    /// Messages for the device that it has not taken, with the token of the last delivery.
+    letters: BTreeMap<u32, u64>,
+    letters_asked: bool,
+    letters_handled: BTreeSet<String>,
     /// Effects of the call that returned last, and the record that holds them.
     unrecorded: Option<Unrecorded>,
     reported: Map<String, Value>,
@@ -105,6 +114,7 @@ struct Unrecorded {
     effects: Effects,
     change: Option<Value>,
     timer: Option<(String, String)>,
+    letter: Option<String>,
 }
 
 impl World {
@@ -120,6 +130,9 @@ impl World {
             patches: VecDeque::new(),
             messages: VecDeque::new(),
             received: Vec::new(),
+            letters: BTreeMap::new(),
+            letters_asked: false,
+            letters_handled: BTreeSet::new(),
             unrecorded: None,
             reported: Map::new(),
             sent: Vec::new(),
@@ -153,6 +166,12 @@ impl World {
                 self.asked.insert(self.counter.to_string());
                 self.bench.method(&self.counter.to_string(), "lockDoor");
             }
+            Step::Letter => {
+                self.counter += 1;
+                self.letters.insert(self.counter, 0);
+                self.bring_letters(self.counter);
+            }
+            Step::BringAgain => self.bring_letters(0),
             Step::Desire(value) => self.desire(*value),
             Step::Return { report, send, set, timer } if self.bench.call.is_some() => {
                 let effects = self.effects(*report, *send, *set, *timer);
@@ -161,6 +180,7 @@ impl World {
             Step::Trap if self.bench.call.is_some() => self.bench.fails(FailureKind::Trap),
             Step::Refuse if self.bench.activation().is_some() => self.bench.refuses("no"),
             Step::Later if self.bench.change().is_some() || self.bench.timer().is_some() => self.bench.wants_it_later(),
+            Step::Later if self.bench.letter().is_some() => self.bench.wants_it_later(),
             Step::Write if !self.bench.records.is_empty() => self.write(),
             Step::CannotWrite if !self.bench.records.is_empty() => {
                 let id = self.bench.records[0].0;
@@ -196,11 +216,21 @@ impl World {
     }
 
     fn lose_link(&mut self) {
-        (self.connected, self.get_asked) = (false, false);
+        (self.connected, self.get_asked, self.letters_asked) = (false, false, false);
         self.patches.clear();
         self.messages.clear();
         // Their callers have been told.
         self.asked.clear();
+    }
+
+    /// Those from `first` on, if the device wants any.
+    fn bring_letters(&mut self, first: u32) {
+        let letters: Vec<u32> = self.letters.range(first..).map(|(id, _)| *id).collect();
+        for id in letters.into_iter().filter(|_| self.letters_asked) {
+            self.counter += 1;
+            self.letters.insert(id, self.counter.into());
+            self.bench.message(self.counter.into(), &id.to_string());
+        }
     }
 
     fn desire(&mut self, value: u8) {
@@ -238,18 +268,21 @@ impl World {
     fn call_returns(&mut self, effects: Effects) {
         let change = self.bench.change().map(|(_, _, patch)| patch);
         let timer = self.bench.timer().map(|(_, name, payload)| (name, payload));
+        let letter = self.bench.letter().map(|(_, id)| id);
         let is_method = matches!(self.bench.call.as_ref().map(|call| &call.work), Some(Work::Method { .. }));
         let recorded = !effects.is_empty() || !is_method;
         self.bench.returns(effects.clone());
         if recorded {
             let (id, _) = self.bench.records.back().expect("a record of the call");
-            self.unrecorded = Some(Unrecorded { record: *id, effects, change, timer });
+            self.unrecorded = Some(Unrecorded { record: *id, effects, change, timer, letter });
         }
     }
 
     fn write(&mut self) {
         let id = self.bench.records[0].0;
-        if let Some(Unrecorded { effects, change, timer, .. }) = self.unrecorded.take_if(|call| call.record == id) {
+        if let Some(Unrecorded { effects, change, timer, letter, .. }) =
+            self.unrecorded.take_if(|call| call.record == id)
+        {
             twin::merge(&mut self.reported, &effects.reported);
             self.sent.extend(effects.telemetry.iter().map(|message| text(&message.body)));
             for (key, value) in effects.state {
@@ -261,6 +294,9 @@ impl World {
             for (name, timer) in effects.timers {
                 let payload = text(&timer.expect("only set here").payload);
                 self.timers.insert(name, payload);
+            }
+            if let Some(id) = letter {
+                assert!(self.letters_handled.insert(id), "each is dealt with once");
             }
             if let Some(change) = change {
                 twin::merge(&mut self.seen, &object(change));
@@ -283,6 +319,7 @@ impl World {
 
     /// What the actor has sent.
     fn listen(&mut self) {
+        let mut wants_letters = false;
         for message in self.bench.take_sent() {
             assert!(self.connected, "nothing is sent to nobody: {message:?}");
             match message {
@@ -290,8 +327,11 @@ impl World {
                     assert!(self.asked.contains(rid.as_str()), "nobody on this connection asked {rid}");
                     assert!(self.answered.insert(rid.to_string()), "{rid} was answered twice");
                 }
-                ToHub::MessageTaken { .. } | ToHub::SubscribeMessages => {
-                    panic!("there are no messages here: {message:?}")
+                ToHub::SubscribeMessages => wants_letters = true,
+                ToHub::MessageTaken { token } => {
+                    let taken = self.letters.extract_if(.., |_, last| *last == token).next();
+                    let handled = taken.is_none_or(|(id, _)| self.letters_handled.contains(&id.to_string()));
+                    assert!(handled, "it is taken after it was dealt with");
                 }
                 ToHub::Report { token, patch } => self.patches.push_back((token, patch)),
                 ToHub::Telemetry { token, message } => {
@@ -304,6 +344,12 @@ impl World {
                 ToHub::Reconnect { .. } => panic!("only for an actor that failed"),
             }
         }
+        if wants_letters {
+            assert!(!self.letters_asked, "once for each connection");
+            self.letters_asked = true;
+            self.bring_letters(0);
+            self.listen();
+        }
     }
 
     /// From here on everything goes well, until nothing more happens.
@@ -315,13 +361,16 @@ impl World {
             self.take(&Step::Write);
             self.take(&Step::TakeReport { answered: true });
             self.take(&Step::TakeTelemetry);
+            self.take(&Step::BringAgain);
             if self.bench.call.is_some() {
                 self.call_returns(quiet());
                 self.listen();
             }
             let busy = self.bench.call.is_some() || !self.bench.records.is_empty();
             match self.bench.actor.deadline() {
-                None if !busy && self.patches.is_empty() && self.messages.is_empty() => return,
+                None if !busy && self.patches.is_empty() && self.messages.is_empty() && self.letters.is_empty() => {
+                    return;
+                }
                 Some(_) if !busy => {
                     self.bench.wait_for_deadline();
                     self.listen();
@@ -357,6 +406,7 @@ fn plugins(version: u64) -> Vec<Arc<Plugin>> {
         label: label.clone(),
         hash: label,
         watched: vec!["x".into()],
+        has_messages: true,
         has_ticks: true,
         has_lifecycle: version.is_multiple_of(2),
         ..Plugin::clone(&lock_door("1"))
