@@ -29,11 +29,15 @@ pub struct AdminState {
 }
 
 /// The routes:
-/// `GET /plugins`; `GET /plugins/{name}`, with the devices by version; `PUT /plugins/{name}` with the component as body, which becomes current, with `?percent=…` and
-/// perhaps `devices`, `window` and `maxFailures` a canary, or with `?stage=true` is only kept;
-/// `POST /plugins/{name}/canary` with `{"version", "percent", "devices", "query", "window", "maxFailures"}` for a version
-/// that is kept; `POST /plugins/{name}/promote`, `/rollback`, `/pin` with `{"version", "devices", "query"}` and `/unpin`
-/// with `{"devices"}` or `{"query"}`; `GET /actors`, `GET /actors/{device}`.
+/// - `GET /plugins`; `GET /plugins/{name}`, with the devices by version.
+/// - `PUT /plugins/{name}` with the component as body, which becomes current; with `?percent=…` and perhaps `devices`,
+///   `window` and `maxFailures` a canary; with `?stage=true` it is only kept.
+/// - `POST /plugins/{name}/canary` with `{"version", "percent", "devices", "query", "window", "maxFailures"}`, for a
+///   version that is kept.
+/// - `POST /plugins/{name}/promote`, `/rollback`, `/pin` with `{"version", "devices", "query"}` and `/unpin` with
+///   `{"devices"}` or `{"query"}`.
+/// - `GET /actors`, `GET /actors/{device}`.
+///
 /// `devices` is a pattern for ids or, for a canary or a pin, a list of ids that `query` gave.
 /// Errors are `{"error": "…"}` with a status of 400 and above.
 pub fn router(state: AdminState) -> Router {

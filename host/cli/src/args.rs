@@ -327,22 +327,22 @@ pub(crate) enum PluginCommand {
   latch plugin test my-door/tests/hello.toml --plugin target/plugins/my-door.wasm
 
 A scenario is TOML, with JSON in texts; what a step does not mention is not compared:
-  [device]                                  # at first: id, now, desired, reported, state, timers
+  [device]                              # at first: id, now, desired, reported, state, timers
   desired = '{\"building\": \"43\"}'
 
   [[step]]
-  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or one of those below
+  call = \"lockDoor\"                     # or desired = '{…}', a merge patch; or as below
   payload = '{\"by\": \"ann\"}'
-  status = 200                              # also answer, answer-text, telemetry, state, retry, fails
+  status = 200                          # also answer, answer-text, telemetry, state, fails
   reported = '{\"door\": {\"locked\": true}}'
-  timers = { relock = \"in 5m\" }             # those that wait, all of them
+  timers = { relock = \"in 5m\" }         # those that wait, all of them
 
   [[step]]
-  wait = \"5m\"                               # or again = true, until what was put off comes again
-  fired = [\"relock\"]
+  wait = \"5m\"                           # or again = true: until what was put off comes again
+  fired = [\"relock\"]                    # also retry = \"…\", if it should be put off
 
   [[step]]
-  restart = true                            # the host is killed and starts anew; or \"1h\", for which it is down")]
+  restart = true                        # the host is killed and starts; \"1h\": an hour later")]
     Test(TestArgs),
     /// Say what a component is, and whether the host would take it
     Check {
@@ -371,7 +371,7 @@ Examples:
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
   latch plugin swap my-door target/plugins/my-door.wasm --test my-door/tests
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600
-  latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\" --percent 20"
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\""
     )]
     Swap(SwapArgs),
     /// Make the canary of a plugin its current version, for every device

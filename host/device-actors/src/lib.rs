@@ -1,10 +1,11 @@
 //! One actor for each device: it owns the device's state, gives its messages to plugins one at a time and sends what
 //! they report.
 //!
-//! [`actor`] decides and is pure: it reads no clock, opens no file and spawns nothing. `driver` waits for it: one
-//! task for each device, between a connection's two channels of protocol types, the plugins that are current and the
-//! store. [`Roster`] starts the tasks and shows what they do. One whose driver fails is started again by `supervisor`. Behind the driver stand `residency`, which bounds the
-//! instances of all devices together, and [`StateStore`], which keeps what must outlive the process.
+//! [`actor`] decides and is pure: it reads no clock, opens no file and spawns nothing. `driver` waits for it: one task
+//! for each device, between a connection's two channels of protocol types, the plugins that are current and the store.
+//! [`Roster`] starts the tasks and shows what they do. One whose driver fails is started again by `supervisor`. Behind
+//! the driver stand `residency`, which bounds the instances of all devices together, and [`StateStore`], which keeps
+//! what must outlive the process.
 //!
 //! This crate does not know how a device is connected, where plugins come from, or what wasm is.
 

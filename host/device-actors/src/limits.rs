@@ -37,8 +37,8 @@ pub struct Limits {
     pub failures_in_a_row: u32,
     /// How long that while is. Short, because a caller's retry should find the plugin willing again.
     pub pause: Backoff,
-    /// How long after a failure of the actor itself it is started again. The first time soon, as its callers wait; not much
-    /// later than a minute, as a cause that has gone should not keep a device away.
+    /// How long after a failure of the actor itself it is started again. The first time soon, as its callers wait; not
+    /// much later than a minute, as a cause that has gone should not keep a device away.
     pub restart: Backoff,
     /// Failures in a row of one plugin version before the device stops running it, if there is another to run instead:
     /// two more tries after the first pauses.

@@ -11,7 +11,8 @@ use plugin_runtime::{CanaryRule, KnownVersion, PinRule, Placement, PluginName, P
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugin {
     pub name: PluginName,
-    /// The version's identity: name, code and terms. Only ever compared; another build of the host may name it otherwise.
+    /// The version's identity: name, code and terms. Only ever compared; another build of the host may name it
+    /// otherwise.
     pub id: Arc<str>,
     /// Hash of the code.
     pub hash: Arc<str>,

@@ -210,7 +210,8 @@ impl Past {
         has_other
     }
 
-    /// The twin speaks of the plugin's version: what was in quarantine gets another chance. Tells whether there was any.
+    /// The twin speaks of the plugin's version: what was in quarantine gets another chance. Tells whether there was
+    /// any.
     pub(crate) fn release(&mut self, name: &str) -> bool {
         let past = self.plugins.iter_mut().find(|(known, _)| known.as_str() == name);
         past.is_some_and(|(_, past)| !std::mem::take(&mut past.quarantined).is_empty())

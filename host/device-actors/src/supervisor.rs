@@ -1,8 +1,8 @@
 //! Starts an actor again when it fails.
 //!
-//! That an actor fails is a mistake of the host, and no reason for its device to be silent until somebody looks. The next one
-//! starts from what is recorded, as after a restart of the process. The connection begins anew with it: so the hub
-//! tells the callers of what was in hand, and the new actor learns what it has to know.
+//! That an actor fails is a mistake of the host, and no reason for its device to be silent until somebody looks. The
+//! next one starts from what is recorded, as after a restart of the process. The connection begins anew with it: so the
+//! hub tells the callers of what was in hand, and the new actor learns what it has to know.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};

@@ -17,16 +17,15 @@ use iothub_protocol::connection_string::HostName;
 use iothub_protocol::id::{DeviceId, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
 use iothub_protocol::sas::SharedKey;
-use iothub_protocol::topic::{
-    FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message, telemetry_topic,
-};
+use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use crate::backoff::Backoff;
 
 mod link;
+mod outgoing;
 #[cfg(test)]
 mod tests;
 
@@ -445,71 +444,6 @@ impl Session {
         }
     }
 
-    fn send(&mut self, now: Instant, message: ToHub) {
-        let is_announced = matches!(&self.phase, Phase::Online(link) if link.is_announced());
-        match message {
-            ToHub::Reconnect { after } => self.reconnect(now, after),
-            _ if !is_announced => {}
-            ToHub::MethodResponse { rid, status, payload } => {
-                if let Phase::Online(link) = &mut self.phase
-                    && link.method_ended(&rid)
-                {
-                    self.answer(rid, status, payload);
-                }
-            }
-            ToHub::Report { token, patch } => self.report(now, token, serde_json::Value::Object(patch).to_string()),
-            ToHub::MessageTaken { token } => {
-                if let Phase::Online(link) = &mut self.phase {
-                    let packet_id = link.message_ended(token);
-                    self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
-                }
-            }
-            ToHub::SubscribeMessages => self.subscribe_messages(),
-            ToHub::Telemetry { token, message } => {
-                let topic = telemetry_topic(&self.settings.device_id, &message);
-                if fits(&topic, &message.body) {
-                    let publication = Publication { topic, payload: message.body, token: Some(token) };
-                    self.outputs.push_back(Output::Publish(publication));
-                } else {
-                    // No hub can ever take it; kept, it would hold up everything behind it for good.
-                    let (message_id, bytes) = (&message.message_id, message.body.len());
-                    error!(device = %self.settings.device_id, message_id, bytes, "message dropped: mqtt cannot carry it");
-                    self.taken(token);
-                }
-            }
-        }
-    }
-
-    fn answer(&mut self, rid: RequestId, status: i32, payload: String) {
-        let topic = FromDevice::MethodResponse { status, rid: rid.clone() };
-        if fits(&topic.format(&self.settings.device_id), payload.as_bytes()) {
-            self.publish(&topic, payload.into_bytes());
-        } else {
-            let text = r#"{"message":"the answer is larger than a packet may be"}"#;
-            self.publish(&FromDevice::MethodResponse { status: 500, rid }, text.into());
-        }
-    }
-
-    fn report(&mut self, now: Instant, token: u64, patch: String) {
-        let (number, rid) = self.request_id();
-        let Phase::Online(link) = &mut self.phase else { return };
-        let topic = FromDevice::ReportedPatch { rid, version: None };
-        let refusal = if !fits(&topic.format(&self.settings.device_id), patch.as_bytes()) {
-            Some((413, "the patch is larger than a packet may be"))
-        } else if link.reports.len() >= MAX_REPORTS {
-            Some((429, "too many patches without an answer"))
-        } else {
-            None
-        };
-        match refusal {
-            Some((status, text)) => self.outputs.push_back(Output::Deliver(unreported(token, status, text))),
-            None => {
-                link.reports.insert(number, link::PendingReport { token, deadline: now + REPORT_TIMEOUT });
-                self.publish(&topic, patch.into_bytes());
-            }
-        }
-    }
-
     fn expire_reports(&mut self, now: Instant) {
         let Phase::Online(link) = &mut self.phase else { return };
         let expired = link.reports.extract_if(.., |_, report| report.deadline <= now);
@@ -602,11 +536,6 @@ impl Session {
         self.next_rid += 1;
         (number, RequestId::parse(&number.to_string()).expect("digits make a request id"))
     }
-}
-
-/// Whether MQTT can carry it: a packet over the limit would end the connection, and wildcards are no topic.
-fn fits(topic: &str, payload: &[u8]) -> bool {
-    topic.len() <= MAX_TOPIC && !topic.contains(['+', '#']) && topic.len() + payload.len() + 16 <= MAX_PACKET
 }
 
 fn unreported(token: u64, status: u16, message: &str) -> FromHub {

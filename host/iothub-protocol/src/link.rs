@@ -53,8 +53,8 @@ pub enum ToHub {
     /// until it expires. Said after [`FromHub::Connected`] by a device that deals with messages. A hub remembers the
     /// subscription, so later connections may bring messages without it.
     SubscribeMessages,
-    /// Part from the hub, which tells whoever waits for an answer, and connect anew after this time at the earliest. What
-    /// follows is as after any break: [`FromHub::Connected`] and the whole twin.
+    /// Part from the hub, which tells whoever waits for an answer, and connect anew after this time at the earliest.
+    /// What follows is as after any break: [`FromHub::Connected`] and the whole twin.
     Reconnect { after: Duration },
 }
 

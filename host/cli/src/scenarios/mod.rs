@@ -36,11 +36,12 @@ pub(crate) fn find(path: &Path) -> anyhow::Result<Vec<Scenario>> {
     files(path)?.iter().map(|file| Scenario::read(file)).collect()
 }
 
-/// Run every scenario on `source`; one that has settings or grants of its own replaces those of `source`. Blocks for as long as it
-/// takes, on a thread that drives no asynchronous tasks.
+/// Run every scenario on `source`; one that has settings or grants of its own replaces those of `source`. Blocks for as
+/// long as it takes, on a thread that drives no asynchronous tasks.
 ///
 /// # Errors
-/// If the component is refused, with a [`LoadError`](plugin_runtime::LoadError), or all of it takes longer than `limit`.
+/// If the component is refused, with a [`LoadError`](plugin_runtime::LoadError), or all of it takes longer than
+/// `limit`.
 pub(crate) fn check(
     runtime: &Runtime,
     source: &PluginSource,

@@ -31,9 +31,9 @@ impl Actor {
         self.reselect(now);
     }
 
-    /// The whole twin has come, which was at `before` when it was last seen. A pin that was set meanwhile releases, too. One
-    /// that was set to the same version again does not show in the document; but if all of that is the same and only
-    /// its version is newer, something was set again, and a pin is what people set again.
+    /// The whole twin has come, which was at `before` when it was last seen. A pin that was set meanwhile releases,
+    /// too. One that was set to the same version again does not show in the document; but if all of that is the same
+    /// and only its version is newer, something was set again, and a pin is what people set again.
     pub(super) fn pins_meanwhile(&mut self, before: &Map<String, Value>, version_before: u64) {
         let version = self.desired.version();
         let is_set_again = version > version_before && self.desired.document().as_ref() == before;

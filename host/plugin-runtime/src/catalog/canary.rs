@@ -80,7 +80,8 @@ impl Trial {
         }
     }
 
-    /// Fewer calls than [`MIN_CALLS`] decide nothing, since one failure of one call says little about the next thousand.
+    /// Fewer calls than [`MIN_CALLS`] decide nothing, since one failure of one call says little about the next
+    /// thousand.
     pub(super) fn judge(&self, policy: &CanaryPolicy, watched: Watched) -> Judgement {
         let Watched { milliseconds, calls, failures } = watched;
         if self.passed {

@@ -89,7 +89,8 @@ pub(super) fn write(path: &Path, wasm: &[u8]) -> io::Result<()> {
     if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }
 
-/// Remove what [`write`] left in `directory` when its process was killed. To be called before this process writes there.
+/// Remove what [`write`] left in `directory` when its process was killed. To be called before this process writes
+/// there.
 pub(super) fn remove_leftovers(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;

@@ -266,8 +266,8 @@ impl Catalog {
         }
     }
 
-    /// Keep what was seen of canaries, so that the next start goes on from there: once more at the end, as it is kept only
-    /// now and then.
+    /// Keep what was seen of canaries, so that the next start goes on from there: once more at the end, as it is kept
+    /// only now and then.
     pub async fn keep_trials(&self) {
         self.keep_watched(Instant::now(), true).await;
     }

@@ -15,8 +15,8 @@ use super::glob::DeviceGlob;
 pub enum DeviceSelector {
     /// Every device whose id matches, also one that comes later.
     Matching(DeviceGlob),
-    /// Those that a query gave when the rule was made. What the query would give later does not count: this host does not
-    /// know the hub's tags, and a device should not change its behaviour because somebody edits one.
+    /// Those that a query gave when the rule was made. What the query would give later does not count: this host does
+    /// not know the hub's tags, and a device should not change its behaviour because somebody edits one.
     Listed {
         /// The query, for people.
         query: Arc<str>,
