@@ -3,8 +3,8 @@
 //! Whoever drives an actor hands it each [`Input`] with the time, then takes every [`Output`], then waits for the next
 //! input or the deadline. The actor has at most one message in hand, from its [`Output::Call`] until what it did is
 //! recorded: a direct method, a change of desired properties, a message from the cloud or a peer, a timer or the
-//! activation of a version. Everything else (connects, twins, answers of the hub, swaps) is taken when it comes, which is
-//! between two calls as far as plugins can see.
+//! activation of a version. Everything else (connects, twins, answers of the hub, swaps) is taken when it comes,
+//! which is between two calls as far as plugins can see.
 
 mod activating;
 mod delivering;

@@ -202,8 +202,8 @@ impl Inbox {
         }
     }
 
-    /// The message comes again after a delay that grows with the failures in a row, unless that was the last of `tries`,
-    /// which this tells.
+    /// The message comes again after a delay that grows with the failures in a row, unless that was the last of
+    /// `tries`, which this tells.
     pub(crate) fn failed(
         &mut self,
         now: Instant,
@@ -233,8 +233,8 @@ impl Inbox {
         over.into_iter().filter_map(|(_, end)| end).collect()
     }
 
-    /// Part with messages that the hub has dropped by `wall`, a time in milliseconds, but not with the one in hand. Tells
-    /// how many.
+    /// Part with messages that the hub has dropped by `wall`, a time in milliseconds, but not with the one in hand.
+    /// Tells how many.
     pub(crate) fn drop_expired(&mut self, wall: u64, in_hand: Option<&Delivery>) -> usize {
         let before = self.waiting.len();
         self.waiting.retain(|waiting| {

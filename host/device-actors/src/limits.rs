@@ -10,8 +10,8 @@ pub struct Limits {
     /// Direct methods that wait for their turn; a further one is answered 429. A device takes them one at a time, and
     /// behind 64 calls of usual length most callers have stopped waiting.
     pub mailbox: usize,
-    /// Messages that wait for their turn: so many from the cloud, and so many from peers. What does not fit is left to the
-    /// hub, or lost. More than the 50 that a hub's queue holds for a device; at 64 KiB each no more than 8 MiB.
+    /// Messages that wait for their turn: so many from the cloud, and so many from peers. What does not fit is left to
+    /// the hub, or lost. More than the 50 that a hub's queue holds for a device; at 64 KiB each no more than 8 MiB.
     pub inbox: usize,
     /// Calls of one plugin, in a row, that did not deal with a message before the host lets go of it. With the delays
     /// between them it takes about five minutes; a hub gives up after as many deliveries.

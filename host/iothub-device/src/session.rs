@@ -115,8 +115,9 @@ pub enum Output {
         filter: String,
     },
     Publish(Publication),
-    /// Send the PUBACK of a publication of the hub. Not always in the order in which these came, as MQTT has it: a message
-    /// is acknowledged when it is dealt with, and must not hold up the rest. The SDK for C does the same.
+    /// Send the PUBACK of a publication of the hub. Not always in the order in which these came, as MQTT has it: a
+    /// message is acknowledged when it is dealt with, and must not hold up the rest. A hub
+    /// pairs them by packet id.
     Acknowledge {
         packet_id: u16,
     },

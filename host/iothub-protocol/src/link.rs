@@ -45,13 +45,13 @@ pub enum ToHub {
     Report { token: u64, patch: Map<String, Value> },
     /// A device-to-cloud message, QoS 1. Dropped when not connected; after a connect the actor sends again.
     Telemetry { token: u64, message: TelemetryMessage },
-    /// The message with this `token` ([`FromHub::Message`]) is dealt with: the hub may forget it, and tells whoever asked
-    /// for feedback. There is no other answer, since a device on MQTT can complete a message but neither reject nor
-    /// abandon it. Dropped if the link broke since, as the hub brings the message again.
+    /// The message with this `token` ([`FromHub::Message`]) is dealt with: the hub may forget it, and tells whoever
+    /// asked for feedback. There is no other answer, since a device on MQTT can complete a message but neither reject
+    /// nor abandon it. Dropped if the link broke since, as the hub brings the message again.
     MessageTaken { token: u64 },
-    /// Subscribe to cloud-to-device messages, once for each connection: what is not subscribed to waits in the hub's queue
-    /// until it expires. Said after [`FromHub::Connected`] by a device that deals with messages. A hub remembers the
-    /// subscription, so later connections may bring messages without it.
+    /// Subscribe to cloud-to-device messages, once for each connection: what is not subscribed to waits in the hub's
+    /// queue until it expires. Said after [`FromHub::Connected`] by a device that deals with messages. A hub remembers
+    /// the subscription, so later connections may bring messages without it.
     SubscribeMessages,
     /// Part from the hub, which tells whoever waits for an answer, and connect anew after this time at the earliest.
     /// What follows is as after any break: [`FromHub::Connected`] and the whole twin.

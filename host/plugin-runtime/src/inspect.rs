@@ -182,8 +182,8 @@ mod tests {
         assert_eq!(
             refusal(&wasm),
             "the component exports `wasi:cli/run@0.2.0`; a plugin exports `iothub:plugin/methods@0.1.0`, \
-             `iothub:plugin/reactions@0.1.0`, `iothub:plugin/messages@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or several \
-             of them"
+             `iothub:plugin/reactions@0.1.0`, `iothub:plugin/messages@0.1.0`, `iothub:plugin/lifecycle@0.1.0` or \
+             several of them"
         );
         assert!(refusal(&wat::parse_str("(component)").expect("valid")).starts_with("the component exports nothing;"));
     }

@@ -39,8 +39,8 @@ impl Component {
         self.replace(";; more", &format!("{reactions}\n$0"))
     }
 
-    /// Also deals with messages: done if the body is empty; else retry with the body as the reason, or, from a peer, with
-    /// the text `from ` and its id.
+    /// Also deals with messages: done if the body is empty; else retry with the body as the reason, or, from a peer,
+    /// with the text `from ` and its id.
     pub(crate) fn messaging(self) -> Component {
         self.replace(";; more", &format!("{MESSAGES}\n$0"))
     }

@@ -52,8 +52,8 @@
 //! fails = "trapped"               # it does not return, for a reason with these words
 //! ```
 //!
-//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` and `peers` are what the
-//! step sent.
+//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` and `peers` are what
+//! the step sent.
 //! What a step does not mention is not compared, but whatever is brought to the plugin must be dealt with.
 
 use std::collections::BTreeMap;
