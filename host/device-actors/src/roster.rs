@@ -9,16 +9,18 @@ use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
 use plugin_runtime::{PluginSet, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::actor::Actor;
+use crate::bell::{Bell, Signal, bell};
 use crate::driver::{CurrentPlugins, Driver, HubLink, Shared, now};
 use crate::limits::Limits;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
-use crate::view::ActorView;
+use crate::view::{ActorView, Shown};
 
 #[derive(Debug, Clone)]
 pub struct RosterSettings {
@@ -41,11 +43,19 @@ pub struct Roster {
     settings: RosterSettings,
     shared: Arc<Shared>,
     plugins: watch::Receiver<Arc<PluginSet>>,
-    views: Mutex<HashMap<DeviceId, watch::Receiver<ActorView>>>,
+    running: Arc<Running>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Ends tasks that did not drain in time.
-    give_up: CancellationToken,
+}
+
+/// The tasks by device, some of which may have ended.
+#[derive(Default)]
+struct Running(Mutex<HashMap<DeviceId, Handle>>);
+
+struct Handle {
+    shown: Arc<Shown>,
+    bell: Bell,
+    task: AbortHandle,
 }
 
 impl Roster {
@@ -64,12 +74,12 @@ impl Roster {
         let roster = Roster {
             settings,
             shared: Arc::new(Shared { runtime, store, residency, current: CurrentPlugins::default() }),
-            plugins,
-            views: Mutex::default(),
+            plugins: plugins.clone(),
+            running: Arc::default(),
             tasks: TaskTracker::new(),
-            stop,
-            give_up: CancellationToken::new(),
+            stop: stop.clone(),
         };
+        tokio::spawn(announce(roster.running.clone(), plugins, stop));
         for (device, from_hub, to_hub) in devices {
             let record = records.remove(&device).unwrap_or_default();
             roster.spawn(device, record, HubLink { from_hub, to_hub });
@@ -85,11 +95,11 @@ impl Roster {
         from_hub: mpsc::Receiver<FromHub>,
         to_hub: mpsc::Sender<ToHub>,
     ) -> Result<(), StoreError> {
-        let before = self.watch(&device);
-        if let Some(mut before) = before {
-            while before.changed().await.is_ok() {}
+        let before = self.running.shown(&device);
+        if let Some(before) = before {
+            before.gone().await;
         }
-        self.lock().retain(|_, view| current(view).is_some());
+        self.running.forget_ended();
         let record = self.shared.store.load(&device).await?;
         self.spawn(device, record, HubLink { from_hub, to_hub });
         Ok(())
@@ -97,20 +107,14 @@ impl Roster {
 
     /// What the device's actor is doing; none if there is no such actor.
     pub fn snapshot(&self, device: &DeviceId) -> Option<ActorView> {
-        self.lock().get(device).and_then(current)
+        self.running.shown(device)?.view()
     }
 
     /// Every device's view, in order of their ids.
     pub fn views(&self) -> Vec<(DeviceId, ActorView)> {
-        let mut all: Vec<_> =
-            self.lock().iter().filter_map(|(device, view)| Some((device.clone(), current(view)?))).collect();
+        let mut all = self.running.views();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         all
-    }
-
-    /// A view that can be waited on. It closes when the actor has stopped.
-    pub fn watch(&self, device: &DeviceId) -> Option<watch::Receiver<ActorView>> {
-        self.lock().get(device).filter(|view| current(view).is_some()).cloned()
     }
 
     /// Take no more messages, finish those in hand and in the mailboxes, record everything. What takes longer than
@@ -124,26 +128,78 @@ impl Roster {
         }
         let devices = self.tasks.len();
         tracing::warn!(devices, "devices did not finish in time, their work in hand is given up");
-        self.give_up.cancel();
+        self.running.abort();
         self.tasks.wait().await;
         devices
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
         let actor = Actor::new(device.clone(), record, self.settings.limits, rand::random(), now());
-        let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), self.shared.clone());
-        self.lock().insert(device, driver.view());
-        let (stop, give_up) = (self.stop.clone(), self.give_up.clone());
-        self.tasks.spawn(async move { give_up.run_until_cancelled(driver.run(stop)).await });
+        let (bell, signals) = bell();
+        let wires = (bell.clone(), signals);
+        let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), wires, self.shared.clone());
+        let shown = driver.shown();
+        {
+            // Held while the task begins: whoever announces something to all either finds it here or was heard by it.
+            let mut running = self.running.lock();
+            let task = self.tasks.spawn(driver.run()).abort_handle();
+            running.insert(device, Handle { shown, bell: bell.clone(), task });
+        }
+        if self.stop.is_cancelled() {
+            bell.ring(Signal::Stop);
+        }
+    }
+}
+
+impl Running {
+    fn shown(&self, device: &DeviceId) -> Option<Arc<Shown>> {
+        self.lock().get(device).map(|handle| handle.shown.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, watch::Receiver<ActorView>>> {
+    fn views(&self) -> Vec<(DeviceId, ActorView)> {
+        let running = self.lock();
+        running.iter().filter_map(|(device, handle)| Some((device.clone(), handle.shown.view()?))).collect()
+    }
+
+    fn bells(&self) -> Vec<Bell> {
+        self.lock().values().map(|handle| handle.bell.clone()).collect()
+    }
+
+    fn forget_ended(&self) {
+        self.lock().retain(|_, handle| !handle.task.is_finished());
+    }
+
+    fn abort(&self) {
+        self.lock().values().for_each(|handle| handle.task.abort());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Handle>> {
         // A map of handles is whole after any panic.
-        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// None once the actor has stopped and dropped its end.
-fn current(view: &watch::Receiver<ActorView>) -> Option<ActorView> {
-    view.has_changed().is_ok().then(|| view.borrow().clone())
+/// Tell every device when there are other plugins and when to stop, which is the end of it. One task that rings many
+/// bells: were each device to listen by itself, each of its messages would pay for that.
+async fn announce(running: Arc<Running>, mut plugins: watch::Receiver<Arc<PluginSet>>, stop: CancellationToken) {
+    let mut open = true;
+    loop {
+        tokio::select! {
+            changed = plugins.changed(), if open => match changed {
+                Ok(()) => ring_all(&running, Signal::Plugins).await,
+                Err(_) => open = false,
+            },
+            () = stop.cancelled() => return ring_all(&running, Signal::Stop).await,
+        }
+    }
 }
+
+async fn ring_all(running: &Running, signal: Signal) {
+    for bells in running.bells().chunks(AT_ONCE) {
+        bells.iter().for_each(|bell| bell.ring(signal));
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Devices that are woken together. Others' messages wait behind them, for less than a millisecond.
+const AT_ONCE: usize = 64;
