@@ -10,20 +10,22 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
 use plugin_runtime::{CallFailure, IncomingMessage, Instance, Lease, PluginSet, PluginVersion, Runtime};
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
+use crate::bell::{Bell, Signal, Signals};
 use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
 use crate::lineup::{self, Offers};
 use crate::peers::{Peers, Reachable};
+use crate::record::Changes;
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
-use crate::supervisor::Crashes;
+use crate::supervisor::{Crashes, Supervised, Wires};
 use crate::timers::Now;
-use crate::view::ActorView;
+use crate::view::Showing;
 
 /// What all drivers share.
 pub(crate) struct Shared {
@@ -54,26 +56,26 @@ pub(crate) struct Driver<'a> {
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
     /// Versions that are loaded for this device.
     leases: Vec<Lease>,
-    instances: HashMap<Arc<str>, Resident>,
+    /// By version. A device has few, so they are looked through.
+    instances: Vec<(Arc<str>, Resident)>,
     calling: Option<Calling>,
-    /// Filled from the store's thread.
-    recorded: (mpsc::UnboundedSender<Recorded>, mpsc::UnboundedReceiver<Recorded>),
+    /// Rung by others; kept here to be given to them.
+    bell: Bell,
+    signals: &'a mut Signals,
     /// Waits for room in `to_hub`.
     outgoing: VecDeque<ToHub>,
-    evict: Arc<Notify>,
-    view: &'a watch::Sender<ActorView>,
+    /// Rings at the actor's deadline, or at an earlier one that is not its deadline any more.
+    alarm: Option<Pin<Box<Sleep>>>,
+    showing: &'a Showing,
     crashes: &'a Crashes,
     open: Open,
     stopped: bool,
 }
 
-/// Which sources can still wake the driver; one that is closed is ready for ever.
+/// Whether the connection's ends are still there; a channel that is closed is ready for ever.
 struct Open {
     from_hub: bool,
     to_hub: bool,
-    plugins: bool,
-    limits: bool,
-    stop: bool,
 }
 
 type Calling = Pin<Box<dyn Future<Output = Box<Finished>> + Send>>;
@@ -90,90 +92,100 @@ struct Finished {
     outcome: Outcome,
 }
 
-struct Recorded {
-    id: u64,
-    written: bool,
-}
-
 enum Event {
+    Called(Box<Finished>),
+    Signal(Signal),
+    Sent { open: bool },
     Hub(Option<FromHub>),
     Peer(Box<IncomingMessage>),
-    Plugins { open: bool },
-    Limits { open: bool },
-    Called(Box<Finished>),
-    Recorded(Recorded),
-    Evict,
-    Sent { open: bool },
     Timeout,
-    Stop,
 }
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(
-        device: DeviceId,
+        supervised: &'a Supervised,
         actor: Actor,
-        link: &'a mut HubLink,
-        plugins: watch::Receiver<Arc<PluginSet>>,
-        limits: watch::Receiver<Limits>,
-        shared: Arc<Shared>,
-        (view, crashes): (&'a watch::Sender<ActorView>, &'a Crashes),
+        Wires { link, signals }: &'a mut Wires,
+        crashes: &'a Crashes,
     ) -> Driver<'a> {
         Driver {
-            device,
+            device: supervised.device.clone(),
             actor,
-            shared,
+            shared: supervised.shared.clone(),
             link,
-            plugins,
-            limits,
+            plugins: supervised.plugins.clone(),
+            limits: supervised.limits.clone(),
             versions: Arc::default(),
             former: HashMap::new(),
             leases: Vec::new(),
-            instances: HashMap::new(),
+            instances: Vec::new(),
             calling: None,
-            recorded: mpsc::unbounded_channel(),
+            bell: supervised.bell.clone(),
+            signals,
             outgoing: VecDeque::new(),
-            evict: Arc::new(Notify::new()),
-            view,
+            alarm: None,
+            showing: &supervised.showing,
             crashes,
-            open: Open { from_hub: true, to_hub: true, plugins: true, limits: true, stop: true },
+            open: Open { from_hub: true, to_hub: true },
             stopped: false,
         }
     }
 
-    /// Until the actor has stopped, which it does on `stop` or when its connection is dropped.
-    pub(crate) async fn run(mut self, stop: &CancellationToken) {
+    /// Until the actor has stopped, which it does when it is told to or when its connection is dropped.
+    pub(crate) async fn run(mut self) {
         self.take_plugins();
         while !self.stopped || !self.outgoing.is_empty() {
-            let event = self.next(stop).await;
+            let event = self.next().await;
             self.on(event);
         }
     }
 
-    /// Every branch may be dropped before it is ready without losing anything.
-    async fn next(&mut self, stop: &CancellationToken) -> Event {
-        let deadline = self.actor.deadline().map(Instant::from_std);
+    /// Every branch may be dropped before it is ready without losing anything. In this order, so that a call goes on at
+    /// once and that no flood of messages holds up what makes room for them.
+    async fn next(&mut self) -> Event {
+        self.set_alarm();
         tokio::select! {
-            message = self.link.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
-            Some(message) = self.link.from_peers.next() => Event::Peer(message),
-            changed = self.plugins.changed(), if self.open.plugins => Event::Plugins { open: changed.is_ok() },
-            changed = self.limits.changed(), if self.open.limits => Event::Limits { open: changed.is_ok() },
+            biased;
             finished = called(&mut self.calling) => Event::Called(finished),
-            Some(recorded) = self.recorded.1.recv() => Event::Recorded(recorded),
-            permit = self.link.to_hub.reserve(), if self.open.to_hub && !self.outgoing.is_empty() => {
+            Some(signal) = self.signals.next() => Event::Signal(signal),
+            permit = self.link.to_hub.reserve(), if !self.outgoing.is_empty() => {
                 let open = permit.is_ok();
                 if let (Ok(permit), Some(message)) = (permit, self.outgoing.pop_front()) {
                     permit.send(message);
+                    tracing::trace!(device = %self.device, "message has left");
                 }
                 Event::Sent { open }
             }
-            () = self.evict.notified() => Event::Evict,
-            () = passed(deadline) => Event::Timeout,
-            () = stop.cancelled(), if self.open.stop => Event::Stop,
+            message = self.link.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
+            Some(message) = self.link.from_peers.next() => Event::Peer(message),
+            () = rung(&mut self.alarm) => Event::Timeout,
+        }
+    }
+
+    /// An alarm that rings too early costs a look, and setting it anew for each message would cost more: deadlines move
+    /// with every call.
+    fn set_alarm(&mut self) {
+        let Some(deadline) = self.actor.deadline().map(Instant::from_std) else { return };
+        match &mut self.alarm {
+            Some(alarm) if alarm.deadline() <= deadline => {}
+            Some(alarm) => alarm.as_mut().reset(deadline),
+            None => self.alarm = Some(Box::pin(sleep_until(deadline))),
         }
     }
 
     fn on(&mut self, event: Event) {
         match event {
+            Event::Called(finished) => self.on_called(finished),
+            Event::Signal(Signal::Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
+            Event::Signal(Signal::Evict) => self.handle(Input::Evict),
+            Event::Signal(Signal::Plugins) => self.take_newer_plugins(),
+            Event::Signal(Signal::Limits) => {
+                let limits = *self.limits.borrow_and_update();
+                self.handle(Input::Limits(limits));
+            }
+            Event::Signal(Signal::Stop) => self.handle(Input::Stop),
+            Event::Sent { open: true } => {}
+            Event::Sent { open: false } => self.hub_is_gone(),
             Event::Hub(Some(message)) => self.on_hub(message),
             Event::Hub(None) => {
                 self.open.from_hub = false;
@@ -181,25 +193,10 @@ impl<'a> Driver<'a> {
                 self.handle(Input::Stop);
             }
             Event::Peer(message) => self.handle(Input::Peer(*message)),
-            Event::Plugins { open: true } => self.take_plugins(),
-            Event::Plugins { open: false } => self.open.plugins = false,
-            Event::Limits { open: true } => {
-                let limits = *self.limits.borrow_and_update();
-                self.handle(Input::Limits(limits));
-            }
-            Event::Limits { open: false } => self.open.limits = false,
-            Event::Called(finished) => self.on_called(finished),
-            Event::Recorded(Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
-            Event::Evict => self.handle(Input::Evict),
-            Event::Sent { open: true } => {}
-            Event::Sent { open: false } => {
-                self.open.to_hub = false;
-                self.outgoing.clear();
-            }
-            Event::Timeout => self.handle(Input::Timeout),
-            Event::Stop => {
-                self.open.stop = false;
-                self.handle(Input::Stop);
+            Event::Timeout => {
+                // Made again when there is a deadline; a device without one needs no memory for it.
+                self.alarm = None;
+                self.handle(Input::Timeout);
             }
         }
     }
@@ -209,13 +206,20 @@ impl<'a> Driver<'a> {
             // What has not left belongs to the connection before; the actor says again what it still wants sent.
             FromHub::Connected | FromHub::Disconnected { .. } => self.outgoing.clear(),
             // Whoever swapped a plugin and then called the method must not be answered by the old version.
-            FromHub::Method { .. } if self.plugins.has_changed().unwrap_or(false) => self.take_plugins(),
+            FromHub::Method { .. } => self.take_newer_plugins(),
             _ => {}
         }
         self.handle(Input::Hub(message));
     }
 
+    fn take_newer_plugins(&mut self) {
+        if self.plugins.has_changed().unwrap_or(false) {
+            self.take_plugins();
+        }
+    }
+
     fn take_plugins(&mut self) {
+        let _span = tracing::trace_span!("take_plugins").entered();
         let set = self.plugins.borrow_and_update().clone();
         let former = mem::replace(&mut self.versions, self.shared.current.of(&set));
         self.former.extend(former.by_id.iter().map(|(id, version)| (id.clone(), version.clone())));
@@ -223,14 +227,15 @@ impl<'a> Driver<'a> {
     }
 
     fn on_called(&mut self, finished: Box<Finished>) {
+        tracing::trace!(device = %self.device, "call is over");
         self.calling = None;
         let Finished { id, resident, outcome } = *finished;
         if let Some(mut resident) = resident {
             if resident.place.park() {
-                self.instances.insert(id, resident);
+                self.instances.push((id, resident));
             } else {
                 // The actor is told as well: it counts what it has.
-                self.evict.notify_one();
+                self.bell.ring(Signal::Evict);
             }
         }
         self.handle(Input::Called(outcome));
@@ -243,22 +248,16 @@ impl<'a> Driver<'a> {
         }
         let view = self.crashes.shown_in(self.actor.view());
         self.former.retain(|id, _| view.lineup.has_version(id));
-        self.view.send_replace(view);
+        self.showing.show(view);
     }
 
     fn perform(&mut self, output: Output) {
         match output {
-            Output::Call(call) => self.calling = Some(self.call(*call)),
-            Output::Record { id, changes } => {
-                let (device, answer) = (self.device.clone(), self.recorded.0.clone());
-                self.shared.store.write(self.device.clone(), *changes, move |result| {
-                    if let Err(error) = &result {
-                        tracing::error!(%device, %error, "state could not be written");
-                    }
-                    // A device that was dropped meanwhile does not want to know.
-                    drop(answer.send(Recorded { id, written: result.is_ok() }));
-                });
+            Output::Call(call) => {
+                tracing::trace!(device = %self.device, plugin = %call.plugin.name, work = call.work.kind(), "call begins");
+                self.calling = Some(self.call(*call));
             }
+            Output::Record { id, changes } => self.record(id, *changes),
             Output::ToHub(message) => self.send(message),
             Output::ToPeer { to, message } => {
                 if let Err(lost) = self.shared.peers.send(&to, message) {
@@ -271,17 +270,40 @@ impl<'a> Driver<'a> {
                 // The new ones first, so that what is needed still is not let go.
                 self.leases = versions.into_iter().map(|(name, hash)| demand.want(name, hash)).collect();
             }
-            Output::DropInstance(id) => {
-                self.instances.remove(&id);
-            }
+            Output::DropInstance(id) => drop(self.take_instance(&id)),
             Output::Stopped => self.stopped = true,
         }
     }
 
+    fn record(&self, id: u64, changes: Changes) {
+        let (device, bell) = (self.device.clone(), self.bell.clone());
+        tracing::trace!(%device, "record is handed over");
+        self.shared.store.write(self.device.clone(), changes, move |result| {
+            if let Err(error) = &result {
+                tracing::error!(%device, %error, "state could not be written");
+            }
+            tracing::trace!(%device, "record is written");
+            bell.ring(Signal::Recorded { id, written: result.is_ok() });
+        });
+    }
+
+    /// At once if there is room, behind what waits otherwise.
     fn send(&mut self, message: ToHub) {
         if !self.open.to_hub {
             return;
         }
+        let message = if self.outgoing.is_empty() {
+            match self.link.to_hub.try_send(message) {
+                Ok(()) => {
+                    tracing::trace!(device = %self.device, "message has left");
+                    return;
+                }
+                Err(TrySendError::Closed(_)) => return self.hub_is_gone(),
+                Err(TrySendError::Full(message)) => message,
+            }
+        } else {
+            message
+        };
         if self.outgoing.len() >= OUTGOING_LIMIT {
             tracing::warn!(device = %self.device, "connection takes no messages, one is dropped");
             return;
@@ -289,20 +311,34 @@ impl<'a> Driver<'a> {
         self.outgoing.push_back(message);
     }
 
+    fn hub_is_gone(&mut self) {
+        self.open.to_hub = false;
+        self.outgoing.clear();
+    }
+
+    fn take_instance(&mut self, id: &str) -> Option<Resident> {
+        let place = self.instances.iter().position(|(known, _)| **known == *id)?;
+        Some(self.instances.swap_remove(place).1)
+    }
+
     fn call(&mut self, call: Call) -> Calling {
         let id = call.plugin.id.clone();
-        let Some(version) = self.versions.by_id.get(&id).or_else(|| self.former.get(&id)).cloned() else {
+        let mut resident = self.take_instance(&id);
+        let version = match &mut resident {
+            Some(resident) => {
+                resident.place.take();
+                Some(resident.instance.version().clone())
+            }
+            None => self.versions.by_id.get(&id).or_else(|| self.former.get(&id)).cloned(),
+        };
+        let Some(version) = version else {
             let detail = "the version is not loaded".to_owned();
             let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
             return Box::pin(async { Box::new(Finished { id, resident: None, outcome }) });
         };
-        let mut resident = self.instances.remove(&id);
-        if let Some(resident) = &mut resident {
-            resident.place.take();
-        }
-        let (shared, evict) = (self.shared.clone(), self.evict.clone());
+        let (shared, bell) = (self.shared.clone(), self.bell.clone());
         Box::pin(async move {
-            let (resident, outcome) = match call_instance(&shared, evict, &version, resident, call).await {
+            let (resident, outcome) = match call_instance(&shared, bell, &version, resident, call).await {
                 Ok((resident, outcome)) => {
                     version.tally().answered();
                     (Some(resident), outcome)
@@ -325,7 +361,7 @@ pub(crate) fn now() -> Now {
 
 async fn call_instance(
     shared: &Shared,
-    evict: Arc<Notify>,
+    bell: Bell,
     version: &Arc<PluginVersion>,
     resident: Option<Resident>,
     call: Call,
@@ -333,7 +369,7 @@ async fn call_instance(
     let mut resident = match resident {
         Some(resident) => resident,
         None => {
-            let place = shared.residency.admit(evict).await;
+            let place = shared.residency.admit(bell).await;
             Resident {
                 instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
                 place,
@@ -382,9 +418,9 @@ async fn called(calling: &mut Option<Calling>) -> Box<Finished> {
     }
 }
 
-async fn passed(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
+async fn rung(alarm: &mut Option<Pin<Box<Sleep>>>) {
+    match alarm {
+        Some(alarm) => alarm.await,
         None => pending().await,
     }
 }
