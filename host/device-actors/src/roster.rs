@@ -27,7 +27,8 @@ use crate::view::{ActorView, Showing, Shown};
 pub struct RosterSettings {
     /// Of each device. [`Roster::set_limits`] changes them.
     pub limits: Limits,
-    /// Instances at once over all devices, used or not. Each takes about 90 KB and some of the process's memory maps.
+    /// Instances at once over all devices, used or not. No more than the runtime's
+    /// [`max_resident`](plugin_runtime::RuntimeSettings::max_resident), whose pool would run dry.
     pub max_resident: usize,
     /// How long a shutdown waits for what is in hand.
     pub drain: Duration,
