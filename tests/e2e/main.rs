@@ -12,6 +12,7 @@ mod mqtt;
 mod operator;
 mod rest;
 
+mod announcements;
 mod bad_input;
 mod capacity;
 mod command_line;

@@ -114,6 +114,72 @@ fn again_waits_for_the_back_off() {
 }
 
 #[test]
+fn a_message_comes_again_until_it_is_dealt_with() {
+    let outcome = test(
+        "fixtures/reluctant.wasm",
+        r#"
+        [[step]]
+        message = "tea is ready"
+        id = "m1"
+        retry = "nobody has called ready"
+        state = {}
+
+        [[step]]
+        about = "the hub brings it again to the next host"
+        restart = true
+        retry = "nobody has called ready"
+
+        [[step]]
+        call = "ready"
+
+        [[step]]
+        again = true
+        state = { ready = "yes", message = "tea is ready" }
+
+        [[step]]
+        restart = true
+        state = { ready = "yes", message = "tea is ready" }
+
+        [[step]]
+        message = "from next door"
+        from = "lamp-1"
+        state = { ready = "yes", message = "from next door" }
+        peers = []
+        "#,
+    );
+    assert_eq!(outcome.code, Some(0), "{outcome:#?}");
+}
+
+#[test]
+fn what_messages_did_otherwise_is_told() {
+    let scenario = r#"
+        [config]
+        beside = "hall-2"
+        [grants]
+        peers = ["hall-2"]
+        [[step]]
+        message = "fire drill"
+        peers = [{ to = "hall-3", body = "fire drill" }]
+        "#;
+    let expected = [["peers[0].to", r#""hall-3""#, r#""hall-2""#].map(str::to_owned)];
+    assert_eq!(failed(&test("announcer.wasm", scenario)), (1, expected.to_vec()));
+    let (_, differences) = failed(&test("lock-door.wasm", "[[step]]\nmessage = 'x'\n"));
+    assert_eq!(differences[0][0], "message");
+    assert!(differences[0][2].starts_with("the plugin gets no messages"), "{differences:?}");
+}
+
+#[test]
+fn a_version_is_told_in_which_form_the_state_is() {
+    let scenario = |format| {
+        let previous = format!("{{ version = '0.9.0', state-format = {format} }}");
+        format!("[device]\nprevious = {previous}\n[[step]]\nwait = '0s'\n")
+    };
+    assert_eq!(test("fixtures/reluctant.wasm", &scenario(1)).code, Some(0));
+    let (_, differences) = failed(&test("fixtures/reluctant.wasm", &scenario(3)));
+    assert_eq!(differences[0][2], "it was not activated: the state has format 3, which is too new");
+}
+
+#[test]
 fn what_timers_did_otherwise_is_told() {
     let outcome = test(
         "firmware.wasm",
