@@ -1,7 +1,7 @@
 //! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
 //!
 //! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
-//! `README.md` beside this file. Give a name (`fleet`, `swap`) to run one part.
+//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`) to run one part.
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
@@ -19,6 +19,7 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 use iothub_protocol::job::{JobAction, JobRequest};
 use iothub_protocol::method::DirectMethod;
 use iothub_service::ServiceClient;
+use plugin_runtime::{CacheSettings, PluginName, PluginSource, Runtime as PluginRuntime, RuntimeSettings, Terms};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -31,6 +32,8 @@ const FLEET: u32 = 1000;
 const DEVICES: u32 = 100;
 const IN_FLIGHT: u32 = 64;
 const SWAPS: usize = 50;
+/// Loads from the cache, of which the middle one counts.
+const CACHED_LOADS: usize = 5;
 /// How long calls run without swaps, for comparison.
 const BEFORE: Duration = Duration::from_secs(3);
 
@@ -44,6 +47,9 @@ fn main() {
     }
     if wants("swap") {
         swap(&runtime);
+    }
+    if wants("load") {
+        load();
     }
 }
 
@@ -118,6 +124,35 @@ fn swap(runtime: &Runtime) {
     let calls: Vec<Call> = runtime.block_on(callers.join_all()).into_iter().flatten().collect();
     report(&calls, begun + first_swap, took);
     latch.stop();
+}
+
+/// A plugin is loaded: compiled, and from the cache on disk.
+fn load() {
+    println!("== load");
+    for file in ["lock-door.wasm", "lang/js/lock-door.wasm", "lang/python/lock-door.wasm"] {
+        let Ok(wasm) = std::fs::read(guests().join(file)) else {
+            println!("{file} is not there; `latch plugin build --lang js,python` makes it");
+            continue;
+        };
+        let data = tempfile::tempdir().expect("a temporary folder can be made");
+        let cache = CacheSettings::new(data.path().join("cache"), data.path().join("cache.key"));
+        let compiled = load_once(&wasm, &cache);
+        let mut cached: Vec<Duration> = (0..CACHED_LOADS).map(|_| load_once(&wasm, &cache)).collect();
+        cached.sort_unstable();
+        let cached = cached[CACHED_LOADS / 2];
+        let ratio = compiled.as_secs_f64() / cached.as_secs_f64();
+        println!("{file}: compiled {compiled:.1?}, from the cache {cached:.1?}, {ratio:.0} times as fast");
+    }
+}
+
+/// As a host does after its start: in a runtime that has nothing in memory.
+fn load_once(wasm: &[u8], cache: &CacheSettings) -> Duration {
+    let runtime = PluginRuntime::with_cache(RuntimeSettings::default(), cache).expect("a runtime");
+    let name = PluginName::parse("lock-door").expect("a name");
+    let source = PluginSource { name, wasm: wasm.to_owned(), terms: Terms::default() };
+    let begun = Instant::now();
+    runtime.load(source).expect("a good plugin");
+    begun.elapsed()
 }
 
 struct Call {

@@ -13,11 +13,14 @@ mod operator;
 mod rest;
 
 mod bad_input;
+mod capacity;
 mod command_line;
 mod fleet_job;
 mod languages;
+mod messages;
 mod misbehaving;
 mod restart;
 mod rollout;
+mod scenarios;
 mod swap;
 mod timers;

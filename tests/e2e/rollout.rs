@@ -97,6 +97,46 @@ fn a_twin_job_rolls_a_version_out_and_it_is_reported_back() {
     check_versions(data, "unpinned", "1.0.0");
 }
 
+#[test]
+fn a_canary_for_a_query_goes_to_the_devices_of_that_moment() {
+    let (data, plugins) = (tempfile::tempdir().expect("a temporary folder"), plugin_folder(&["lock-door"]));
+    let (data, plugins) = (data.path(), plugins.path());
+    let running = fleet(data, plugins);
+    for number in 1..=PINNED {
+        latch_ok(data, &["twin", "update", &door(number), "--tags", r#"{"site": "A"}"#]);
+    }
+    let next = guests().join("next/lock-door.wasm");
+    let swap = |query: &str| latch(data, &["plugin", "swap", "lock-door", path_text(&next), "--query", query]);
+    let nobody = swap("tags.site = 'B'");
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.starts_with("error: no device meets: tags.site = 'B'\n"), "{nobody:?}");
+    assert!(swap("tags.site =").stderr.contains("parse failed"), "no query");
+    assert_eq!(plugin(data)["versions"].as_array().map(Vec::len), Some(1), "nothing was kept");
+
+    let told = swap("tags.site = 'A'");
+    assert_eq!(told.stdout, "lock-door 2.0.0 is a canary beside 1.0.0 for 5 devices\n", "{told:?}");
+    latch_ok(data, &["twin", "update", &door(PINNED + 1), "--tags", r#"{"site": "A"}"#]);
+    check_versions(data, "canary", "2.0.0");
+    assert!(running.stop().success());
+    let _latch = fleet(data, plugins);
+    check_versions(data, "after-a-restart", "2.0.0");
+    let list = latch_ok(data, &["plugin", "list"]);
+    assert!(list.contains("canary 100% of 5 devices (tags.site = 'A')"), "{list}");
+
+    latch_ok(data, &["plugin", "promote", "lock-door"]);
+    let pin = ["plugin", "pin", "lock-door", "1.0.0", "--query", "tags.site = 'A' AND deviceId != 'door-0006'"];
+    let told = latch_ok(data, &pin);
+    assert!(told.starts_with("lock-door 1.0.0 is pinned for 5 devices (tags.site = 'A'"), "{told}");
+    let runs = |version: &'static str, devices: usize| {
+        wait_until("the devices follow", FOLLOWED_BOUND, || {
+            (devices_by_version(data)[version] == devices as u64).then_some(())
+        });
+    };
+    runs("1.0.0", PINNED);
+    assert_eq!(latch_ok(data, &["plugin", "unpin", "lock-door", "--query", pin[5]]), "lock-door: 1 pins removed\n");
+    runs("2.0.0", DOORS);
+}
+
 fn fleet(data: &Path, plugins: &Path) -> Latch {
     // Instances stay, as the canary fails on the third call of one.
     let devices = DOORS.to_string();

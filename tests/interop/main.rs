@@ -43,6 +43,18 @@ fn one_job_over_both_kinds_of_device() {
     on_fleet("one_job_over_both_kinds_of_device", Sdk::Node, "mixed.js");
 }
 
+/// Cloud-to-device messages at a device of the Node SDK: listening, away, over HTTPS.
+#[test]
+fn node_gets_messages() {
+    on_hub("node_gets_messages", Sdk::Node, "messages.js");
+}
+
+/// Cloud-to-device messages at a device of the Python SDK, and its calls for purge and feedback.
+#[test]
+fn python_gets_messages() {
+    on_hub("python_gets_messages", Sdk::Python, "messages.py");
+}
+
 /// The hub is killed under a connected Node device, which must not notice more than a reconnect.
 #[test]
 fn node_device_survives_the_hub() {

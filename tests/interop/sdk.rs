@@ -45,7 +45,7 @@ impl Sdk {
         fs::write(&stamp, wanted.concat()).expect("the target folder can be written");
     }
 
-    /// Starts a script against the hub of `data`.
+    /// Starts a script against the hub of `data`; it may run `latch`, for what the SDKs do by AMQP only.
     pub(crate) fn start(self, script: &str, data: &Path) -> Process {
         let ca = data.join("ca.pem");
         let mut command = match self {
@@ -65,7 +65,7 @@ impl Sdk {
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
             command.env_remove(variable);
         }
-        command.arg(self.scripts().join(script)).env("LATCH_DATA", data);
+        command.arg(self.scripts().join(script)).env("LATCH_DATA", data).env("LATCH", env!("CARGO_BIN_EXE_latch"));
         Process::spawn(script, &mut command)
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -29,17 +29,21 @@ pub struct AdminState {
 }
 
 /// The routes:
-/// `GET /plugins`; `PUT /plugins/{name}` with the component as body, which becomes current, or with `?percent=…` and
-/// perhaps `devices`, `window` and `maxFailures` a canary; `POST /plugins/{name}/promote`, `/rollback`, `/pin` with
-/// `{"version", "devices"}` and `/unpin` with `{"devices"}`; `GET /actors`, `GET /actors/{device}`.
+/// `GET /plugins`; `PUT /plugins/{name}` with the component as body, which becomes current, with `?percent=…` and
+/// perhaps `devices`, `window` and `maxFailures` a canary, or with `?stage=true` is only kept;
+/// `POST /plugins/{name}/canary` with `{"version", "percent", "devices", "query", "window", "maxFailures"}` for a version
+/// that is kept; `POST /plugins/{name}/promote`, `/rollback`, `/pin` with `{"version", "devices", "query"}` and `/unpin`
+/// with `{"devices"}` or `{"query"}`; `GET /actors`, `GET /actors/{device}`.
+/// `devices` is a pattern for ids or, for a canary or a pin, a list of ids that `query` gave.
 /// Errors are `{"error": "…"}` with a status of 400 and above.
 pub fn router(state: AdminState) -> Router {
     Router::new()
         .route("/plugins", get(plugins::list))
         .route("/plugins/{name}", put(plugins::put))
+        .route("/plugins/{name}/canary", post(plugins::canary).layer(DefaultBodyLimit::max(plugins::MAX_RULE)))
         .route("/plugins/{name}/promote", post(plugins::promote))
         .route("/plugins/{name}/rollback", post(plugins::rollback))
-        .route("/plugins/{name}/pin", post(plugins::pin))
+        .route("/plugins/{name}/pin", post(plugins::pin).layer(DefaultBodyLimit::max(plugins::MAX_RULE)))
         .route("/plugins/{name}/unpin", post(plugins::unpin))
         .route("/actors", get(actors))
         .route("/actors/{device}", get(actor))

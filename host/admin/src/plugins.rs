@@ -1,6 +1,6 @@
 //! Plugins: what runs where, and what the operator decides about it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use iothub_protocol::id::DeviceId;
 use plugin_runtime::{
-    CanaryPolicy, CanaryView, Catalog, CatalogEntry, DeviceGlob, DeviceGlobError, LoadError, PluginName,
-    PluginNameError, RolloutError, SwapReport, VersionView,
+    CanaryPolicy, CanaryView, Catalog, CatalogEntry, DeviceGlob, DeviceGlobError, DeviceSelector, DeviceSelectorError,
+    LoadError, PluginName, PluginNameError, RolloutError, SwapReport, VersionView,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,6 +21,9 @@ use crate::{AdminError, AdminState, when};
 
 /// Largest component that can be put; the runtime has a limit of its own, not above this.
 const MAX_COMPONENT: usize = 64 << 20;
+
+/// Largest rule: as many of the longest device ids as a rule may list.
+pub(crate) const MAX_RULE: usize = 16 << 20;
 
 /// Devices by plugin and hash of the version that they run.
 type Running = HashMap<(PluginName, Arc<str>), u64>;
@@ -45,6 +49,9 @@ pub(crate) struct CanaryQuery {
     window: Option<u32>,
     /// In percent.
     max_failures: Option<u8>,
+    /// Only check it and keep it.
+    #[serde(default)]
+    stage: bool,
 }
 
 pub(crate) async fn put(
@@ -54,21 +61,71 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, AdminError> {
     let (catalog, name) = named(state, &name)?;
-    let policy = policy(query?.0)?;
+    let query = query?.0;
+    let stage = query.stage;
+    let policy = query.policy()?;
+    if stage && policy.is_some() {
+        let text = "a component that is staged is no canary yet; POST to /canary makes it one";
+        return Err(AdminError(StatusCode::BAD_REQUEST, text.to_owned()));
+    }
     let component = to_bytes(body, MAX_COMPONENT).await.map_err(|_| {
         AdminError(StatusCode::PAYLOAD_TOO_LARGE, format!("the component is larger than {MAX_COMPONENT} bytes"))
     })?;
-    let report = match policy {
-        Some(policy) => catalog.canary(&name, component.to_vec(), policy).await,
-        None => catalog.swap(&name, component.to_vec()).await.map_err(RolloutError::Load),
-    };
     let refused = |error: RolloutError| match error {
         RolloutError::Load(error) => {
             AdminError(StatusCode::UNPROCESSABLE_ENTITY, format!("{name} was not swapped: {error}"))
         }
         other => AdminError::from(other),
     };
+    if stage {
+        let (version, hash) = catalog.stage(&name, component.to_vec()).await.map_err(refused)?;
+        let answer = json!({"name": name.to_string(), "version": version, "hash": hash});
+        return Ok(axum::Json(answer).into_response());
+    }
+    let report = match policy {
+        Some(policy) => catalog.canary(&name, component.to_vec(), policy).await,
+        None => catalog.swap(&name, component.to_vec()).await.map_err(RolloutError::Load),
+    };
     Ok(report_json(&report.map_err(refused)?))
+}
+
+/// Of a kept version.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct CanaryBody {
+    version: String,
+    percent: Option<u8>,
+    devices: Option<DevicesBody>,
+    query: Option<String>,
+    /// In seconds.
+    window: Option<u32>,
+    /// In percent.
+    max_failures: Option<u8>,
+}
+
+/// A pattern, or the ids that a query gave.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "devices are a pattern or a list of ids")]
+enum DevicesBody {
+    Pattern(String),
+    Listed(BTreeSet<DeviceId>),
+}
+
+pub(crate) async fn canary(
+    State(state): State<AdminState>,
+    Path(name): Path<String>,
+    body: Result<axum::Json<CanaryBody>, JsonRejection>,
+) -> Result<Response, AdminError> {
+    let (catalog, name) = named(state, &name)?;
+    let CanaryBody { version, percent, devices, query, window, max_failures } = body?.0;
+    let defaults = CanaryPolicy::default();
+    let policy = CanaryPolicy {
+        percent: percent.unwrap_or(defaults.percent),
+        devices: selector(devices, query)?,
+        window: window.map_or(defaults.window, |seconds| Duration::from_secs(seconds.into())),
+        max_failures: max_failures.unwrap_or(defaults.max_failures),
+    };
+    Ok(report_json(&catalog.canary_of(&name, &version, policy).await?))
 }
 
 pub(crate) async fn promote(State(state): State<AdminState>, Path(name): Path<String>) -> Result<Response, AdminError> {
@@ -88,7 +145,8 @@ pub(crate) async fn rollback(
 #[serde(deny_unknown_fields)]
 pub(crate) struct PinBody {
     version: String,
-    devices: Option<String>,
+    devices: Option<DevicesBody>,
+    query: Option<String>,
 }
 
 pub(crate) async fn pin(
@@ -97,10 +155,10 @@ pub(crate) async fn pin(
     body: Result<axum::Json<PinBody>, JsonRejection>,
 ) -> Result<Response, AdminError> {
     let (catalog, name) = named(state, &name)?;
-    let body = body?.0;
-    let devices = glob(body.devices.as_deref())?.unwrap_or_else(DeviceGlob::all);
-    let (version, hash) = catalog.pin(&name, &body.version, &devices).await?;
-    let answer = json!({"name": name.to_string(), "version": version, "hash": hash, "devices": devices.as_str()});
+    let PinBody { version, devices, query } = body?.0;
+    let devices = selector(devices, query)?;
+    let (version, hash) = catalog.pin(&name, &version, &devices).await?;
+    let answer = json!({"name": name.to_string(), "version": version, "hash": hash, "devices": devices.to_string()});
     Ok(axum::Json(answer).into_response())
 }
 
@@ -108,6 +166,7 @@ pub(crate) async fn pin(
 #[serde(deny_unknown_fields)]
 pub(crate) struct UnpinBody {
     devices: Option<String>,
+    query: Option<String>,
 }
 
 pub(crate) async fn unpin(
@@ -116,8 +175,8 @@ pub(crate) async fn unpin(
     body: Result<axum::Json<UnpinBody>, JsonRejection>,
 ) -> Result<Response, AdminError> {
     let (catalog, name) = named(state, &name)?;
-    let devices = glob(body?.0.devices.as_deref())?;
-    let removed = catalog.unpin(&name, devices.as_ref()).await?;
+    let UnpinBody { devices, query } = body?.0;
+    let removed = catalog.unpin(&name, devices.or(query).as_deref()).await?;
     Ok(axum::Json(json!({"name": name.to_string(), "removed": removed})).into_response())
 }
 
@@ -129,26 +188,37 @@ fn named(state: AdminState, name: &str) -> Result<(Catalog, PluginName), AdminEr
     Ok((catalog, PluginName::parse(name)?))
 }
 
-fn policy(query: CanaryQuery) -> Result<Option<CanaryPolicy>, AdminError> {
-    let CanaryQuery { percent, devices, window, max_failures } = query;
-    let defaults = CanaryPolicy::default();
-    if percent.is_none() && devices.is_none() {
-        if window.is_some() || max_failures.is_some() {
-            let text = "window and maxFailures are for a canary, which has percent or devices";
-            return Err(AdminError(StatusCode::BAD_REQUEST, text.to_owned()));
+impl CanaryQuery {
+    fn policy(self) -> Result<Option<CanaryPolicy>, AdminError> {
+        let CanaryQuery { percent, devices, window, max_failures, stage: _ } = self;
+        let defaults = CanaryPolicy::default();
+        if percent.is_none() && devices.is_none() {
+            if window.is_some() || max_failures.is_some() {
+                let text = "window and maxFailures are for a canary, which has percent or devices";
+                return Err(AdminError(StatusCode::BAD_REQUEST, text.to_owned()));
+            }
+            return Ok(None);
         }
-        return Ok(None);
+        Ok(Some(CanaryPolicy {
+            percent: percent.unwrap_or(defaults.percent),
+            devices: selector(devices.map(DevicesBody::Pattern), None)?,
+            window: window.map_or(defaults.window, |seconds| Duration::from_secs(seconds.into())),
+            max_failures: max_failures.unwrap_or(defaults.max_failures),
+        }))
     }
-    Ok(Some(CanaryPolicy {
-        percent: percent.unwrap_or(defaults.percent),
-        devices: glob(devices.as_deref())?.unwrap_or(defaults.devices),
-        window: window.map_or(defaults.window, |seconds| Duration::from_secs(seconds.into())),
-        max_failures: max_failures.unwrap_or(defaults.max_failures),
-    }))
 }
 
-fn glob(text: Option<&str>) -> Result<Option<DeviceGlob>, AdminError> {
-    Ok(text.map(DeviceGlob::parse).transpose()?)
+/// All devices, unless a pattern or a list says which.
+fn selector(devices: Option<DevicesBody>, query: Option<String>) -> Result<DeviceSelector, AdminError> {
+    match (devices, query) {
+        (None, None) => Ok(DeviceSelector::all()),
+        (Some(DevicesBody::Pattern(pattern)), None) => Ok(DeviceGlob::parse(&pattern)?.into()),
+        (Some(DevicesBody::Listed(ids)), Some(query)) => Ok(DeviceSelector::listed(&query, ids)?),
+        _ => {
+            let text = "devices are a pattern, or a list of ids with the query that gave them";
+            Err(AdminError(StatusCode::BAD_REQUEST, text.to_owned()))
+        }
+    }
 }
 
 fn report_json(report: &SwapReport) -> Response {
@@ -224,7 +294,7 @@ fn canary_json(canary: &CanaryView) -> Value {
         "version": canary.label,
         "hash": canary.hash,
         "percent": canary.policy.percent,
-        "devices": canary.policy.devices.as_str(),
+        "devices": canary.policy.devices.to_string(),
         "windowSeconds": canary.policy.window.as_secs(),
         "maxFailures": canary.policy.max_failures,
         "status": if canary.passed { "healthy" } else { "watched" },
@@ -266,6 +336,12 @@ impl From<QueryRejection> for AdminError {
 
 impl From<PluginNameError> for AdminError {
     fn from(error: PluginNameError) -> AdminError {
+        AdminError(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+impl From<DeviceSelectorError> for AdminError {
+    fn from(error: DeviceSelectorError) -> AdminError {
         AdminError(StatusCode::BAD_REQUEST, error.to_string())
     }
 }

@@ -1,5 +1,7 @@
 //! The command line as it is typed.
 
+mod message;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -7,6 +9,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
+
+pub(crate) use message::{MessageCommand, SendArgs};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -68,6 +72,9 @@ pub(crate) enum Command {
     #[command(after_help = "Example:
   latch method door-0001 lockDoor --payload '{\"by\": \"ann\"}'")]
     Method(MethodArgs),
+    /// Send cloud-to-device messages, and see what becomes of them
+    #[command(subcommand)]
+    Message(MessageCommand),
     /// Query twins or job results in IoT Hub's query language
     #[command(after_help = "Examples:
   latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
@@ -77,7 +84,7 @@ pub(crate) enum Command {
     /// Schedule jobs over many devices, and follow them
     #[command(subcommand)]
     Job(JobCommand),
-    /// Follow what happens on the embedded hub: telemetry, reported properties, devices coming and going
+    /// Follow what happens on the embedded hub: telemetry, reported properties, messages, devices coming and going
     #[command(after_help = "Examples:
   latch events --follow
   latch events --device door-0001 --kind telemetry,reported --json")]
@@ -339,6 +346,10 @@ pub(crate) enum EventKind {
     Disconnected,
     Created,
     Deleted,
+    /// A cloud-to-device message was queued
+    Queued,
+    /// A cloud-to-device message has left its queue
+    Settled,
 }
 
 #[derive(Debug, Subcommand)]
@@ -356,20 +367,28 @@ pub(crate) enum PluginCommand {
   latch plugin build lock-door-js
   latch plugin build --workspace my-door --out target/plugins")]
     Build(BuildArgs),
-    /// Run a plugin against scripted devices, with no hub and no network
+    /// Run a plugin against scripted devices, on a clock that the script turns, with no hub and no network
     #[command(after_help = "Examples:
   latch plugin test plugins/lock-door/tests --plugin target/plugins/lock-door.wasm
   latch plugin test my-door/tests/hello.toml --plugin target/plugins/my-door.wasm
 
 A scenario is TOML, with JSON in texts; what a step does not mention is not compared:
-  [device]                                  # at first: id, desired, reported, state
+  [device]                                  # at first: id, now, desired, reported, state, timers
   desired = '{\"building\": \"43\"}'
 
   [[step]]
-  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or again = true
+  call = \"lockDoor\"                         # or desired = '{…}', a merge patch; or one of those below
   payload = '{\"by\": \"ann\"}'
   status = 200                              # also answer, answer-text, telemetry, state, retry, fails
-  reported = '{\"door\": {\"locked\": true}}'")]
+  reported = '{\"door\": {\"locked\": true}}'
+  timers = { relock = \"in 5m\" }             # those that wait, all of them
+
+  [[step]]
+  wait = \"5m\"                               # or again = true, until what was put off comes again
+  fired = [\"relock\"]
+
+  [[step]]
+  restart = true                            # the host is killed and starts anew; or \"1h\", for which it is down")]
     Test(TestArgs),
     /// Say what a component is, and whether the host would take it
     Check {
@@ -380,16 +399,18 @@ A scenario is TOML, with JSON in texts; what a step does not mention is not comp
     List,
     /// Replace a plugin of the running host, without a restart and without losing a call
     #[command(
-        after_help = "With --percent or --devices the new version is a canary: those devices run it, the others what they ran. If more \
+        after_help = "With --percent, --devices or --query the new version is a canary: those devices run it, the others what they ran. If more \
 of its calls fail than --max-failures within --window, it is withdrawn by itself. After that it stays a canary until \
 `latch plugin promote` makes it current; a swap without these options, or a new file, ends its trial.
 
+The devices of --query are asked for once, and listed; --percent is a share of them.
 A device runs what its twin pins (desired latch.plugins.NAME), else the operator's pin, else the canary, else the current version.
 
 Examples:
   latch plugin swap lock-door target/plugins/next/lock-door.wasm
   latch plugin swap lock-door target/plugins/next/lock-door.wasm --percent 5
-  latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600"
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --devices 'door-00*' --window 600
+  latch plugin swap lock-door target/plugins/next/lock-door.wasm --query \"tags.site = 'A'\" --percent 20"
     )]
     Swap(SwapArgs),
     /// Make the canary of a plugin its current version, for every device
@@ -408,6 +429,7 @@ Examples:
 
 Examples:
   latch plugin pin lock-door 1.0.0 --devices 'door-00*'
+  latch plugin pin lock-door 1.0.0 --query \"tags.site = 'A'\"
   latch job twin --desired '{\"latch\": {\"plugins\": {\"lock-door\": \"1.0.0\"}}}' --query \"tags.site = 'A'\""
     )]
     Pin {
@@ -416,9 +438,8 @@ Examples:
         /// A semantic version, of which the newest counts, or a hash (its first 12 digits or more)
         #[arg(value_name = "VERSION")]
         wanted: String,
-        /// Only the devices whose id matches: * stands for any text, ? for one character
-        #[arg(long, value_name = "GLOB")]
-        devices: Option<String>,
+        #[command(flatten)]
+        devices: DevicesArgs,
     },
     /// Remove pins
     Unpin {
@@ -427,6 +448,9 @@ Examples:
         /// Only the pin that was made with this pattern [default: all pins of the plugin]
         #[arg(long, value_name = "GLOB")]
         devices: Option<String>,
+        /// Only the pin that was made with this query
+        #[arg(long, value_name = "CONDITION", conflicts_with = "devices")]
+        query: Option<String>,
     },
 }
 
@@ -439,15 +463,25 @@ pub(crate) struct SwapArgs {
     /// Only on so many percent of the devices, as a canary; always the same ones, and a larger share contains a smaller
     #[arg(long, value_name = "P", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) percent: Option<u8>,
-    /// Only on devices whose id matches, as a canary: * stands for any text, ? for one character
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) devices: Option<String>,
+    #[command(flatten)]
+    pub(crate) devices: DevicesArgs,
     /// Seconds for which the canary's calls are watched [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) window: Option<u32>,
     /// Percent of the canary's calls that may fail, of at least 10 [default: 5]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
     pub(crate) max_failures: Option<u8>,
+}
+
+/// The devices of a canary or a pin.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DevicesArgs {
+    /// Only the devices whose id matches: * stands for any text, ? for one character
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) devices: Option<String>,
+    /// Only the devices that meet a condition on twins, or that a whole SELECT gives, as the hub has them now
+    #[arg(long, value_name = "CONDITION", conflicts_with = "devices")]
+    pub(crate) query: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]

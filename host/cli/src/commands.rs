@@ -4,6 +4,7 @@ mod demo;
 mod device;
 mod events;
 mod job;
+mod message;
 mod method;
 mod plugin;
 mod query;
@@ -27,6 +28,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Device(command) => device::run(command, context).await,
         Command::Twin(command) => twin::run(command, context).await,
         Command::Method(args) => method::run(args, context).await,
+        Command::Message(command) => message::run(command, context).await,
         Command::Query(args) => query::run(args, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Events(args) => events::run(args, context).await,

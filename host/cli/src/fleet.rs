@@ -9,7 +9,7 @@ use device_actors::{Limits, Roster, RosterSettings, StateStore};
 use durable_store::Durability;
 use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
-use plugin_runtime::{Catalog, PluginSet, Runtime, RuntimeSettings};
+use plugin_runtime::{CacheSettings, Catalog, PluginSet, Runtime, RuntimeSettings};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -29,6 +29,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(30);
 const CONNECTS_PER_SECOND: u64 = 50;
 /// The folder in the data folder with earlier versions of plugins, and the operator's decisions.
 const VERSIONS: &str = "versions";
+/// The folder in the data folder with compiled plugins, and the file with the key that vouches for them.
+const CACHE: &str = "cache";
+const CACHE_KEY: &str = "cache.key";
 /// How many failed devices an error names.
 const NAMED: usize = 3;
 
@@ -46,7 +49,8 @@ impl Plugins {
             max_resident: args.max_instances,
             ..RuntimeSettings::default()
         };
-        let runtime = tokio::task::spawn_blocking(|| Runtime::new(settings)).await??;
+        let cache = CacheSettings::new(data.path().join(CACHE), data.path().join(CACHE_KEY));
+        let runtime = tokio::task::spawn_blocking(move || Runtime::with_cache(settings, &cache)).await??;
         let catalog = match &args.plugins {
             None => None,
             Some(folder) => {

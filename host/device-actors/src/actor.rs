@@ -43,6 +43,8 @@ pub enum Input {
     Hub(FromHub),
     /// There are other plugins to run, or other rules. The first ones come right after the start.
     Plugins(Arc<Offers>),
+    /// Other bounds hold from now on.
+    Limits(Limits),
     /// The call of the last [`Output::Call`] is over.
     Called(Outcome),
     /// The record `id` is durable, or it could not be written and nothing of it is.
@@ -208,6 +210,7 @@ impl Actor {
         match input {
             Input::Hub(message) => self.on_hub(now, message),
             Input::Plugins(offers) => self.take_offers(now, offers),
+            Input::Limits(limits) => self.limits = limits,
             Input::Called(outcome) => self.called(now, outcome),
             Input::Recorded { id, written } => self.recorded(now, id, written),
             Input::Evict => self.drop_resident(|_, _| true),

@@ -11,6 +11,8 @@ pub(crate) enum Signal {
     Evict,
     /// There may be other plugins.
     Plugins,
+    /// There are other limits.
+    Limits,
     /// Finish, and take nothing more.
     Stop,
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::bell::{Bell, Signal, Signals};
 use crate::failure::{Failure, FailureKind};
+use crate::limits::Limits;
 use crate::lineup::{self, Offers};
 use crate::record::Changes;
 use crate::residency::{Place, Residency};
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) store: StateStore,
     pub(crate) residency: Residency,
     pub(crate) current: CurrentPlugins,
+    /// Of each device.
+    pub(crate) limits: watch::Sender<Limits>,
 }
 
 /// The two ends of a device's connection.
@@ -134,6 +137,8 @@ impl Driver {
     /// Until the actor has stopped, which it does when it is told to or when its connection is dropped.
     pub(crate) async fn run(mut self) {
         self.take_plugins();
+        // As of now: whoever changes them later rings for it.
+        self.take_limits();
         while !self.stopped || !self.outgoing.is_empty() {
             let event = self.next().await;
             self.on(event);
@@ -178,6 +183,7 @@ impl Driver {
             Event::Signal(Signal::Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Signal(Signal::Evict) => self.handle(Input::Evict),
             Event::Signal(Signal::Plugins) => self.take_newer_plugins(),
+            Event::Signal(Signal::Limits) => self.take_limits(),
             Event::Signal(Signal::Stop) => self.handle(Input::Stop),
             Event::Sent { open: true } => {}
             Event::Sent { open: false } => self.hub_is_gone(),
@@ -218,6 +224,11 @@ impl Driver {
         let former = mem::replace(&mut self.versions, self.shared.current.of(&set));
         self.former.extend(former.by_id.iter().map(|(id, version)| (id.clone(), version.clone())));
         self.handle(Input::Plugins(self.versions.offers.clone()));
+    }
+
+    fn take_limits(&mut self) {
+        let limits = *self.shared.limits.borrow();
+        self.handle(Input::Limits(limits));
     }
 
     fn on_called(&mut self, finished: Box<Finished>) {
@@ -333,7 +344,7 @@ impl Driver {
                 }
                 Err(failure) => {
                     version.tally().failed();
-                    (None, Outcome::Failed(described(&failure)))
+                    (None, Outcome::Failed(failure.into()))
                 }
             };
             Box::new(Finished { id, resident, outcome })
@@ -358,38 +369,41 @@ async fn call_instance(
         Some(resident) => resident,
         None => {
             let place = shared.residency.admit(bell).await;
-            Resident { instance: shared.runtime.instantiate(version).await?, place }
+            Resident {
+                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
+                place,
+            }
         }
     };
-    let outcome = match call.work {
-        Work::Method { name, payload } => {
-            let (response, effects) = resident.instance.call_method(call.snapshot, &name, &payload).await?;
-            Outcome::Answered { response, effects }
-        }
-        Work::Activation { previous } => {
-            let (result, effects) = resident.instance.activated(call.snapshot, previous.as_ref()).await?;
-            Outcome::Activated { result, effects }
-        }
-        Work::Timer { name, timer } => {
-            let (verdict, effects) = resident.instance.fired(call.snapshot, &name, &timer).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-        Work::Change { version, patch } => {
-            let (verdict, effects) = resident.instance.changed(call.snapshot, version, &patch).await?;
-            Outcome::Reacted { verdict, effects }
-        }
-    };
+    let outcome = call.run(&mut resident.instance).await?;
     Ok((resident, outcome))
 }
 
-fn described(failure: &CallFailure) -> Failure {
-    let kind = match failure {
-        CallFailure::Trap { .. } => FailureKind::Trap,
-        CallFailure::Timeout { .. } => FailureKind::Timeout,
-        CallFailure::Memory { .. } => FailureKind::Memory,
-        CallFailure::Instantiate { .. } | CallFailure::Missing { .. } | CallFailure::Ended => FailureKind::Start,
-    };
-    Failure { kind, detail: failure.to_string() }
+impl Call {
+    /// Do it on an instance of the version that it is for. After a failure the instance is worth nothing.
+    ///
+    /// # Errors
+    /// If the plugin did not return.
+    pub async fn run(self, instance: &mut Instance) -> Result<Outcome, CallFailure> {
+        Ok(match self.work {
+            Work::Method { name, payload } => {
+                let (response, effects) = instance.call_method(self.snapshot, &name, &payload).await?;
+                Outcome::Answered { response, effects }
+            }
+            Work::Activation { previous } => {
+                let (result, effects) = instance.activated(self.snapshot, previous.as_ref()).await?;
+                Outcome::Activated { result, effects }
+            }
+            Work::Timer { name, timer } => {
+                let (verdict, effects) = instance.fired(self.snapshot, &name, &timer).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+            Work::Change { version, patch } => {
+                let (verdict, effects) = instance.changed(self.snapshot, version, &patch).await?;
+                Outcome::Reacted { verdict, effects }
+            }
+        })
+    }
 }
 
 async fn called(calling: &mut Option<Calling>) -> Box<Finished> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use plugin_runtime::PluginName;
+use plugin_runtime::{CallFailure, PluginName};
 
 /// The cases that a caller treats differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,18 @@ impl FailureKind {
 pub struct Failure {
     pub kind: FailureKind,
     pub detail: String,
+}
+
+impl From<CallFailure> for Failure {
+    fn from(failure: CallFailure) -> Failure {
+        let kind = match failure {
+            CallFailure::Trap { .. } => FailureKind::Trap,
+            CallFailure::Timeout { .. } => FailureKind::Timeout,
+            CallFailure::Memory { .. } => FailureKind::Memory,
+            CallFailure::Instantiate { .. } | CallFailure::Missing { .. } | CallFailure::Ended => FailureKind::Start,
+        };
+        Failure { kind, detail: failure.to_string() }
+    }
 }
 
 /// The last failed call of a device.

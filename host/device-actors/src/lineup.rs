@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use iothub_protocol::id::MethodName;
-use plugin_runtime::{CanaryRule, KnownVersion, PinRule, PluginName, PluginSet, PluginVersion, VersionTag};
+use plugin_runtime::{CanaryRule, KnownVersion, PinRule, Placement, PluginName, PluginSet, PluginVersion, VersionTag};
 
 /// One version of one plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Lineup {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Offers {
     pub generation: u64,
-    /// What most devices run, made once for all of them.
+    /// What devices run on which every plugin is placed and no rule says otherwise, made once for all of them.
     pub current: Arc<Lineup>,
     /// One for each plugin in `current`, in the same order.
     pub plugins: Vec<Offer>,
@@ -54,6 +54,8 @@ pub struct Offers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     pub name: PluginName,
+    /// The devices that run any version of it.
+    pub placement: Placement,
     pub current: Arc<Plugin>,
     /// Everything that is kept, the current one included, the newest first.
     pub versions: Vec<Offered>,
@@ -92,10 +94,34 @@ impl Plugin {
 }
 
 impl Offers {
+    /// One version of one plugin and nothing else, for whoever runs a device without a catalog.
+    pub fn alone(version: &PluginVersion) -> Offers {
+        let plugin = Arc::new(Plugin::of(version));
+        let lineup = Lineup { generation: 1, plugins: vec![plugin.clone()] };
+        let offered = Offered {
+            hash: plugin.hash.clone(),
+            semver: version.semver().map(Arc::from),
+            label: plugin.label.clone(),
+            plugin: Some(plugin.clone()),
+            failed: None,
+        };
+        let offer = Offer {
+            name: plugin.name.clone(),
+            placement: Placement::Everywhere,
+            current: plugin,
+            versions: vec![offered],
+            previous: None,
+            canary: None,
+            pins: Vec::new(),
+        };
+        Offers { generation: 1, current: Arc::new(lineup), plugins: vec![offer] }
+    }
+
     pub(crate) fn of(set: &PluginSet) -> Offers {
         let current: Vec<_> = set.plugins.iter().map(|version| Arc::new(Plugin::of(version))).collect();
         let offers = set.rollouts.iter().zip(&current).map(|(rollout, current)| Offer {
             name: rollout.name.clone(),
+            placement: rollout.placement.clone(),
             current: current.clone(),
             versions: rollout.versions.iter().map(|known| Offered::of(known, current)).collect(),
             previous: rollout.previous.clone(),

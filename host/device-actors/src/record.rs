@@ -91,6 +91,41 @@ pub struct Changes {
     pub telemetry_taken: Vec<u64>,
 }
 
+impl DeviceRecord {
+    /// What a store makes of `changes`, for whoever keeps the record in memory.
+    pub fn apply(&mut self, changes: Changes) {
+        if let Some((desired, version)) = changes.desired {
+            (self.desired, self.desired_version) = (Arc::unwrap_or_clone(desired), version);
+        }
+        if let Some(reported) = changes.reported {
+            self.reported = Arc::unwrap_or_clone(reported);
+        }
+        if let Some(unsent) = changes.unsent {
+            self.unsent = unsent;
+        }
+        if let Some((plugin, state)) = changes.state {
+            set_or_remove(self.state.entry(plugin).or_default(), &state);
+        }
+        if let Some((plugin, timers)) = changes.timers {
+            set_or_remove(self.timers.entry(plugin).or_default(), &timers);
+        }
+        self.versions.extend(changes.version);
+        self.applied.extend(changes.applied);
+        self.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
+        self.telemetry.extend(changes.telemetry_queued);
+    }
+}
+
+/// Take changes by name: a value is set, `None` is gone.
+pub(crate) fn set_or_remove<T: Clone>(kept: &mut BTreeMap<String, T>, changes: &BTreeMap<String, Option<T>>) {
+    for (name, change) in changes {
+        match change {
+            Some(value) => kept.insert(name.clone(), value.clone()),
+            None => kept.remove(name),
+        };
+    }
+}
+
 /// What differs between memory and the store, to be written when there is a chance.
 ///
 /// All of it may be lost in a crash: a confirmed patch or message is then sent again, and the twin is asked for on

@@ -24,7 +24,7 @@ use crate::view::{ActorView, Shown};
 
 #[derive(Debug, Clone)]
 pub struct RosterSettings {
-    /// Of each device.
+    /// Of each device. [`Roster::set_limits`] changes them.
     pub limits: Limits,
     /// Instances at once over all devices, used or not. Each takes about 90 KB and some of the process's memory maps.
     pub max_resident: usize,
@@ -52,6 +52,7 @@ pub struct Roster {
 #[derive(Default)]
 struct Running(Mutex<HashMap<DeviceId, Handle>>);
 
+#[derive(Clone)]
 struct Handle {
     shown: Arc<Shown>,
     bell: Bell,
@@ -71,15 +72,16 @@ impl Roster {
     ) -> Result<Roster, StoreError> {
         let mut records = store.load_all().await?;
         let residency = Residency::new(settings.max_resident);
+        let limits = watch::Sender::new(settings.limits);
         let roster = Roster {
             settings,
-            shared: Arc::new(Shared { runtime, store, residency, current: CurrentPlugins::default() }),
+            shared: Arc::new(Shared { runtime, store, residency, current: CurrentPlugins::default(), limits }),
             plugins: plugins.clone(),
             running: Arc::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         };
-        tokio::spawn(announce(roster.running.clone(), plugins, stop));
+        tokio::spawn(announce(roster.running.clone(), plugins, roster.shared.limits.subscribe(), stop));
         for (device, from_hub, to_hub) in devices {
             let record = records.remove(&device).unwrap_or_default();
             roster.spawn(device, record, HubLink { from_hub, to_hub });
@@ -95,9 +97,8 @@ impl Roster {
         from_hub: mpsc::Receiver<FromHub>,
         to_hub: mpsc::Sender<ToHub>,
     ) -> Result<(), StoreError> {
-        let before = self.running.shown(&device);
-        if let Some(before) = before {
-            before.gone().await;
+        if let Some(before) = self.running.get(&device) {
+            before.shown.gone().await;
         }
         self.running.forget_ended();
         let record = self.shared.store.load(&device).await?;
@@ -105,9 +106,30 @@ impl Roster {
         Ok(())
     }
 
+    /// Stop one device: it takes no more messages, finishes those in hand and in its mailbox, and records everything.
+    /// What takes longer than the drain time is given up, as with [`Roster::shutdown`]. What the device keeps stays for
+    /// when it is added again. Tells whether it finished in time.
+    pub async fn remove(&self, device: &DeviceId) -> bool {
+        let Some(Handle { shown, bell, task }) = self.running.get(device) else { return true };
+        bell.ring(Signal::Stop);
+        let in_time = tokio::time::timeout(self.settings.drain, shown.gone()).await.is_ok();
+        if !in_time {
+            tracing::warn!(%device, "device did not finish in time, its work in hand is given up");
+            task.abort();
+            shown.gone().await;
+        }
+        self.running.forget_ended();
+        in_time
+    }
+
+    /// Bound every device by `limits` from now on, from the next message on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits);
+    }
+
     /// What the device's actor is doing; none if there is no such actor.
     pub fn snapshot(&self, device: &DeviceId) -> Option<ActorView> {
-        self.running.shown(device)?.view()
+        self.running.get(device)?.shown.view()
     }
 
     /// Every device's view, in order of their ids.
@@ -134,7 +156,7 @@ impl Roster {
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
-        let actor = Actor::new(device.clone(), record, self.settings.limits, rand::random(), now());
+        let actor = Actor::new(device.clone(), record, *self.shared.limits.borrow(), rand::random(), now());
         let (bell, signals) = bell();
         let wires = (bell.clone(), signals);
         let driver = Driver::new(device.clone(), actor, link, self.plugins.clone(), wires, self.shared.clone());
@@ -152,8 +174,8 @@ impl Roster {
 }
 
 impl Running {
-    fn shown(&self, device: &DeviceId) -> Option<Arc<Shown>> {
-        self.lock().get(device).map(|handle| handle.shown.clone())
+    fn get(&self, device: &DeviceId) -> Option<Handle> {
+        self.lock().get(device).cloned()
     }
 
     fn views(&self) -> Vec<(DeviceId, ActorView)> {
@@ -179,16 +201,19 @@ impl Running {
     }
 }
 
-/// Tell every device when there are other plugins and when to stop, which is the end of it. One task that rings many
+/// Tell every device when there are other plugins or limits, and when to stop, which is the end of it. One task that rings many
 /// bells: were each device to listen by itself, each of its messages would pay for that.
-async fn announce(running: Arc<Running>, mut plugins: watch::Receiver<Arc<PluginSet>>, stop: CancellationToken) {
-    let mut open = true;
+async fn announce(
+    running: Arc<Running>,
+    mut plugins: watch::Receiver<Arc<PluginSet>>,
+    mut limits: watch::Receiver<Limits>,
+    stop: CancellationToken,
+) {
     loop {
+        // What cannot change any more is not waited for.
         tokio::select! {
-            changed = plugins.changed(), if open => match changed {
-                Ok(()) => ring_all(&running, Signal::Plugins).await,
-                Err(_) => open = false,
-            },
+            Ok(()) = plugins.changed() => ring_all(&running, Signal::Plugins).await,
+            Ok(()) = limits.changed() => ring_all(&running, Signal::Limits).await,
             () = stop.cancelled() => return ring_all(&running, Signal::Stop).await,
         }
     }
@@ -203,3 +228,81 @@ async fn ring_all(running: &Running, signal: Signal) {
 
 /// Devices that are woken together. Others' messages wait behind them, for less than a millisecond.
 const AT_ONCE: usize = 64;
+#[cfg(test)]
+mod tests {
+    use durable_store::Durability;
+    use iothub_protocol::id::{MethodName, RequestId};
+    use iothub_protocol::link::TwinDocument;
+    use plugin_runtime::RuntimeSettings;
+    use serde_json::Map;
+
+    use super::*;
+
+    struct Link {
+        to_actor: mpsc::Sender<FromHub>,
+        from_actor: mpsc::Receiver<ToHub>,
+    }
+
+    impl Link {
+        fn new() -> (Link, mpsc::Receiver<FromHub>, mpsc::Sender<ToHub>) {
+            let ((to_actor, from_hub), (to_hub, from_actor)) = (mpsc::channel(8), mpsc::channel(8));
+            (Link { to_actor, from_actor }, from_hub, to_hub)
+        }
+
+        async fn call(&self, rid: &str) {
+            let (rid, name) = (RequestId::parse(rid).expect("an id"), MethodName::parse("lockDoor").expect("a name"));
+            let method = FromHub::Method { rid, name, payload: "null".to_owned() };
+            self.to_actor.send(method).await.expect("the actor runs");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_removed_answers_what_it_has_and_may_come_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = StateStore::open(&folder.path().join("state.db"), Durability::Process).expect("a store");
+        let settings = RuntimeSettings { max_resident: 1, max_in_flight: 1, ..RuntimeSettings::default() };
+        let runtime = Runtime::new(settings).expect("a runtime");
+        let plugins = watch::Sender::new(Arc::new(PluginSet::default()));
+        let (device, other) = ["a", "b"].map(|id| DeviceId::parse(id).expect("an id")).into();
+        let ((mut link, from_hub, to_hub), (other_link, from_other, to_other)) = (Link::new(), Link::new());
+        let devices = vec![(device.clone(), from_hub, to_hub), (other.clone(), from_other, to_other)];
+        let settings = RosterSettings::default();
+        let roster = Roster::start(settings, runtime, store, plugins.subscribe(), devices, CancellationToken::new());
+        let roster = roster.await.expect("started");
+
+        link.to_actor.send(FromHub::Connected).await.expect("the actor runs");
+        link.call("1").await;
+        while roster.snapshot(&device).expect("it runs").mailbox == 0 {
+            tokio::task::yield_now().await;
+        }
+        let twin = TwinDocument { desired: Map::new(), desired_version: 1, reported: Map::new(), reported_version: 1 };
+        let (in_time, sent) = tokio::join!(roster.remove(&device), link.to_actor.send(FromHub::Twin(twin)));
+        assert!(in_time && sent.is_ok());
+        let answer = link.from_actor.recv().await;
+        assert!(matches!(answer, Some(ToHub::MethodResponse { status: 404, .. })), "no plugin answers it: {answer:?}");
+        assert!(link.from_actor.recv().await.is_none(), "and it lets go of its connection");
+        assert!(roster.snapshot(&device).is_none() && roster.snapshot(&other).is_some());
+        assert!(roster.remove(&device).await, "it is gone already");
+
+        roster.set_limits(Limits { mailbox: 0, ..Limits::default() });
+        let (link, from_hub, to_hub) = Link::new();
+        roster.add(device.clone(), from_hub, to_hub).await.expect("added");
+        for mut link in [link, other_link] {
+            link.to_actor.send(FromHub::Connected).await.expect("the actor runs");
+            let full = async {
+                // The one that ran may take a few before it sees its new limits.
+                for rid in 0.. {
+                    link.call(&rid.to_string()).await;
+                    tokio::task::yield_now().await;
+                    if let Ok(ToHub::MethodResponse { status, .. }) = link.from_actor.try_recv() {
+                        return status;
+                    }
+                }
+                unreachable!("there are enough numbers")
+            };
+            let status = tokio::time::timeout(Duration::from_secs(30), full).await.expect("an answer");
+            assert_eq!(status, 429, "the mailbox takes nothing any more");
+        }
+        assert_eq!(roster.shutdown().await, 0);
+    }
+}

@@ -1,5 +1,6 @@
-//! Which version of each plugin a device runs: its twin's pin, else the operator's pin, else the canary, else the current
-//! version; and what it is to report of that. A version in quarantine runs on none of these grounds. Pure.
+//! Which version a device runs of each plugin that is placed on it: its twin's pin, else the operator's pin, else the
+//! canary, else the current version; and what it is to report of that. A version in quarantine runs on none of these
+//! grounds. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub(crate) struct Selection {
     pub(crate) lineup: Arc<Lineup>,
     /// Kept versions that this device needs loaded.
     pub(crate) wanted: BTreeSet<VersionKey>,
-    /// What the rules say, quarantine aside.
+    /// The [`Plugin::id`] of what the rules say, quarantine aside.
     ruled: BTreeMap<PluginName, Arc<str>>,
     /// By plugin: what the twin is to hold, or `None` for what it holds, while a version is on its way.
     pub(crate) reports: BTreeMap<String, Option<Value>>,
@@ -36,7 +37,7 @@ struct PluginPast {
     /// Hashes of versions that answered well, the last one first.
     good: Vec<Arc<str>>,
     quarantined: Vec<Quarantined>,
-    /// What the rules said last. Quarantine ends when they say something else.
+    /// What the rules said last. Quarantine ends when they say something else, be it the same code on other terms.
     ruled: Option<Arc<str>>,
 }
 
@@ -53,15 +54,24 @@ pub(crate) fn select(device: &DeviceId, offers: &Offers, pins: Option<&Map<Strin
     let mut plugins = Vec::with_capacity(offers.plugins.len());
     for offer in &offers.plugins {
         let pin = pins.and_then(|pins| pins.get(offer.name.as_str()));
+        if !offer.placement.includes(device) {
+            if pin.is_some() {
+                selection.report_absent(
+                    offer.name.as_str(),
+                    format!("the plugin {} is not placed on this device", offer.name),
+                );
+            }
+            continue;
+        }
         plugins.push(selection.choose(device, offer, pin, past.plugins.get(&offer.name)));
     }
     for name in pins.into_iter().flat_map(Map::keys) {
         if !offers.plugins.iter().any(|offer| offer.name.as_str() == name) {
-            let reason = format!("no plugin {name} runs here");
-            selection.reports.insert(name.clone(), Some(json!({"status": UNKNOWN, "reason": reason})));
+            selection.report_absent(name, format!("no plugin {name} runs here"));
         }
     }
-    let is_current = plugins.iter().zip(&offers.current.plugins).all(|(one, other)| Arc::ptr_eq(one, other));
+    let is_current = plugins.len() == offers.current.plugins.len()
+        && plugins.iter().zip(&offers.current.plugins).all(|(one, other)| Arc::ptr_eq(one, other));
     selection.lineup =
         if is_current { offers.current.clone() } else { Arc::new(Lineup { generation: offers.generation, plugins }) };
     selection
@@ -82,6 +92,11 @@ pub(crate) fn place(device: &DeviceId) -> u8 {
 }
 
 impl Selection {
+    /// A plugin that is pinned runs in no version.
+    fn report_absent(&mut self, name: &str, reason: String) {
+        self.reports.insert(name.to_owned(), Some(json!({"status": UNKNOWN, "reason": reason})));
+    }
+
     fn choose(
         &mut self,
         device: &DeviceId,
@@ -94,7 +109,7 @@ impl Selection {
             Some(Pinned::Version(plugin)) => plugin.clone(),
             _ => by_rule(device, offer),
         };
-        self.ruled.insert(offer.name.clone(), ruled.hash.clone());
+        self.ruled.insert(offer.name.clone(), ruled.id.clone());
         let (chosen, quarantined) = match past.and_then(|past| past.quarantine_of(&ruled.hash)) {
             Some(quarantined) => (self.fallback(offer, &ruled, past), Some(quarantined)),
             None => (ruled, None),
@@ -158,12 +173,12 @@ enum Pinned {
 
 fn by_rule(device: &DeviceId, offer: &Offer) -> Arc<Plugin> {
     let loaded = |hash: &str| offer.find(hash).and_then(|version| version.plugin.clone());
-    let pin = offer.pins.iter().find(|pin| pin.devices.matches(device));
+    let pin = offer.pins.iter().find(|pin| pin.devices.includes(device));
     if let Some(plugin) = pin.and_then(|pin| loaded(&pin.hash)) {
         return plugin;
     }
     let canary = offer.canary.as_ref();
-    let canary = canary.filter(|canary| canary.devices.matches(device) && place(device) < canary.percent);
+    let canary = canary.filter(|canary| canary.devices.includes(device) && place(device) < canary.percent);
     canary.and_then(|canary| loaded(&canary.hash)).unwrap_or_else(|| offer.current.clone())
 }
 

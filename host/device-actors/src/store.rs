@@ -394,6 +394,8 @@ mod tests {
             telemetry_queued: vec![queued(9), queued(10)],
             ..Changes::default()
         };
+        let mut applied_in_memory = DeviceRecord::default();
+        applied_in_memory.apply(first.clone());
         write_now(&store, "door-1", first).expect("written");
         let second = Changes {
             reported: Some(Arc::new(object(json!({"x": 1})))),
@@ -403,6 +405,7 @@ mod tests {
             telemetry_taken: vec![9],
             ..Changes::default()
         };
+        applied_in_memory.apply(second.clone());
         write_now(&store, "door-1", second).expect("written");
         write_now(&store, "door-2", Changes { telemetry_queued: vec![queued(1)], ..Changes::default() })
             .expect("written");
@@ -421,6 +424,7 @@ mod tests {
             telemetry: vec![queued(10)],
         };
         assert_eq!(store.load(&device("door-1")).await.expect("loads"), expected);
+        assert_eq!(applied_in_memory, expected);
         assert_eq!(store.load(&device("door-3")).await.expect("loads"), DeviceRecord::default());
         let all = store.load_all().await.expect("loads");
         assert_eq!((all.len(), &all[&device("door-1")]), (2, &expected));

@@ -21,8 +21,8 @@ const INPUT_QUEUE: usize = 1024;
 const BATCH: usize = 256;
 /// Batches being written. When there are more, the disk is slower than the devices, and inputs wait.
 const MAX_WRITES: usize = 8;
-/// Messages waiting for one device's socket: its calls in flight and as many notices. A device that reads slower is
-/// cut.
+/// Messages waiting for one device's socket: its calls in flight, as many notices, and a whole queue of cloud-to-device
+/// messages. A device that reads slower is cut.
 const LINK_QUEUE: usize = 256;
 /// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
@@ -304,6 +304,7 @@ mod tests {
     use iothub_protocol::identity::IdentityRequest;
 
     use super::*;
+    use crate::feedback::FeedbackQueue;
     use crate::policy::random_key;
 
     #[tokio::test]
@@ -312,7 +313,7 @@ mod tests {
         // Without the hub's tables no write of it can succeed.
         let store = Store::open(&folder.path().join("hub.db"), &[], Durability::Process).expect("a store");
         let cancel = CancellationToken::new();
-        let (hub, task) = spawn(Hub::new(vec![], vec![]), store.clone(), cancel.clone());
+        let (hub, task) = spawn(Hub::new(vec![], vec![], FeedbackQueue::default()), store.clone(), cancel.clone());
         let id = DeviceId::parse("a").expect("an id");
         let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
         let put = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };

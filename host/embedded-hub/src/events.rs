@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use iothub_protocol::feedback::{FeedbackRecord, MessageEnd};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::time;
 use serde_json::{Map, Value, json};
@@ -48,6 +49,19 @@ pub enum EventKind {
     Disconnected,
     Created,
     Deleted,
+    /// A cloud-to-device message was queued.
+    Queued {
+        message_id: Option<String>,
+        sequence: u64,
+    },
+    /// A cloud-to-device message has left its queue.
+    Settled {
+        message_id: Option<String>,
+        sequence: u64,
+        ended: MessageEnd,
+        /// The feedback that its sender asked for, with its number.
+        feedback: Option<(u64, FeedbackRecord)>,
+    },
 }
 
 impl HubEvent {
@@ -81,6 +95,21 @@ impl HubEvent {
         HubEvent { device, time, kind: EventKind::Deleted }
     }
 
+    pub(crate) fn queued(device: DeviceId, time: DateTime<Utc>, message_id: Option<String>, sequence: u64) -> HubEvent {
+        HubEvent { device, time, kind: EventKind::Queued { message_id, sequence } }
+    }
+
+    pub(crate) fn settled(
+        device: DeviceId,
+        time: DateTime<Utc>,
+        message_id: Option<String>,
+        sequence: u64,
+        ended: MessageEnd,
+        feedback: Option<(u64, FeedbackRecord)>,
+    ) -> HubEvent {
+        HubEvent { device, time, kind: EventKind::Settled { message_id, sequence, ended, feedback } }
+    }
+
     /// The kind's name, as filters and JSON have it.
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
@@ -90,6 +119,8 @@ impl HubEvent {
             EventKind::Disconnected => "disconnected",
             EventKind::Created => "created",
             EventKind::Deleted => "deleted",
+            EventKind::Queued { .. } => "queued",
+            EventKind::Settled { .. } => "settled",
         }
     }
 
@@ -105,17 +136,23 @@ impl HubEvent {
             EventKind::Telemetry { properties, body } => {
                 let properties: Map<_, _> = properties.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
                 line.insert("properties".into(), Value::Object(properties));
-                match (serde_json::from_slice::<Value>(body), std::str::from_utf8(body)) {
-                    (Ok(document), _) => line.insert("body".into(), document),
-                    (Err(_), Ok(text)) => line.insert("body".into(), json!(text)),
-                    (Err(_), Err(_)) => line.insert("bodyBase64".into(), json!(BASE64.encode(body))),
-                };
+                let (name, body) = body_member(body);
+                line.insert(name.into(), body);
             }
             EventKind::Reported { version, patch } => {
                 line.insert("version".into(), json!(version));
                 line.insert("patch".into(), json!(patch));
             }
             EventKind::Connected | EventKind::Disconnected | EventKind::Created | EventKind::Deleted => {}
+            EventKind::Queued { message_id, sequence } => {
+                line.insert("messageId".into(), json!(message_id));
+                line.insert("messageSequence".into(), json!(sequence));
+            }
+            EventKind::Settled { message_id, sequence, ended, .. } => {
+                line.insert("messageId".into(), json!(message_id));
+                line.insert("messageSequence".into(), json!(sequence));
+                line.insert("statusCode".into(), json!(ended.name()));
+            }
         }
         Value::Object(line)
     }
@@ -129,6 +166,15 @@ impl HubEvent {
                 EventKind::Reported { patch, .. } => members_size(patch),
                 _ => 0,
             }
+    }
+}
+
+/// A message's body under the name that says how it is shown: JSON as JSON, other text as text, bytes in base64.
+pub(crate) fn body_member(body: &[u8]) -> (&'static str, Value) {
+    match (serde_json::from_slice::<Value>(body), std::str::from_utf8(body)) {
+        (Ok(document), _) => ("body", document),
+        (Err(_), Ok(text)) => ("body", json!(text)),
+        (Err(_), Err(_)) => ("bodyBase64", json!(BASE64.encode(body))),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod calls;
 mod links;
+mod messages;
 mod registry;
 #[cfg(test)]
 mod tests;
@@ -14,13 +15,15 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::feedback::FeedbackRecord;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::{Identity, IdentityRequest};
+use iothub_protocol::link::CloudMessage;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{FromDevice, Subscription};
@@ -28,9 +31,14 @@ use iothub_protocol::twin::{Twin, TwinFacts, TwinPatch};
 use serde_json::Value;
 
 use crate::events::HubEvent;
+use crate::feedback::FeedbackQueue;
 use crate::policy::Policy;
+use crate::queue::{Disposition, Queue, Queued};
 use calls::Calls;
 use links::Link;
+use messages::Waiters;
+
+pub(crate) use messages::numbered;
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +73,10 @@ pub enum LinkInput {
     Published {
         message: FromDevice,
         payload: Bytes,
+    },
+    /// PUBACK of a cloud-to-device message.
+    Acknowledged {
+        packet_id: u16,
     },
     /// The connection has ended; `graceful` if the device said so, which silences its will.
     Closed {
@@ -114,12 +126,19 @@ pub enum LinkOutput {
         topic: String,
         payload: Bytes,
     },
+    /// QoS 1: a cloud-to-device message, until it is acknowledged.
+    Message {
+        packet_id: u16,
+        is_repeated: bool,
+        topic: String,
+        payload: Bytes,
+    },
     Close {
         reason: &'static str,
     },
 }
 
-/// What a back end asks.
+/// What a back end asks, or a device over HTTPS.
 #[derive(Debug)]
 pub enum Operation {
     PutDevice {
@@ -161,15 +180,60 @@ pub enum Operation {
     /// The twins of those of these devices that exist.
     Twins(Vec<DeviceId>),
     Counts,
+    /// Queue a cloud-to-device message; answered when it is stored, or with `wait` when it has ended.
+    SendMessage {
+        id: DeviceId,
+        message: Box<CloudMessage>,
+        wait: bool,
+    },
+    /// A device's queue, as an array.
+    ListMessages(DeviceId),
+    PurgeMessages(DeviceId),
+    /// A device takes its next message, locked for so long under `token`.
+    ReceiveMessage {
+        id: DeviceId,
+        password: Password,
+        token: u128,
+        lock: Duration,
+    },
+    /// A device deals with a message that it has taken.
+    SettleMessage {
+        id: DeviceId,
+        password: Password,
+        token: u128,
+        disposition: Disposition,
+    },
+    /// All feedback that waits, as an array; it goes on waiting.
+    ListFeedback,
+    /// Take a batch of feedback, locked under `token`.
+    ReceiveFeedback {
+        token: u128,
+    },
+    /// Deal with a batch of feedback; rejecting it is completing it.
+    SettleFeedback {
+        token: u128,
+        disposition: Disposition,
+    },
 }
 
-/// What a back end gets.
+/// The SAS token of a request; never shown.
+pub struct Password(pub String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password")
+    }
+}
+
+/// What whoever asked gets.
 #[derive(Clone, PartialEq)]
 pub enum Answer {
     Document(Value),
     Documents(Vec<(DeviceId, Value)>),
     Method(MethodResponse),
     Counts(Counts),
+    /// A message that a device has taken.
+    Message(Box<Queued>),
     Done,
 }
 
@@ -181,6 +245,7 @@ impl fmt::Debug for Answer {
             Answer::Documents(_) => "Documents",
             Answer::Method(_) => "Method",
             Answer::Counts(_) => "Counts",
+            Answer::Message(_) => "Message",
             Answer::Done => "Done",
         })
     }
@@ -207,9 +272,17 @@ pub enum Output<R> {
 pub enum Change {
     Identity(Identity),
     Twin(DeviceId, Box<Twin>),
-    Subscriptions(DeviceId, BTreeSet<Subscription>),
+    Subscriptions(DeviceId, Subscriptions),
+    Message(DeviceId, Box<Queued>),
+    /// The message of this number has left its queue.
+    MessageGone(DeviceId, u64),
+    Feedback(u64, FeedbackRecord),
+    FeedbackGone(u64),
     Deleted(DeviceId),
 }
+
+/// What a device has subscribed to, and how it is sent that.
+pub type Subscriptions = BTreeMap<Subscription, Granted>;
 
 /// A device as the hub keeps it.
 #[derive(Debug)]
@@ -217,7 +290,9 @@ pub struct Device {
     pub identity: Identity,
     pub twin: Twin,
     /// Outlives the connection, and the hub, unless the session is a clean one.
-    pub subscriptions: BTreeSet<Subscription>,
+    pub subscriptions: Subscriptions,
+    /// Cloud-to-device messages. Outlive everything but the device.
+    pub queue: Queue,
     /// The device asked for a clean session: its subscriptions end with the connection and are not stored.
     is_clean: bool,
     link: Option<LinkId>,
@@ -225,8 +300,8 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn new(identity: Identity, twin: Twin, subscriptions: BTreeSet<Subscription>) -> Device {
-        Device { identity, twin, subscriptions, is_clean: false, link: None, last_activity: None }
+    pub fn new(identity: Identity, twin: Twin, subscriptions: Subscriptions, queue: Queue) -> Device {
+        Device { identity, twin, subscriptions, queue, is_clean: false, link: None, last_activity: None }
     }
 
     fn facts(&self) -> TwinFacts {
@@ -238,6 +313,7 @@ impl Device {
             status_updated: self.identity.status_updated,
             connected: self.link.is_some(),
             last_activity: self.last_activity,
+            message_count: self.queue.len(),
         }
     }
 
@@ -246,12 +322,12 @@ impl Device {
     }
 
     fn identity_json(&self) -> Value {
-        self.identity.to_json(self.link.is_some(), self.last_activity)
+        self.identity.to_json(self.link.is_some(), self.last_activity, self.queue.len())
     }
 
     /// The link, if the device would hear a message of this kind.
     fn listening(&self, subscription: Subscription) -> Option<LinkId> {
-        self.link.filter(|_| self.subscriptions.contains(&subscription))
+        self.link.filter(|_| self.subscriptions.contains_key(&subscription))
     }
 }
 
@@ -263,6 +339,8 @@ struct Unwritten {
     identity: bool,
     twin: bool,
     subscriptions: bool,
+    /// The numbers of messages that came, changed or went.
+    messages: BTreeSet<u64>,
 }
 
 /// The machine.
@@ -273,7 +351,14 @@ pub struct Hub<R> {
     /// Token expiries of connected links, soonest first.
     expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
     calls: Calls<R>,
+    waiters: Waiters<R>,
+    /// What all queues hold, in bytes.
+    queued_bytes: usize,
+    schedule: messages::Schedule,
+    feedback: FeedbackQueue,
     unwritten: BTreeMap<DeviceId, Unwritten>,
+    /// The numbers of feedback records that came or went.
+    unwritten_feedback: BTreeSet<u64>,
     immediate: VecDeque<Output<R>>,
     gated: VecDeque<Output<R>>,
 }
@@ -289,18 +374,25 @@ pub struct Outcome<R> {
 }
 
 impl<R> Hub<R> {
-    pub fn new(policies: Vec<Policy>, devices: Vec<Device>) -> Hub<R> {
+    pub fn new(policies: Vec<Policy>, devices: Vec<Device>, feedback: FeedbackQueue) -> Hub<R> {
         let devices = devices.into_iter().map(|device| (device.identity.device_id.clone(), device)).collect();
-        Hub {
+        let mut hub = Hub {
             policies,
             devices,
             links: HashMap::new(),
             expiries: BTreeSet::new(),
             calls: Calls::default(),
+            waiters: Waiters::default(),
+            queued_bytes: 0,
+            schedule: messages::Schedule::default(),
+            feedback,
             unwritten: BTreeMap::new(),
+            unwritten_feedback: BTreeSet::new(),
             immediate: VecDeque::new(),
             gated: VecDeque::new(),
-        }
+        };
+        hub.take_up_queues();
+        hub
     }
 
     pub fn handle(&mut self, now: Now, input: Input<R>) {
@@ -310,22 +402,23 @@ impl<R> Hub<R> {
         }
     }
 
-    /// Cut links whose token has expired, and end calls whose time is up.
+    /// Cut links whose token has expired, end calls whose time is up, and see to queues.
     pub fn handle_deadline(&mut self, now: Now) {
         while let Some((expiry, link)) = self.expiries.first().copied().filter(|(expiry, _)| *expiry <= now.wall) {
             self.expiries.remove(&(expiry, link));
             self.cut(now, link, "the token has expired: renew it and reconnect");
         }
         self.end_overdue_calls(now);
+        self.attend_due_queues(now);
+        self.expire_feedback(now);
     }
 
     /// When [`Hub::handle_deadline`] is next due.
     pub fn deadline(&self, now: Now) -> Option<Instant> {
-        let expiry = self.expiries.first().map(|(expiry, _)| {
-            let left = (*expiry - now.wall).to_std().unwrap_or_default();
-            now.steady + left
-        });
-        expiry.into_iter().chain(self.calls.deadline()).min()
+        let expiry = self.expiries.first().map(|(expiry, _)| *expiry);
+        let by_wall = [expiry, self.schedule.next_by_wall(), self.feedback.next_expiry()].into_iter().flatten().min();
+        let by_wall = by_wall.map(|due| now.steady + (due - now.wall).to_std().unwrap_or_default());
+        [by_wall, self.schedule.next_by_steady(), self.calls.deadline()].into_iter().flatten().min()
     }
 
     /// What the inputs handled since the last call led to.
@@ -351,10 +444,19 @@ impl<R> Hub<R> {
                 changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
             }
             if unwritten.subscriptions {
-                let kept = if device.is_clean { BTreeSet::new() } else { device.subscriptions.clone() };
-                changes.push(Change::Subscriptions(id, kept));
+                let kept = if device.is_clean { Subscriptions::new() } else { device.subscriptions.clone() };
+                changes.push(Change::Subscriptions(id.clone(), kept));
             }
+            changes.extend(unwritten.messages.into_iter().map(|sequence| match device.queue.get(sequence) {
+                Some(queued) => Change::Message(id.clone(), Box::new(queued.clone())),
+                None => Change::MessageGone(id.clone(), sequence),
+            }));
         }
+        let feedback = std::mem::take(&mut self.unwritten_feedback);
+        changes.extend(feedback.into_iter().map(|sequence| match self.feedback.get(sequence) {
+            Some(record) => Change::Feedback(sequence, record.clone()),
+            None => Change::FeedbackGone(sequence),
+        }));
         changes
     }
 
@@ -366,6 +468,7 @@ impl<R> Hub<R> {
     fn handle_request(&mut self, now: Now, reply: R, operation: Operation) {
         let answer = match operation {
             Operation::CallMethod { id, method } => return self.call_method(now, reply, &id, method),
+            Operation::SendMessage { id, message, wait } => return self.send_message(now, reply, &id, *message, wait),
             Operation::PutDevice { id, request, if_match, keys } => {
                 self.put_device(now, &id, request, if_match.as_deref(), keys)
             }
@@ -388,6 +491,17 @@ impl<R> Hub<R> {
                 Ok(Answer::Documents(found.collect()))
             }
             Operation::Counts => Ok(Answer::Counts(self.counts())),
+            Operation::ListMessages(id) => self.device(&id).map(messages::list),
+            Operation::PurgeMessages(id) => self.purge_messages(now, &id),
+            Operation::ReceiveMessage { id, password, token, lock } => {
+                self.receive_message(now, &id, &password.0, token, lock)
+            }
+            Operation::SettleMessage { id, password, token, disposition } => {
+                self.settle_message(now, &id, &password.0, token, disposition)
+            }
+            Operation::ListFeedback => Ok(self.list_feedback()),
+            Operation::ReceiveFeedback { token } => Ok(self.receive_feedback(now, token)),
+            Operation::SettleFeedback { token, disposition } => self.settle_feedback(now, token, disposition),
         };
         self.gated.push_back(Output::Reply(reply, answer));
     }

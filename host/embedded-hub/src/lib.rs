@@ -10,10 +10,12 @@
 mod accept;
 mod driver;
 pub mod events;
+pub mod feedback;
 mod fleet;
 pub mod hub;
 mod mqtt;
 mod policy;
+pub mod queue;
 mod rest;
 mod server;
 pub mod session;

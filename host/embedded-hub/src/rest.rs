@@ -6,9 +6,11 @@
 mod auth;
 mod bulk;
 mod devices;
-pub(crate) mod events;
+mod events;
 mod extract;
 mod jobs;
+mod messages;
+pub(crate) mod operator;
 mod query;
 mod reply;
 mod serve;
@@ -21,7 +23,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use iothub_protocol::error::{ErrorCode, HubError};
 use job_engine::JobEngine;
 
@@ -48,6 +50,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/devices/", get(devices::list).post(bulk::run))
         .route("/devices/query", post(query::run))
         .route("/devices/{id}", put(devices::put).get(devices::get).delete(devices::delete))
+        .route("/devices/{id}/commands", delete(messages::purge))
         .route("/statistics/devices", get(devices::statistics))
         .route("/statistics/service", get(devices::service_statistics))
         .route("/twins/{id}", get(twins::get).patch(twins::patch).put(twins::replace))
@@ -55,10 +58,25 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
+        // Azure does not heed the letters' case in these, and neither do those who write them.
+        .merge(message_routes("deviceBound", "serviceBound"))
+        .merge(message_routes("devicebound", "servicebound"))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(with_whole_body))
         .with_state(state)
+}
+
+fn message_routes(device_bound: &str, service_bound: &str) -> Router<RestState> {
+    let queue = format!("/devices/{{id}}/messages/{device_bound}");
+    let feedback = format!("/messages/{service_bound}/feedback");
+    Router::new()
+        .route(&queue, get(messages::receive))
+        .route(&format!("{queue}/{{lock}}"), delete(messages::complete_or_reject))
+        .route(&format!("{queue}/{{lock}}/abandon"), post(messages::abandon))
+        .route(&feedback, get(messages::receive_feedback))
+        .route(&format!("{feedback}/{{lock}}"), delete(messages::complete_feedback))
+        .route(&format!("{feedback}/{{lock}}/abandon"), post(messages::abandon_feedback))
 }
 
 /// Take the body before anything is decided. A refusal that leaves while the body is still coming closes the connection

@@ -77,9 +77,10 @@ impl EmbeddedHub {
         let hub_store = blocking(move || store::open(&hub_path)).await?;
         let policies: Arc<[Policy]> = hub_store.write(store::load_policies).await?.into();
         let devices = hub_store.read(store::load_devices).await?;
+        let feedback = hub_store.read(store::load_feedback).await?;
 
         let hub_cancel = CancellationToken::new();
-        let hub = Hub::new(policies.to_vec(), devices);
+        let hub = Hub::new(policies.to_vec(), devices, feedback);
         let (handle, driver) = driver::spawn(hub, hub_store.clone(), hub_cancel.clone());
 
         let jobs_path = settings.data.join("jobs.db");
@@ -109,9 +110,9 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// `GET /events` for the operator's socket.
-    pub fn events_router(&self) -> Router {
-        rest::events::router(self.handle.events().clone())
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, and feedback on them.
+    pub fn operator_router(&self) -> Router {
+        rest::operator::router(self.handle.clone())
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are

@@ -105,6 +105,12 @@ impl Session {
             (LinkOutput::Publish { topic, payload }, State::Up(_)) => {
                 vec![Action::Send(Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload)))]
             }
+            (LinkOutput::Message { packet_id, is_repeated, topic, payload }, State::Up(_)) => {
+                let mut publish = Publish::from_bytes(topic, QoS::AtLeastOnce, payload);
+                publish.pkid = packet_id;
+                publish.dup = is_repeated;
+                vec![Action::Send(Packet::Publish(publish))]
+            }
         }
     }
 
@@ -148,8 +154,9 @@ impl Session {
             Packet::Subscribe(subscribe) => self.subscribe(device, &subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(device, &unsubscribe),
             Packet::PingReq => vec![Action::Send(Packet::PingResp)],
-            // We send nothing with QoS 1, so an acknowledgement means nothing; it does no harm either.
-            Packet::PubAck(_) | Packet::PubRec(_) | Packet::PubRel(_) | Packet::PubComp(_) => vec![],
+            Packet::PubAck(ack) => vec![Action::ToHub(LinkInput::Acknowledged { packet_id: ack.pkid })],
+            // We send nothing with QoS 2, so these mean nothing; they do no harm either.
+            Packet::PubRec(_) | Packet::PubRel(_) | Packet::PubComp(_) => vec![],
             Packet::Disconnect => vec![self.close(true, "the client disconnected")],
             _ => vec![self.close(false, "the packet is not one that a client sends")],
         }
@@ -180,7 +187,7 @@ impl Session {
         }
         // There are fewer filters than the five subscriptions that a device may have.
         let filters = subscribe.filters.iter().map(|filter| {
-            // QoS 2 is granted as 1; whatever was granted, the hub's own messages go as QoS 0.
+            // QoS 2 is granted as 1. Only cloud-to-device messages heed it, the hub's own go as QoS 0.
             let granted = if filter.qos == QoS::AtMostOnce { Granted::AtMostOnce } else { Granted::AtLeastOnce };
             Some((Subscription::parse(device, &filter.path)?, granted))
         });
@@ -300,6 +307,21 @@ mod tests {
             ),
             "{actions:?}"
         );
+    }
+
+    #[test]
+    fn a_message_goes_with_qos_1_and_its_acknowledgement_reaches_the_hub() {
+        let now = Instant::now();
+        let mut session = up(now);
+        for is_repeated in [false, true] {
+            let (topic, payload) = ("devices/d1/messages/devicebound/".to_owned(), Bytes::from_static(b"x"));
+            let output = LinkOutput::Message { packet_id: 9, is_repeated, topic, payload };
+            let actions = session.handle_output(output);
+            let [Action::Send(Packet::Publish(publish))] = actions.as_slice() else { panic!("{actions:?}") };
+            assert_eq!((publish.qos, publish.pkid, publish.dup), (QoS::AtLeastOnce, 9, is_repeated));
+        }
+        let actions = session.handle_packet(now, Packet::PubAck(PubAck::new(9)));
+        assert!(matches!(actions[..], [Action::ToHub(LinkInput::Acknowledged { packet_id: 9 })]), "{actions:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! `hub.db`: policies, devices, twins and subscriptions.
+//! `hub.db`: policies, devices, twins, subscriptions, cloud-to-device messages and feedback on them.
 
-use std::collections::BTreeSet;
+mod messages;
+
 use std::path::Path;
 
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params, types::Type};
@@ -11,10 +12,13 @@ use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::Subscription;
 use iothub_protocol::twin::Twin;
 
-use crate::hub::{Change, Device};
+use crate::hub::{Change, Device, Granted, Subscriptions};
 use crate::policy::{DEFAULT_POLICIES, Policy, random_key};
 
-const MIGRATIONS: &[&str] = &["
+pub(crate) use messages::load_feedback;
+
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE policies (name TEXT PRIMARY KEY, primary_key TEXT NOT NULL, secondary_key TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE devices (
         id TEXT PRIMARY KEY,
@@ -28,7 +32,38 @@ const MIGRATIONS: &[&str] = &["
     ) WITHOUT ROWID;
     CREATE TABLE twins (id TEXT PRIMARY KEY, document TEXT NOT NULL);
     CREATE TABLE subscriptions (id TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (id, name)) WITHOUT ROWID;
-"];
+",
+    // A subscription from before is taken for what the SDKs ask for.
+    "
+    ALTER TABLE subscriptions ADD COLUMN at_least_once INTEGER NOT NULL DEFAULT 1;
+    CREATE TABLE messages (
+        device TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        packet_id INTEGER NOT NULL,
+        enqueued TEXT NOT NULL,
+        expiry TEXT NOT NULL,
+        delivery_count INTEGER NOT NULL,
+        message_id TEXT,
+        correlation_id TEXT,
+        user_id TEXT,
+        asked_expiry TEXT,
+        content_type TEXT,
+        content_encoding TEXT,
+        feedback TEXT NOT NULL,
+        properties TEXT NOT NULL,
+        body BLOB NOT NULL,
+        PRIMARY KEY (device, sequence)
+    );
+    CREATE TABLE feedback (
+        sequence INTEGER PRIMARY KEY,
+        device TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        message_id TEXT,
+        time TEXT NOT NULL,
+        ended TEXT NOT NULL
+    );
+",
+];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
     // Registry and desired properties are promised to survive a loss of power.
@@ -60,7 +95,8 @@ pub(crate) fn load_policies(tx: &Transaction<'_>) -> sql::Result<Vec<Policy>> {
 }
 
 pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Device>> {
-    let mut subscriptions = connection.prepare("SELECT name FROM subscriptions WHERE id = ?1")?;
+    let mut subscriptions = connection.prepare("SELECT name, at_least_once FROM subscriptions WHERE id = ?1")?;
+    let mut queues = messages::load_queues(connection)?;
     let mut devices = connection.prepare(
         "SELECT d.id, generation, revision, enabled, status_reason, status_updated, primary_key, secondary_key, document
          FROM devices d JOIN twins t ON t.id = d.id",
@@ -81,10 +117,13 @@ pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Devi
     })?;
     rows.map(|row| {
         let (identity, twin) = row?;
-        let names = subscriptions.query_map([identity.device_id.as_str()], |row| row.get::<_, String>(0))?;
-        let names = names.collect::<sql::Result<Vec<_>>>()?;
-        let subscriptions = names.iter().filter_map(|name| subscription(name)).collect();
-        Ok(Device::new(identity, twin, subscriptions))
+        let rows = subscriptions
+            .query_map([identity.device_id.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
+        let rows = rows.collect::<sql::Result<Vec<_>>>()?;
+        let granted = |at_least_once| if at_least_once { Granted::AtLeastOnce } else { Granted::AtMostOnce };
+        let kept = rows.iter().filter_map(|(name, quality)| Some((subscription(name)?, granted(*quality))));
+        let (kept, queue) = (kept.collect(), queues.remove(&identity.device_id).unwrap_or_default());
+        Ok(Device::new(identity, twin, kept, queue))
     })
     .collect()
 }
@@ -99,9 +138,14 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
             Ok(())
         }
         Change::Subscriptions(id, subscriptions) => put_subscriptions(tx, id, subscriptions),
+        Change::Message(id, queued) => messages::put(tx, id, queued),
+        Change::MessageGone(id, sequence) => messages::remove(tx, id, *sequence),
+        Change::Feedback(sequence, record) => messages::put_feedback(tx, *sequence, record),
+        Change::FeedbackGone(sequence) => messages::remove_feedback(tx, *sequence),
         Change::Deleted(id) => {
-            for table in ["devices", "twins", "subscriptions"] {
-                tx.execute(&format!("DELETE FROM {table} WHERE id = ?1"), [id.as_str()])?;
+            for (table, column) in [("devices", "id"), ("twins", "id"), ("subscriptions", "id"), ("messages", "device")]
+            {
+                tx.execute(&format!("DELETE FROM {table} WHERE {column} = ?1"), [id.as_str()])?;
             }
             Ok(())
         }
@@ -109,7 +153,6 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
 }
 
 fn put_identity(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
-    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     tx.prepare_cached("INSERT OR REPLACE INTO devices VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
         identity.device_id.as_str(),
         number(identity.generation_id),
@@ -123,11 +166,12 @@ fn put_identity(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
     Ok(())
 }
 
-fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &BTreeSet<Subscription>) -> sql::Result<()> {
+fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &Subscriptions) -> sql::Result<()> {
     tx.prepare_cached("DELETE FROM subscriptions WHERE id = ?1")?.execute([id.as_str()])?;
-    let mut insert = tx.prepare_cached("INSERT INTO subscriptions VALUES (?1, ?2)")?;
-    for subscription in subscriptions {
-        insert.execute([id.as_str(), subscription_name(*subscription)])?;
+    let mut insert = tx.prepare_cached("INSERT INTO subscriptions VALUES (?1, ?2, ?3)")?;
+    for (subscription, granted) in subscriptions {
+        let is_at_least_once = *granted == Granted::AtLeastOnce;
+        insert.execute(params![id.as_str(), subscription_name(*subscription), is_at_least_once])?;
     }
     Ok(())
 }
@@ -143,6 +187,11 @@ fn subscription_name(subscription: Subscription) -> &'static str {
 
 fn subscription(name: &str) -> Option<Subscription> {
     Subscription::ALL.into_iter().find(|subscription| subscription_name(*subscription) == name)
+}
+
+/// SQLite has no unsigned numbers; none of ours comes near the end of the signed ones.
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 fn key(row: &Row<'_>, column: usize) -> sql::Result<SharedKey> {

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use chrono::Utc;
+use embedded_hub::hub::{Answer, Operation};
 use embedded_hub::{EmbeddedHub, HubSettings, tls};
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::link::{CloudMessage, Feedback};
 use iothub_protocol::sas::SharedKey;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, Publish, Subscribe};
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish, Subscribe};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -89,9 +91,45 @@ impl Fixture {
         Device { stream: self.tls(self.mqtt, versions).await, incoming: BytesMut::new() }
     }
 
+    /// Queue a message for `d1`, with feedback whatever becomes of it.
+    async fn send(&self, message_id: &str) {
+        let message = CloudMessage {
+            message_id: Some(message_id.to_owned()),
+            feedback: Feedback::Full,
+            properties: vec![("colour".into(), "dark red".into())],
+            body: b"hello".to_vec(),
+            ..CloudMessage::default()
+        };
+        let operation = Operation::SendMessage { id: id("d1"), message: Box::new(message), wait: false };
+        let queued = self.hub.handle.request(operation).await.expect("queued");
+        assert!(matches!(queued, Answer::Document(_)), "{queued:?}");
+    }
+
+    /// All feedback that waits: which message, and how it ended.
+    async fn feedback(&self) -> Vec<(String, String)> {
+        let Ok(Answer::Document(records)) = self.hub.handle.request(Operation::ListFeedback).await else {
+            return vec![];
+        };
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let records = records.as_array().expect("an array").iter();
+        records.map(|record| (text(&record["originalMessageId"]), text(&record["statusCode"]))).collect()
+    }
+
     async fn key(&self, id: &str) -> SharedKey {
         self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device")
     }
+}
+
+fn id(text: &str) -> DeviceId {
+    DeviceId::parse(text).expect("an id")
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+fn ended(message_id: &str, status: &str) -> (String, String) {
+    (message_id.to_owned(), status.to_owned())
 }
 
 struct Device {
@@ -118,6 +156,14 @@ impl Device {
             if tokio::time::timeout(PATIENCE, read).await.expect("in time").unwrap_or(0) == 0 {
                 return None;
             }
+        }
+    }
+
+    /// The next packet, which is a cloud-to-device message.
+    async fn next_message(&mut self) -> Publish {
+        match self.next().await {
+            Some(Packet::Publish(publish)) if publish.topic.contains("/messages/devicebound/") => publish,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -250,6 +296,12 @@ async fn every_refusal_is_json_with_its_code() {
         ("GET /jobs/v2/query?jobStatus=odd", &[], "", 400, "argumentinvalid"),
         ("GET /jobs/v2/j1", &[], "", 404, "jobnotfound"),
         ("POST /jobs/v2/j1/cancel", &[], "", 404, "jobnotfound"),
+        ("DELETE /devices/d2/commands", &[], "", 404, "devicenotfound"),
+        ("GET /devices/d1/commands", &[], "", 405, "genericmethodnotallowed"),
+        ("DELETE /messages/serviceBound/feedback/x", &[], "", 412, "devicemessagelocklost"),
+        ("POST /devices/d1/messages/deviceBound/x/abandon", &[], "", 412, "devicemessagelocklost"),
+        ("GET /devices/d1/messages/deviceBound", &["IotHub-MessageLockTimeout: 4"], "", 400, "argumentinvalid"),
+        ("GET /devices/d2/messages/deviceBound", &[], "", 401, "iothubunauthorized"),
     ] {
         let (found, head, answer) = hub.rest(request, headers, body).await;
         assert_eq!(found, status, "{request} {answer}");
@@ -313,20 +365,27 @@ async fn a_policy_may_do_what_it_is_for() {
     let later = Utc::now() + Duration::from_secs(60);
     let policy = |name: &str| hub.hub.policy_key(name).expect("a policy");
     let signed = |name: &str, resource: &str| policy(name).sign(resource, Some(name), later);
-    let requests = [("GET /devices/d1", ""), ("PUT /devices/d1", "{}"), ("GET /twins/d1", "")];
+    let requests = [
+        ("GET /devices/d1", ""),
+        ("PUT /devices/d1", "{}"),
+        ("GET /twins/d1", ""),
+        ("DELETE /devices/d1/commands", ""),
+        ("GET /messages/serviceBound/feedback", ""),
+        ("GET /devices/d1/messages/deviceBound", ""),
+    ];
     for (token, expected) in [
-        (signed("iothubowner", "localhost"), [200, 409, 200]),
-        (signed("iothubowner", "localhost/devices"), [200, 409, 401]),
-        (signed("iothubowner", "localhost/devices/d1"), [401; 3]),
-        (signed("service", "localhost"), [401, 401, 200]),
-        (signed("device", "localhost"), [401; 3]),
-        (signed("registryRead", "localhost"), [200, 401, 401]),
-        (signed("registryReadWrite", "localhost"), [200, 409, 401]),
-        (policy("iothubowner").sign("localhost", None, later), [401; 3]),
-        (policy("iothubowner").sign("localhost", Some("service"), later), [401; 3]),
-        (policy("iothubowner").sign("localhost", Some("iothubowner"), Utc::now()), [401; 3]),
-        (hub.key("d1").await.sign("localhost/devices/d1", None, later), [401; 3]),
-        ("SharedAccessSignature".to_owned(), [401; 3]),
+        (signed("iothubowner", "localhost"), [200, 409, 200, 200, 204, 204]),
+        (signed("iothubowner", "localhost/devices"), [200, 409, 401, 401, 401, 204]),
+        (signed("iothubowner", "localhost/devices/d1"), [401, 401, 401, 401, 401, 204]),
+        (signed("service", "localhost"), [401, 401, 200, 200, 204, 401]),
+        (signed("device", "localhost"), [401, 401, 401, 401, 401, 204]),
+        (signed("registryRead", "localhost"), [200, 401, 401, 401, 401, 401]),
+        (signed("registryReadWrite", "localhost"), [200, 409, 401, 401, 401, 401]),
+        (policy("iothubowner").sign("localhost", None, later), [401; 6]),
+        (policy("iothubowner").sign("localhost", Some("service"), later), [401; 6]),
+        (policy("iothubowner").sign("localhost", Some("iothubowner"), Utc::now()), [401; 6]),
+        (hub.key("d1").await.sign("localhost/devices/d1", None, later), [401, 401, 401, 401, 401, 204]),
+        ("SharedAccessSignature".to_owned(), [401; 6]),
     ] {
         for ((request, body), expected) in requests.into_iter().zip(expected) {
             let (status, _, answer) = hub.raw(request, &[&format!("Authorization: {token}")], body).await;
@@ -335,5 +394,91 @@ async fn a_policy_may_do_what_it_is_for() {
         }
     }
     assert_eq!(hub.raw("GET /devices/d1", &[], "").await.0, 401);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn messages_outlive_the_hub_and_reach_the_device_until_it_acknowledges_them() {
+    let hub = Fixture::new().await;
+    let key = hub.key("d1").await;
+    hub.send("m1").await;
+    hub.send("m2").await;
+    let hub = hub.restart().await;
+    let mut device = hub.device(rustls::ALL_VERSIONS).await;
+    let mut subscribe = Subscribe::new("devices/d1/messages/devicebound/#", QoS::AtLeastOnce);
+    subscribe.pkid = 1;
+    device.send(&[connect("d1", &key), Packet::Subscribe(subscribe)]).await;
+    assert!(matches!(device.next().await, Some(Packet::ConnAck(ack)) if !ack.session_present));
+    assert!(matches!(device.next().await, Some(Packet::SubAck(_))));
+    let first = device.next_message().await;
+    let topic = "devices/d1/messages/devicebound/%24.mid=m1&%24.to=%2Fdevices%2Fd1%2Fmessages%2Fdevicebound\
+                 &iothub-ack=full&colour=dark%20red";
+    assert_eq!((first.topic.as_str(), &first.payload[..], first.qos), (topic, &b"hello"[..], QoS::AtLeastOnce));
+    assert!(!first.dup && device.next_message().await.topic.contains("m2"));
+    device.send(&[Packet::PubAck(PubAck::new(first.pkid)), publish("$iothub/twin/GET/?$rid=1", b" ".to_vec())]).await;
+    // The hub takes what a device says in order.
+    assert!(device.next_publish().await.0.starts_with("$iothub/twin/res/200/"));
+    assert_eq!(hub.feedback().await, [ended("m1", "Success")]);
+
+    let hub = hub.restart().await;
+    let mut device = hub.device(rustls::ALL_VERSIONS).await;
+    device.send(&[connect("d1", &key)]).await;
+    assert!(matches!(device.next().await, Some(Packet::ConnAck(ack)) if ack.session_present));
+    assert!(
+        device.next_message().await.topic.contains("m2"),
+        "the subscription is kept, and what was not acknowledged"
+    );
+    let (status, _, purged) = hub.rest("DELETE /devices/d1/commands?api-version=2021-04-12", &[], "").await;
+    assert_eq!((status, purged.as_str()), (200, r#"{"deviceId":"d1","moduleId":null,"totalMessagesPurged":1}"#));
+    assert_eq!(hub.feedback().await, [ended("m1", "Success"), ended("m2", "Purged")]);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_takes_and_settles_its_messages_over_https() {
+    let hub = Fixture::new().await;
+    let key = hub.key("d1").await;
+    let token = key.sign("localhost/devices/d1", None, Utc::now() + Duration::from_secs(60));
+    let authorization = format!("Authorization: {token}");
+    for message_id in ["m1", "m2", "m3"] {
+        hub.send(message_id).await;
+    }
+    let queue = "/devices/d1/messages/deviceBound";
+    let take = async |count: &str, message_id: &str| {
+        let (status, head, body) = hub.raw(&format!("GET {queue}?api-version=2021-04-12"), &[&authorization], "").await;
+        assert_eq!((status, body.as_str()), (200, "hello"), "{head}");
+        assert_eq!(header(&head, "iothub-messageid"), Some(message_id), "{head}");
+        assert_eq!(header(&head, "iothub-deliverycount"), Some(count), "{head}");
+        assert_eq!(header(&head, "iothub-app-colour"), Some("dark red"), "{head}");
+        header(&head, "etag").expect("a lock").trim_matches('"').to_owned()
+    };
+    let settle = async |request: String| hub.raw(&request, &[&authorization], "").await.0;
+    let (first, second) = (take("0", "m1").await, take("0", "m2").await);
+    assert_eq!(settle(format!("DELETE {queue}/{first}?api-version=2021-04-12")).await, 204);
+    assert_eq!(settle(format!("DELETE {queue}/{first}")).await, 412, "once");
+    assert_eq!(settle(format!("POST {queue}/{second}/abandon")).await, 204);
+    let second = take("1", "m2").await;
+    assert_eq!(settle(format!("DELETE {queue}/{second}?api-version=2021-04-12&reject")).await, 204);
+    let third = take("0", "m3").await;
+    assert_eq!(hub.raw(&format!("GET {queue}"), &[&authorization], "").await.0, 204, "all is taken");
+    assert_eq!(hub.raw(&format!("DELETE {queue}/{third}"), &[], "").await.0, 401);
+    let other = hub.key("d2").await.sign("localhost/devices/d2", None, Utc::now() + Duration::from_secs(60));
+    assert_eq!(hub.raw(&format!("GET {queue}"), &[&format!("Authorization: {other}")], "").await.0, 401);
+    assert_eq!(hub.feedback().await, [ended("m1", "Success"), ended("m2", "Rejected")]);
+
+    let taken = "/messages/servicebound/feedback?api-version=2021-04-12";
+    let (status, head, body) = hub.rest(&format!("GET {taken}"), &[], "").await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(header(&head, "content-type"), Some("application/vnd.microsoft.iothub.feedback.json"));
+    let records: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((&records[0]["originalMessageId"], &records[1]["description"]), (&json!("m1"), &json!("Rejected")));
+    assert_eq!(hub.rest(&format!("GET {taken}"), &[], "").await.0, 204);
+    let lock = header(&head, "etag").expect("a lock").trim_matches('"');
+    let abandon = format!("POST /messages/serviceBound/feedback/{lock}/abandon");
+    assert_eq!(hub.rest(&abandon, &[], "").await.0, 204);
+    let (_, head, _) = hub.rest(&format!("GET {taken}"), &[], "").await;
+    let lock = header(&head, "etag").expect("a lock").trim_matches('"');
+    assert_eq!(hub.rest(&format!("DELETE /messages/serviceBound/feedback/{lock}"), &[], "").await.0, 204);
+    assert_eq!(hub.feedback().await, []);
     hub.hub.stop().await;
 }

@@ -17,7 +17,9 @@ use iothub_protocol::connection_string::HostName;
 use iothub_protocol::id::{DeviceId, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
 use iothub_protocol::sas::SharedKey;
-use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, telemetry_topic};
+use iothub_protocol::topic::{
+    FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message, telemetry_topic,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tracing::{debug, error, warn};
@@ -79,8 +81,8 @@ pub enum Input {
     Lost { reason: String },
     /// The answer to one [`Output::Subscribe`].
     Subscribed { granted: bool },
-    /// A message from the hub.
-    Received { topic: String, payload: Vec<u8> },
+    /// A publication of the hub. One with a packet id waits for its [`Output::Acknowledge`].
+    Received { topic: String, payload: Vec<u8>, packet_id: Option<u16> },
     /// The hub has taken the publication with this token.
     Taken { token: u64 },
     /// The actor wants to send.
@@ -114,6 +116,11 @@ pub enum Output {
         filter: String,
     },
     Publish(Publication),
+    /// Send the PUBACK of a publication of the hub. Not always in the order in which these came, as MQTT has it: a message
+    /// is acknowledged when it is dealt with, and must not hold up the rest. The SDK for C does the same.
+    Acknowledge {
+        packet_id: u16,
+    },
     /// Close in good order, after what was published before; then [`Input::Lost`].
     Disconnect,
     /// Give this to the actor.
@@ -188,6 +195,8 @@ pub struct Session {
     phase: Phase,
     /// Never reset, so that an answer cannot match a request of an earlier connection.
     next_rid: u64,
+    /// Never reset, for the same reason.
+    next_message: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -213,7 +222,8 @@ impl Session {
     pub fn new(settings: SessionSettings, now: Instant) -> Session {
         let rng = SmallRng::seed_from_u64(settings.seed);
         let phase = Phase::Waiting { until: now, after: None };
-        Session { settings, rng, backoff: Backoff::default(), phase, next_rid: 1, outputs: VecDeque::new() }
+        let backoff = Backoff::default();
+        Session { settings, rng, backoff, phase, next_rid: 1, next_message: 1, outputs: VecDeque::new() }
     }
 
     /// What to do next; `None` until the next input.
@@ -236,7 +246,9 @@ impl Session {
             Input::Refused(refusal) => self.refused(now.monotonic, refusal),
             Input::Lost { reason } => self.lost(now.monotonic, reason),
             Input::Subscribed { granted } => self.subscribed(now.monotonic, granted),
-            Input::Received { topic, payload } => self.received(now.monotonic, &topic, payload),
+            Input::Received { topic, payload, packet_id } => {
+                self.received(now.monotonic, &topic, payload, packet_id);
+            }
             Input::Taken { token } => self.taken(token),
             Input::Send(message) => self.send(now.monotonic, message),
             Input::Elapsed => self.elapsed(now),
@@ -286,14 +298,19 @@ impl Session {
 
     fn subscribed(&mut self, now: Instant, granted: bool) {
         let Phase::Online(link) = &mut self.phase else { return };
-        let Stage::Subscribing { missing, .. } = &mut link.stage else { return };
+        let Stage::Subscribing { missing, .. } = &mut link.stage else {
+            if !granted {
+                warn!(device = %self.settings.device_id, "the hub does not let this device have messages");
+            }
+            return;
+        };
         *missing = missing.saturating_sub(1);
         let done = *missing == 0;
         if !granted {
             self.close("the hub refused a subscription".to_owned(), false);
         } else if done {
-            let methods = std::mem::take(&mut link.early_methods);
-            let deliveries = std::iter::once(FromHub::Connected).chain(methods);
+            let early = std::mem::take(&mut link.early);
+            let deliveries = std::iter::once(FromHub::Connected).chain(early);
             self.outputs.extend(deliveries.map(Output::Deliver));
             self.get_twin(now);
         }
@@ -308,9 +325,15 @@ impl Session {
         }
     }
 
-    fn received(&mut self, now: Instant, topic: &str, payload: Vec<u8>) {
+    fn received(&mut self, now: Instant, topic: &str, payload: Vec<u8>, packet_id: Option<u16>) {
         if !matches!(self.phase, Phase::Online(_)) {
             return;
+        }
+        if is_cloud_message(&self.settings.device_id, topic) {
+            return self.message(topic, payload, packet_id);
+        }
+        if let Some(packet_id) = packet_id {
+            self.outputs.push_back(Output::Acknowledge { packet_id });
         }
         match ToDevice::parse(topic) {
             Some(ToDevice::Method { name, rid }) => {
@@ -338,6 +361,39 @@ impl Session {
         } else if !link.keep_early(method) {
             warn!(device = %self.settings.device_id, "too many methods before the subscriptions are made, one dropped");
         }
+    }
+
+    /// Without its acknowledgement the hub keeps the message until it expires, and may bring it again.
+    fn message(&mut self, topic: &str, body: Vec<u8>, packet_id: Option<u16>) {
+        let device = &self.settings.device_id;
+        let Phase::Online(link) = &mut self.phase else { return };
+        let Some(message) = parse_cloud_message(device, topic, body) else {
+            warn!(%device, "properties of a message are not UTF-8, it is left in the hub's queue");
+            return;
+        };
+        let token = packet_id.map_or(self.next_message, |id| link.message_started(id, self.next_message));
+        if token == self.next_message {
+            self.next_message += 1;
+        }
+        let delivery = FromHub::Message { token, message };
+        if link.is_announced() {
+            self.outputs.push_back(Output::Deliver(delivery));
+        } else if !link.keep_early(delivery) {
+            warn!(%device, "too many messages before the subscriptions are made, one is left in the hub's queue");
+        }
+    }
+
+    fn subscribe_messages(&mut self) {
+        let filter = Subscription::DeviceBound.filter(&self.settings.device_id);
+        let Phase::Online(link) = &mut self.phase else { return };
+        if std::mem::replace(&mut link.messages_subscribed, true) {
+            return;
+        }
+        if self.settings.device_id.as_str().contains(['+', '#']) {
+            warn!(device = %self.settings.device_id, "no messages for this device: its id would be a wildcard in mqtt");
+            return;
+        }
+        self.outputs.push_back(Output::Subscribe { filter });
     }
 
     fn notice(&mut self, now: Instant, version: u64, payload: &[u8]) {
@@ -390,6 +446,11 @@ impl Session {
                 }
             }
             ToHub::Report { token, patch } => self.report(now, token, serde_json::Value::Object(patch).to_string()),
+            ToHub::MessageTaken { token } => {
+                let packet_id = link.message_ended(token);
+                self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
+            }
+            ToHub::SubscribeMessages => self.subscribe_messages(),
             ToHub::Telemetry { token, message } => {
                 let topic = telemetry_topic(&self.settings.device_id, &message);
                 if fits(&topic, &message.body) {

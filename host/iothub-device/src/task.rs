@@ -17,7 +17,7 @@ use iothub_protocol::link::{FromHub, ToHub};
 use iothub_protocol::sas::SharedKey;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet,
-    QoS, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
+    Publish, QoS, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use rustls::ClientConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -159,7 +159,8 @@ impl Driver {
                     Output::Deliver(message) => self.deliveries.push_back(message),
                     Output::State(state) => self.show(state),
                     // Wishes of the connection that was just lost.
-                    Output::Subscribe { .. } | Output::Publish(_) | Output::Disconnect => {}
+                    Output::Subscribe { .. } | Output::Publish(_) | Output::Acknowledge { .. } | Output::Disconnect => {
+                    }
                 }
             }
             let deadline = self.session.deadline();
@@ -231,6 +232,8 @@ impl Driver {
             .set_credentials(credentials.username, credentials.password)
             // The hub keeps the subscriptions, and so the methods of a short break have somewhere to go.
             .set_clean_session(false)
+            // The session says when: a message is acknowledged once it is dealt with.
+            .set_manual_acks(true)
             .set_keep_alive((*keep_alive).max(Duration::from_secs(1)))
             .set_max_packet_size(MAX_PACKET, MAX_PACKET)
             .set_inflight(MAX_INFLIGHT)
@@ -248,6 +251,7 @@ impl Driver {
             match output {
                 Output::Subscribe { filter } => wire.requests.push_back(Request::Subscribe(filter)),
                 Output::Publish(publication) => wire.requests.push_back(Request::Publish(publication)),
+                Output::Acknowledge { packet_id } => wire.requests.push_back(Request::Acknowledge(packet_id)),
                 Output::Disconnect => wire.close(),
                 Output::Deliver(message) => self.deliveries.push_back(message),
                 Output::State(state) => self.show(state),
@@ -278,14 +282,16 @@ impl Driver {
                 Input::Subscribed { granted: !answer.return_codes.contains(&SubscribeReasonCode::Failure) }
             }
             Event::Incoming(Packet::Publish(publish)) => {
-                Input::Received { topic: publish.topic, payload: publish.payload.into() }
+                // QoS 2 is never granted.
+                let packet_id = (publish.qos == QoS::AtLeastOnce).then_some(publish.pkid);
+                Input::Received { topic: publish.topic, payload: publish.payload.into(), packet_id }
             }
             Event::Incoming(Packet::PubAck(ack)) => Input::Taken { token: wire.acknowledged(ack.pkid)? },
             Event::Outgoing(Outgoing::Publish(packet_id)) => {
                 wire.numbered(packet_id);
                 return None;
             }
-            Event::Outgoing(Outgoing::Subscribe(_)) => {
+            Event::Outgoing(Outgoing::Subscribe(_) | Outgoing::PubAck(_)) => {
                 wire.processed();
                 return None;
             }
@@ -366,6 +372,7 @@ struct Wire {
 enum Request {
     Subscribe(String),
     Publish(Publication),
+    Acknowledge(u16),
 }
 
 impl Wire {
@@ -411,6 +418,7 @@ impl Wire {
                     self.unnumbered.push_back(token);
                     self.client.try_publish(topic, QoS::AtLeastOnce, false, payload)
                 }
+                Request::Acknowledge(packet_id) => self.client.try_ack(&received(packet_id)),
             };
             match taken {
                 Ok(()) => self.handed_over += 1,
@@ -454,6 +462,13 @@ async fn deliver(to_actor: &mpsc::Sender<FromHub>, deliveries: &mut VecDeque<Fro
         room.send(message);
     }
     Ok(())
+}
+
+/// As much of a publication of the hub as its acknowledgement needs.
+fn received(packet_id: u16) -> Publish {
+    let mut publish = Publish::new("", QoS::AtLeastOnce, Vec::new());
+    publish.pkid = packet_id;
+    publish
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

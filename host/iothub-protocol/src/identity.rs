@@ -107,7 +107,7 @@ impl Identity {
     }
 
     /// The registry's answer, keys included: for a caller with the right to read them.
-    pub fn to_json(&self, connected: bool, last_activity: Option<DateTime<Utc>>) -> Value {
+    pub fn to_json(&self, connected: bool, last_activity: Option<DateTime<Utc>>, message_count: usize) -> Value {
         let when = |time: Option<DateTime<Utc>>| time.map_or_else(|| time::NEVER.to_owned(), time::format);
         json!({
             "deviceId": self.device_id,
@@ -119,7 +119,7 @@ impl Identity {
             "connectionStateUpdatedTime": when(last_activity),
             "statusUpdatedTime": when(self.status_updated),
             "lastActivityTime": when(last_activity),
-            "cloudToDeviceMessageCount": 0,
+            "cloudToDeviceMessageCount": message_count,
             "authentication": {
                 "symmetricKey": {
                     "primaryKey": self.primary_key.to_base64(),

@@ -9,6 +9,7 @@
 
 pub mod connection_string;
 pub mod error;
+pub mod feedback;
 pub mod id;
 pub mod identity;
 pub mod job;

@@ -1,11 +1,13 @@
-//! MQTT topics of a device, in both directions, and the property bag at the end of a telemetry topic.
+//! MQTT topics of a device, in both directions, and the property bag at the end of a message's topic.
 //!
 //! Ids go into topics as they are; property names and values are percent-encoded, names too (`%24.mid`).
 
+use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::id::{DeviceId, MethodName, RequestId};
-use crate::link::TelemetryMessage;
+use crate::link::{CloudMessage, Feedback, TelemetryMessage};
+use crate::time;
 
 /// Longest topic that is looked at; the longest legal one is a telemetry topic with a full bag.
 const MAX_TOPIC: usize = 65_535;
@@ -158,6 +160,87 @@ pub fn telemetry_topic(device: &DeviceId, message: &TelemetryMessage) -> String 
     FromDevice::Telemetry { bag: encode_bag(system.chain(application)) }.format(device)
 }
 
+/// The topic under which the hub publishes `message` to `device`.
+pub fn cloud_message_topic(device: &DeviceId, message: &CloudMessage) -> String {
+    let to = format!("/devices/{device}/messages/devicebound");
+    let expiry = message.expiry.map(time::format);
+    let system = [
+        ("$.mid", message.message_id.as_deref()),
+        ("$.to", Some(to.as_str())),
+        ("$.cid", message.correlation_id.as_deref()),
+        ("$.uid", message.user_id.as_deref()),
+        ("$.exp", expiry.as_deref()),
+        ("$.ct", message.content_type.as_deref()),
+        ("$.ce", message.content_encoding.as_deref()),
+        (ACK, message.feedback.word()),
+    ];
+    let system = system.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let application = message.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    format!("devices/{device}/messages/devicebound/{}", encode_bag(system.chain(application)))
+}
+
+/// Read a cloud-to-device message as `device` gets it; `None` for any other topic, or a bag that is not UTF-8 once
+/// decoded. System properties that are not of [`CloudMessage`], or cannot be read, are left out.
+pub fn parse_cloud_message(device: &DeviceId, topic: &str, body: Vec<u8>) -> Option<CloudMessage> {
+    let mut message = CloudMessage { body, ..CloudMessage::default() };
+    for (name, value) in decode_bag(device_bound_bag(device, topic)?)? {
+        match name.as_str() {
+            "$.mid" => message.message_id = Some(value),
+            "$.cid" => message.correlation_id = Some(value),
+            "$.uid" => message.user_id = Some(value),
+            "$.exp" => message.expiry = expiry(&value),
+            "$.ct" => message.content_type = Some(value),
+            "$.ce" => message.content_encoding = Some(value),
+            ACK => message.feedback = Feedback::parse(&value).unwrap_or_default(),
+            name if name.starts_with("$.") => {}
+            _ => message.properties.push((name, value)),
+        }
+    }
+    Some(message)
+}
+
+/// To the millisecond, and of a year that can be written again.
+fn expiry(text: &str) -> Option<DateTime<Utc>> {
+    time::parse(text).map(|time| time.trunc_subsecs(3)).filter(|time| (0..=9999).contains(&time.year()))
+}
+
+/// Whether `topic` is that of a cloud-to-device message for `device`, readable or not.
+pub fn is_cloud_message(device: &DeviceId, topic: &str) -> bool {
+    device_bound_bag(device, topic).is_some()
+}
+
+fn device_bound_bag<'a>(device: &DeviceId, topic: &'a str) -> Option<&'a str> {
+    let rest = topic.strip_prefix("devices/")?.strip_prefix(device.as_str())?;
+    let bag = rest.strip_prefix("/messages/devicebound")?;
+    if bag.is_empty() { Some(bag) } else { bag.strip_prefix('/').map(|bag| bag.trim_end_matches('/')) }
+}
+
+impl Feedback {
+    /// The value of `iothub-ack`.
+    pub fn parse(word: &str) -> Option<Feedback> {
+        match word {
+            "none" => Some(Feedback::None),
+            "positive" => Some(Feedback::Positive),
+            "negative" => Some(Feedback::Negative),
+            "full" => Some(Feedback::Full),
+            _ => None,
+        }
+    }
+
+    /// `None` means by itself what `none` says.
+    pub(crate) fn word(self) -> Option<&'static str> {
+        match self {
+            Feedback::None => None,
+            Feedback::Positive => Some("positive"),
+            Feedback::Negative => Some("negative"),
+            Feedback::Full => Some("full"),
+        }
+    }
+}
+
+/// The one property without `$.` that the hub reads.
+const ACK: &str = "iothub-ack";
+
 /// `name=value&name=value`, percent-encoded.
 pub fn encode_bag<'a>(properties: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut bag = String::new();
@@ -264,6 +347,50 @@ mod tests {
         ] {
             assert_eq!(ToDevice::parse(topic).as_ref(), Some(&expected), "{topic}");
             assert_eq!(expected.format(), topic);
+        }
+    }
+
+    #[test]
+    fn a_cloud_to_device_message_is_read_and_written() {
+        let topic = "devices/d1/messages/devicebound/%24.mid=m1&%24.to=%2Fdevices%2Fd1%2Fmessages%2Fdevicebound\
+                     &%24.cid=c1&%24.uid=ops&%24.exp=2026-11-24T08%3A40%3A04.171Z&%24.ct=application%2Fjson\
+                     &%24.ce=utf-8&iothub-ack=full&prop1=a%20string";
+        let message = CloudMessage {
+            message_id: Some("m1".into()),
+            correlation_id: Some("c1".into()),
+            user_id: Some("ops".into()),
+            expiry: time::parse("2026-11-24T08:40:04.171Z"),
+            content_type: Some("application/json".into()),
+            content_encoding: Some("utf-8".into()),
+            feedback: Feedback::Full,
+            properties: vec![("prop1".into(), "a string".into())],
+            body: b"{}".to_vec(),
+        };
+        assert_eq!(parse_cloud_message(&device(), topic, b"{}".to_vec()).as_ref(), Some(&message));
+        assert_eq!(cloud_message_topic(&device(), &message), topic);
+    }
+
+    #[test]
+    fn a_cloud_to_device_message_need_not_be_well_made() {
+        let read =
+            |bag: &str| parse_cloud_message(&device(), &format!("devices/d1/messages/devicebound{bag}"), b"x".to_vec());
+        let plain = CloudMessage { body: b"x".to_vec(), ..CloudMessage::default() };
+        for bag in ["", "/", "/%24.exp=tomorrow&%24.new=1&iothub-ack=loud", "/iothub-ack=none/"] {
+            assert_eq!(read(bag).as_ref(), Some(&plain), "{bag}");
+        }
+        for (text, time) in [("0000-01-01T00:30:00%2B01:00", None), ("2026-11-24T08:40:04.17199Z", Some(171))] {
+            let expiry = read(&format!("/%24.exp={text}")).expect("a message").expiry;
+            assert_eq!(expiry.map(|expiry| expiry.timestamp_subsec_millis()), time, "{text}");
+        }
+        let bare = CloudMessage { properties: vec![("a".into(), String::new())], ..plain };
+        assert_eq!(read("/a"), Some(bare), "a name alone has the empty value");
+        assert_eq!(read("/a=%ff"), None);
+        assert!(is_cloud_message(&device(), "devices/d1/messages/devicebound/a=%ff"));
+        for topic in
+            ["devices/d2/messages/devicebound/", "devices/d1/messages/devicebounds", "devices/d1/messages/events/"]
+        {
+            assert_eq!(parse_cloud_message(&device(), topic, Vec::new()), None, "{topic}");
+            assert!(!is_cloud_message(&device(), topic), "{topic}");
         }
     }
 

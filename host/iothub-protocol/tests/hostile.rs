@@ -6,10 +6,12 @@ use iothub_protocol::error::HubError;
 use iothub_protocol::id::{DeviceId, JobId, MethodName, RequestId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::JobRequest;
-use iothub_protocol::link::TwinDocument;
+use iothub_protocol::link::{CloudMessage, Feedback, TwinDocument};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::sas::{SharedKey, Token};
-use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag, encode_bag};
+use iothub_protocol::topic::{
+    FromDevice, Subscription, ToDevice, cloud_message_topic, decode_bag, encode_bag, parse_cloud_message,
+};
 use iothub_protocol::twin::{DesiredNotice, Twin, TwinPatch};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -87,6 +89,10 @@ fn any_text() -> impl Strategy<Value = String> {
         "devices/",
         "d1",
         "/messages/events/",
+        "/messages/devicebound/",
+        "%24.mid=",
+        "%24.exp=2026-11-24T08:40:04Z",
+        "iothub-ack=full",
         "?",
         "$rid=",
         "$version=",
@@ -147,7 +153,34 @@ fn assert_can_be_kept(twin: &Twin) {
     assert_eq!(serde_json::from_str::<Twin>(&document).expect("readable").desired, twin.desired);
 }
 
+fn any_cloud_message() -> impl Strategy<Value = CloudMessage> {
+    let text = || prop::option::of(any::<String>());
+    let property = ("[^$].*", any::<String>()).prop_filter("for the hub", |(name, _)| name != "iothub-ack");
+    let feedback = prop::sample::select(vec![Feedback::None, Feedback::Positive, Feedback::Negative, Feedback::Full]);
+    let times = 0..4_000_000_000_000_i64;
+    let expiry = prop::option::of(times.prop_map(|ms| DateTime::from_timestamp_millis(ms).expect("a time")));
+    let parts = (text(), text(), text(), text(), text(), expiry, feedback, prop::collection::vec(property, 0..4));
+    (parts, any::<Vec<u8>>()).prop_map(|((mid, cid, uid, ct, ce, expiry, feedback, properties), body)| CloudMessage {
+        message_id: mid,
+        correlation_id: cid,
+        user_id: uid,
+        expiry,
+        content_type: ct,
+        content_encoding: ce,
+        feedback,
+        properties,
+        body,
+    })
+}
+
 proptest! {
+    #[test]
+    fn cloud_messages_arrive_as_they_were_sent(message in any_cloud_message()) {
+        let topic = cloud_message_topic(&device(), &message);
+        prop_assert!(!topic.contains(['+', '#']));
+        prop_assert_eq!(parse_cloud_message(&device(), &topic, message.body.clone()), Some(message));
+    }
+
     #[test]
     fn any_bytes(body in prop::collection::vec(any::<u8>(), 0..256)) {
         read_everything(&body);
@@ -192,6 +225,10 @@ proptest! {
         }
         if let Some(message) = ToDevice::parse(&text) {
             prop_assert_eq!(ToDevice::parse(&message.format()), Some(message));
+        }
+        if let Some(message) = parse_cloud_message(&device(), &text, Vec::new()) {
+            let topic = cloud_message_topic(&device(), &message);
+            prop_assert_eq!(parse_cloud_message(&device(), &topic, Vec::new()), Some(message));
         }
         if let Some(properties) = decode_bag(&text) {
             let bag = encode_bag(properties.iter().map(|(name, value)| (name.as_str(), value.as_str())));

@@ -99,6 +99,11 @@ impl ServiceClient {
         self.send(&ServiceRequest::delete_device(device, etag)).await.map(|_| ())
     }
 
+    /// Remove all cloud-to-device messages from a device's queue; the answer says how many there were.
+    pub async fn purge_messages(&self, device: &DeviceId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::purge_messages(device)).await
+    }
+
     /// All devices, as twins.
     pub async fn list_devices(&self, page: &PageRequest) -> Result<Page, ServiceError> {
         self.query("SELECT * FROM devices", page).await

@@ -78,6 +78,10 @@ impl ServiceRequest {
         ServiceRequest::new(Method::DELETE, &["devices", device.as_str()]).with_if_match(etag)
     }
 
+    pub fn purge_messages(device: &DeviceId) -> ServiceRequest {
+        ServiceRequest::new(Method::DELETE, &["devices", device.as_str(), "commands"])
+    }
+
     pub fn get_twin(device: &DeviceId) -> ServiceRequest {
         ServiceRequest::new(Method::GET, &["twins", device.as_str()])
     }
@@ -207,6 +211,9 @@ mod tests {
         check(&ServiceRequest::get_device(&odd), line, &[], Value::Null);
         let line = "DELETE /devices/d1?api-version=2021-04-12";
         check(&ServiceRequest::delete_device(&d1, None), line, &[("if-match", "\"*\"")], Value::Null);
+        let purge = ServiceRequest::purge_messages(&d1);
+        check(&purge, "DELETE /devices/d1/commands?api-version=2021-04-12", &[], Value::Null);
+        assert!(!purge.repeatable, "the second of two would say that there was nothing");
         check(&ServiceRequest::get_twin(&d1), "GET /twins/d1?api-version=2021-04-12", &[], Value::Null);
 
         let desired = json!({"floor": 3, "gone": null}).as_object().cloned();

@@ -17,6 +17,9 @@ use crate::version::{LoadError, VersionTag};
 
 use imports::iothub::device::{config, log, state, telemetry, timers, twin, types};
 
+mod drafts;
+mod wasi;
+
 mod imports {
     wasmtime::component::bindgen!({
         path: ["../../wit/device", "../../wit/plugin"],
@@ -66,8 +69,10 @@ mod lifecycle {
     });
 }
 
-/// Offer `iothub:device` to guests.
+/// Offer to guests what they may import.
 pub(crate) fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    wasi::add_to_linker(linker)?;
+    drafts::add_to_linker(linker)?;
     imports::TimedImports::add_to_linker::<_, HasSelf<Guest>>(linker, |guest| guest)
 }
 
@@ -98,6 +103,11 @@ impl Exports {
             exports.lifecycle = Some(lifecycle::TakesOverIndices::new(pre).map_err(compile)?);
         }
         Ok(exports)
+    }
+
+    /// Whether there is anything that a self-test calls.
+    pub(crate) fn can_be_asked(&self) -> bool {
+        self.methods.is_some() || self.reactions.is_some()
     }
 
     /// Whether timers can fire.
@@ -268,7 +278,7 @@ impl config::Host for Guest {
     }
 
     fn all(&mut self) -> Vec<(String, String)> {
-        self.terms.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+        self.settings()
     }
 
     fn device_id(&mut self) -> String {

@@ -12,6 +12,7 @@ use iothub_protocol::twin::{self, Part};
 use serde_json::{Map, Value};
 
 use crate::reported;
+use crate::settings::CallLimits;
 
 /// The device as it is when a call begins.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +102,7 @@ pub(crate) enum Refused {
 #[derive(Debug, Default)]
 pub(crate) struct CallContext {
     before: Option<Snapshot>,
+    limits: CallLimits,
     /// The reported properties with this call's patches, from the first report on.
     merged: Option<Map<String, Value>>,
     effects: Effects,
@@ -110,8 +112,8 @@ pub(crate) struct CallContext {
 }
 
 impl CallContext {
-    pub(crate) fn new(before: Option<Snapshot>) -> CallContext {
-        CallContext { before, ..CallContext::default() }
+    pub(crate) fn new(before: Option<Snapshot>, limits: CallLimits) -> CallContext {
+        CallContext { before, limits, ..CallContext::default() }
     }
 
     pub(crate) fn into_effects(self) -> Effects {
@@ -181,13 +183,13 @@ impl CallContext {
     }
 
     pub(crate) fn set_state(&mut self, key: String, value: Vec<u8>) -> Result<(), Refused> {
-        if key.is_empty() || key.len() > STATE_KEY_LIMIT {
-            let text = format!("a key has 1 to {STATE_KEY_LIMIT} bytes, this one {}", key.len());
+        if key.is_empty() || key.len() > self.limits.name {
+            let text = format!("a key has 1 to {} bytes, this one {}", self.limits.name, key.len());
             return Err(Refused::Invalid(text));
         }
         let replaced = self.state(&key).map_or(0, |old| key.len() + old.len());
         let size = self.state_size() - replaced + key.len() + value.len();
-        if size > STATE_LIMIT {
+        if size > self.limits.state {
             return Err(Refused::TooLarge);
         }
         self.state_size = Some(size);
@@ -220,18 +222,20 @@ impl CallContext {
     }
 
     pub(crate) fn set_timer(&mut self, name: String, timer: Timer) -> Result<(), Refused> {
-        if name.is_empty() || name.len() > TIMER_NAME_LIMIT {
-            let text = format!("a timer's name has 1 to {TIMER_NAME_LIMIT} bytes, this one {}", name.len());
+        if name.is_empty() || name.len() > self.limits.name {
+            let text = format!("a timer's name has 1 to {} bytes, this one {}", self.limits.name, name.len());
             return Err(Refused::Invalid(text));
         }
-        if timer.due > self.now().saturating_add(FARTHEST_TIMER) {
-            return Err(Refused::Invalid("the time is more than 366 days ahead".to_owned()));
+        let ahead = self.limits.timer_ahead;
+        if timer.due > self.now().saturating_add(u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX)) {
+            let days = ahead.as_secs_f64() / (24.0 * 60.0 * 60.0);
+            return Err(Refused::Invalid(format!("the time is more than {days} days ahead")));
         }
-        if timer.payload.len() > TIMER_PAYLOAD_LIMIT {
+        if timer.payload.len() > self.limits.timer_payload {
             return Err(Refused::TooLarge);
         }
         let timers = self.timers();
-        if !timers.contains_key(&name) && timers.len() >= TIMERS_LIMIT {
+        if !timers.contains_key(&name) && timers.len() >= self.limits.timers {
             return Err(Refused::Busy);
         }
         if self.before.as_ref().and_then(|before| before.timers.get(&name)) == Some(&timer) {
@@ -301,18 +305,6 @@ const MESSAGE_LIMIT: usize = 256 << 10;
 const TOPIC_LIMIT: usize = 65_535;
 /// The topic's fixed text, the message id and the content encoding.
 const TOPIC_REST: usize = 128;
-/// All of a plugin's state is copied into each call, so it is kept small.
-const STATE_LIMIT: usize = 64 << 10;
-/// A key is a name, not a value.
-const STATE_KEY_LIMIT: usize = 256;
-/// As of a key of the state.
-const TIMER_NAME_LIMIT: usize = 256;
-/// A timer's payload says what to go on with; what that is belongs into the state.
-const TIMER_PAYLOAD_LIMIT: usize = 4 << 10;
-/// Enough for each thing that a device does; a plugin with more to wait for keeps a list in its state.
-const TIMERS_LIMIT: usize = 64;
-/// 366 days in milliseconds: "in a year" is possible, and a slip in the unit is found.
-const FARTHEST_TIMER: u64 = 366 * 24 * 60 * 60 * 1000;
 /// A patch that replaces a whole section deletes up to 32 KiB and writes up to 32 KiB.
 const COMBINED_PATCH_LIMIT: usize = 2 * twin::limit::PROPERTIES;
 
@@ -330,7 +322,7 @@ mod tests {
     fn call(change: impl FnOnce(&mut Snapshot)) -> CallContext {
         let mut snapshot = snapshot();
         change(&mut snapshot);
-        CallContext::new(Some(snapshot))
+        CallContext::new(Some(snapshot), CallLimits::default())
     }
 
     fn message(size: usize) -> OutgoingTelemetry {
@@ -420,11 +412,37 @@ mod tests {
             assert!(matches!(call.set_timer(name.to_owned(), timer(now, b"")), Err(Refused::Invalid(_))));
         }
         assert_eq!(call.set_timer("t".to_owned(), timer(now, &[0; 4097])), Err(Refused::TooLarge));
+        const FARTHEST_TIMER: u64 = 366 * 24 * 60 * 60 * 1000;
         assert_eq!(call.set_timer("t".to_owned(), timer(now + FARTHEST_TIMER, &[0; 4096])), Ok(()));
         for due in [now + FARTHEST_TIMER + 1, u64::MAX] {
             assert!(matches!(call.set_timer("t".to_owned(), timer(due, b"")), Err(Refused::Invalid(_))));
         }
         assert_eq!(call.set_timer("t".to_owned(), timer(0, b"")), Ok(()), "overdue from the start");
+    }
+
+    #[test]
+    fn a_host_can_give_less() {
+        let limits = CallLimits {
+            state: 8,
+            timers: 1,
+            timer_payload: 2,
+            timer_ahead: std::time::Duration::from_secs(24 * 60 * 60),
+            name: 3,
+            ..CallLimits::default()
+        };
+        let mut call = CallContext::new(Some(snapshot()), limits);
+        let now = call.now();
+        assert_eq!(call.set_state("abc".to_owned(), vec![0; 6]), Err(Refused::TooLarge));
+        assert_eq!(call.set_state("abc".to_owned(), vec![0; 5]), Ok(()));
+        let refused = Err(Refused::Invalid("a key has 1 to 3 bytes, this one 4".to_owned()));
+        assert_eq!(call.set_state("abcd".to_owned(), vec![]), refused);
+        let refused = Err(Refused::Invalid("a timer's name has 1 to 3 bytes, this one 4".to_owned()));
+        assert_eq!(call.set_timer("abcd".to_owned(), timer(now, b"")), refused);
+        let refused = Err(Refused::Invalid("the time is more than 1 days ahead".to_owned()));
+        assert_eq!(call.set_timer("abc".to_owned(), timer(now + 86_400_001, b"")), refused);
+        assert_eq!(call.set_timer("abc".to_owned(), timer(now, b"123")), Err(Refused::TooLarge));
+        assert_eq!(call.set_timer("abc".to_owned(), timer(now, b"12")), Ok(()));
+        assert_eq!(call.set_timer("b".to_owned(), timer(now, b"")), Err(Refused::Busy));
     }
 
     #[test]

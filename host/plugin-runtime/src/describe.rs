@@ -13,6 +13,27 @@ pub struct Description {
     pub initial_memory: u64,
 }
 
+impl Description {
+    /// The grants of which it could make use, by what it imports. Languages' runtimes import much of WASI whether a
+    /// plugin uses it or not, so this says what it cannot use rather than what it needs.
+    pub fn may_use(&self) -> Vec<&'static str> {
+        let imports = |names: &[&str]| {
+            self.imports.iter().filter_map(|name| name.split('@').next()).any(|import| names.contains(&import))
+        };
+        GRANTS.iter().filter(|(_, names)| imports(names)).map(|(grant, _)| *grant).collect()
+    }
+}
+
+/// Grants, and the interfaces of which a component needs one to use them. Nothing in a folder can be opened without the
+/// preopened one, and no socket is of use to a component that cannot make one.
+const GRANTS: [(&str, &[&str]); 5] = [
+    ("environment", &["wasi:cli/environment"]),
+    ("addresses", &["wasi:sockets/tcp-create-socket", "wasi:sockets/udp-create-socket", "wasi:sockets/ip-name-lookup"]),
+    ("folder", &["wasi:filesystem/preopens"]),
+    ("clock", &["wasi:clocks/wall-clock", "wasi:clocks/monotonic-clock"]),
+    ("randomness", &["wasi:random/random"]),
+];
+
 /// Describe `wasm`; nothing if it is no whole component.
 pub fn describe(wasm: &[u8]) -> Option<Description> {
     read(wasm).ok().flatten()
@@ -66,6 +87,21 @@ mod tests {
         assert!(description.exports.iter().any(|name| name == "iothub:plugin/methods@0.1.0"), "{description:?}");
         assert!(description.imports.iter().any(|name| name.starts_with("iothub:device/")), "{description:?}");
         assert!(description.initial_memory >= 64 << 10, "{description:?}");
+    }
+
+    #[test]
+    fn imports_tell_which_grants_could_be_used() {
+        let may_use = |imports: &[&str]| {
+            let imports = imports.iter().map(|&name| name.to_owned()).collect();
+            Description { imports, ..Description::default() }.may_use()
+        };
+        assert!(
+            may_use(&["iothub:device/state@0.1.0", "wasi:io/streams@0.2.0", "wasi:random/insecure@0.2.0"]).is_empty()
+        );
+        assert_eq!(may_use(&["wasi:random/random@0.2.12", "wasi:clocks/wall-clock@0.2.0"]), ["clock", "randomness"]);
+        let all =
+            ["wasi:filesystem/preopens@0.2.3", "wasi:sockets/udp-create-socket@0.2.0", "wasi:cli/environment@0.2.0"];
+        assert_eq!(may_use(&all), ["environment", "addresses", "folder"]);
     }
 
     #[test]

@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use iothub_protocol::id::MethodName;
+use iothub_protocol::id::{DeviceId, MethodName};
 use wasmtime::{Store, StoreContextMut, Trap, UpdateDeadline, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::bindings::Bound;
 use crate::context::{Effects, Snapshot, Timer};
-use crate::guest::Guest;
+use crate::folder;
+use crate::guest::{Guest, Origin};
 use crate::inspect::{LIFECYCLE, METHODS, REACTIONS, TICKS};
 use crate::settings::RuntimeSettings;
+use crate::terms::PluginLimits;
 use crate::version::{PluginVersion, VersionTag};
 
 /// A guest in memory. Serves one device: what it keeps in its globals would otherwise travel between devices.
@@ -66,10 +68,27 @@ pub enum CallFailure {
 }
 
 impl Instance {
-    pub(crate) async fn new(version: Arc<PluginVersion>, settings: &RuntimeSettings) -> Result<Instance, CallFailure> {
-        let (time_limit, memory_limit) = (settings.call_time_limit, settings.memory_limit);
-        let guest = Guest::new(&version, memory_limit, time_limit);
-        let mut store = store(version.pre.engine(), guest);
+    /// `device` is `None` for the self-test, `now` in milliseconds since the beginning of 1970, UTC.
+    pub(crate) async fn new(
+        version: Arc<PluginVersion>,
+        settings: &RuntimeSettings,
+        device: Option<&DeviceId>,
+        now: u64,
+    ) -> Result<Instance, CallFailure> {
+        let PluginLimits { call_time, memory } = version.terms.limits;
+        let time_limit = call_time.map_or(settings.call_time_limit, |limit| limit.min(settings.call_time_limit));
+        let memory_limit = memory.map_or(settings.memory_limit, |limit| limit.min(settings.memory_limit));
+        let unmade = |reason| CallFailure::Instantiate { reason };
+        let folder = match (&version.terms.grants.folder, device) {
+            (Some(granted), Some(device)) => {
+                Some(folder::make(granted, &version.name, device, time_limit).await.map_err(unmade)?)
+            }
+            _ => None,
+        };
+        let origin = Origin { device, now, folder };
+        let guest = Guest::new(&version, &origin, memory_limit, settings.calls, time_limit)
+            .map_err(|error| unmade(format!("{error:#}")))?;
+        let mut store = store(version.pre.engine(), guest, settings.calls.argument);
         let making = in_time(time_limit, version.exports.instantiate(&version.pre, &mut store)).await;
         match making {
             Some(Ok(bound)) => Ok(Instance { store, bound, version, time_limit, memory_limit, ready: true }),
@@ -77,6 +96,11 @@ impl Instance {
                 .unwrap_or_else(|| CallFailure::Instantiate { reason: format!("{error:#}") })),
             None => Err(CallFailure::Timeout { limit: time_limit }),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn guest(&mut self) -> &mut Guest {
+        self.store.data_mut()
     }
 
     pub fn version(&self) -> &Arc<PluginVersion> {
@@ -235,10 +259,10 @@ async fn in_time<T>(limit: Duration, call: impl Future<Output = wasmtime::Result
     tokio::time::timeout(limit, caught).await.ok()
 }
 
-fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
+fn store(engine: &wasmtime::Engine, guest: Guest, argument: usize) -> Store<Guest> {
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.limiter);
-    store.set_hostcall_fuel(HOSTCALL_FUEL);
+    store.set_hostcall_fuel(argument);
     store.epoch_deadline_callback(look);
     store.set_epoch_deadline(1);
     store
@@ -291,10 +315,10 @@ fn summary(backtrace: &WasmBacktrace) -> Option<String> {
     Some(functions.collect::<Vec<_>>().join(" < "))
 }
 
-/// Bytes that one call from the guest may bring to the host. The largest legal argument is a message of 256 KiB; twice
-/// that lets a guest learn that it asked too much (`too-large`), instead of being ended.
-const HOSTCALL_FUEL: usize = 512 << 10;
-
+#[cfg(test)]
+mod drafts;
+#[cfg(test)]
+mod granted;
 #[cfg(test)]
 mod hostile;
 
@@ -304,7 +328,9 @@ mod tests {
 
     use super::*;
     use crate::runtime::Runtime;
+    use crate::terms::Terms;
     use crate::testing::{Component, name, snapshot, source};
+    use crate::version::PluginSource;
 
     /// For calls that hang: long enough for a busy machine to load the component within it.
     pub(super) const SHORT: Duration = Duration::from_millis(500);
@@ -317,11 +343,16 @@ mod tests {
 
     async fn instance_within(component: Component, limit: Duration) -> Instance {
         let settings = RuntimeSettings { call_time_limit: limit, ..RuntimeSettings::default() };
+        instance_on(component, settings, Terms::default()).await
+    }
+
+    pub(super) async fn instance_on(component: Component, settings: RuntimeSettings, terms: Terms) -> Instance {
         let runtime = Runtime::new(settings).expect("a runtime");
         let loading = runtime.clone();
-        let load = move || loading.load(source("echo", component.wasm())).expect("a good plugin");
-        let version = tokio::task::spawn_blocking(load).await.expect("no panic");
-        runtime.instantiate(&version).await.expect("an instance")
+        let source = PluginSource { terms, ..source("echo", component.wasm()) };
+        let version = tokio::task::spawn_blocking(move || loading.load(source)).await.expect("no panic");
+        let version = version.expect("a good plugin");
+        runtime.instantiate(&version, &snapshot().device_id, snapshot().now).await.expect("an instance")
     }
 
     pub(super) async fn fail(component: Component) -> CallFailure {
@@ -404,6 +435,29 @@ mod tests {
         let hoard = "(if (i32.eq (memory.grow (i32.const 2000)) (i32.const -1)) (then unreachable)) unreachable";
         let failure = fail(Component::method("lockDoor", hoard)).await;
         assert_eq!(failure, CallFailure::Memory { wanted: 2002 << 16, limit: 64 << 20 });
+    }
+
+    #[tokio::test]
+    async fn the_smaller_limit_counts_the_plugins_or_the_hosts() {
+        let grows = "(if (i32.eq (memory.grow (i32.const 30)) (i32.const -1)) (then unreachable)) unreachable";
+        let hoard = || Component::method("lockDoor", grows);
+        let limits = |memory| Terms { limits: PluginLimits { memory, ..PluginLimits::default() }, ..Terms::default() };
+        let host = |memory_limit| RuntimeSettings { memory_limit, call_time_limit: LONG, ..RuntimeSettings::default() };
+        for (plugins, hosts, counts) in [(1 << 20, 2 << 20, 1 << 20), (2 << 20, 1 << 20, 1 << 20)] {
+            let failure = fail_on(instance_on(hoard(), host(hosts), limits(Some(plugins))).await).await;
+            assert_eq!(failure, CallFailure::Memory { wanted: 32 << 16, limit: counts });
+        }
+
+        let endless = || Component::method("lockDoor", "(loop $again (br $again)) unreachable");
+        let limits = PluginLimits { call_time: Some(SHORT), ..PluginLimits::default() };
+        let terms = Terms { limits, ..Terms::default() };
+        let failure = fail_on(instance_on(endless(), host(64 << 20), terms).await).await;
+        assert_eq!(failure, CallFailure::Timeout { limit: SHORT });
+        let limits = PluginLimits { call_time: Some(LONG), ..PluginLimits::default() };
+        let terms = Terms { limits, ..Terms::default() };
+        let settings = RuntimeSettings { call_time_limit: SHORT, ..RuntimeSettings::default() };
+        let failure = fail_on(instance_on(endless(), settings, terms).await).await;
+        assert_eq!(failure, CallFailure::Timeout { limit: SHORT });
     }
 
     #[tokio::test]

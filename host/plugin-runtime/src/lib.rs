@@ -7,25 +7,33 @@
 //! How the parts fit:
 //!
 //! - A [`Runtime`] holds the engine. [`Runtime::load`] turns bytes into a [`PluginVersion`]: inspected, type-checked,
-//!   compiled and asked for what it answers. A version is immutable.
+//!   compiled and asked for what it answers. A version is immutable. What was compiled once is kept on disk, if
+//!   [`CacheSettings`] say where.
 //! - [`Runtime::instantiate`] makes an [`Instance`] of a version in microseconds. It takes one call at a time; after
 //!   any [`CallFailure`] it is worth nothing and is dropped.
 //! - A [`Catalog`] keeps the versions of a plugin directory current and publishes them as a [`PluginSet`].
 //!
-//! A guest sees the interfaces of `wit/` and an empty WASI: clocks, randomness, standard output and error (which arrive
-//! in the log), no environment, no folder, no address.
+//! A guest sees the interfaces of `wit/` and an empty WASI: standard output and error, which arrive in the log, and the
+//! second in which its call began. Whoever runs the host may grant more ([`Grants`]): environment variables, addresses,
+//! a folder, a clock, randomness. What a guest does through them is no part of the call's transaction: it stays if the
+//! call fails.
 
 mod bindings;
+mod cache;
 mod catalog;
+mod clock;
 mod context;
 mod describe;
 mod engine;
+mod folder;
+mod grants;
 mod guest;
 mod inspect;
 mod instance;
 mod limiter;
 mod name;
 mod output;
+mod random;
 mod reported;
 mod runtime;
 mod settings;
@@ -36,17 +44,18 @@ mod terms;
 mod testing;
 mod version;
 
+pub use cache::{CacheSettings, CacheStats};
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, Demand, DeviceGlob, DeviceGlobError,
-    KnownVersion, Lease, PinRule, PluginPlan, PluginPlans, PluginSet, Refusal, Rollout, RolloutError, SwapReport,
-    VersionView, WithdrawnView,
+    DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError, PluginPlan, PluginPlans,
+    PluginSet, Refusal, Rollout, RolloutError, SwapReport, VersionView, WithdrawnView,
 };
 pub use context::{Effects, OutgoingTelemetry, Snapshot, Timer};
 pub use describe::{Description, describe};
 pub use instance::{CallFailure, GuestResponse, Instance, Verdict};
 pub use name::{PluginName, PluginNameError};
 pub use runtime::Runtime;
-pub use settings::{RuntimeError, RuntimeSettings};
+pub use settings::{CallLimits, RuntimeError, RuntimeSettings};
 pub use tally::{Counts, Tally};
 pub use terms::{AddressGrant, ClockGrant, Grants, Placement, PluginLimits, Terms};
 pub use version::{LoadError, PluginSource, PluginVersion, VersionTag, resolve_version};

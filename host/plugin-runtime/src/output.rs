@@ -13,6 +13,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::name::PluginName;
+use crate::settings::CallLimits;
 
 /// How loud a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +48,12 @@ struct Lines {
 }
 
 impl Output {
-    pub(crate) fn new(plugin: PluginName, version: Arc<str>) -> Output {
+    pub(crate) fn new(plugin: PluginName, version: Arc<str>, limits: CallLimits) -> Output {
         Output(Arc::new(Mutex::new(Lines {
             device: String::new(),
             plugin,
             version,
-            budget: Budget::new(),
+            budget: Budget::new(limits),
             unfinished: [Vec::new(), Vec::new()],
             last_words: None,
         })))
@@ -61,7 +62,7 @@ impl Output {
     pub(crate) fn begin(&self, device: &str) {
         self.with(|lines| {
             device.clone_into(&mut lines.device);
-            lines.budget = Budget::new();
+            lines.budget.lines = 0;
             lines.last_words = None;
         });
     }
@@ -80,7 +81,9 @@ impl Output {
 
     /// Where a guest trapped. Beside the budget: there is one at most.
     pub(crate) fn backtrace(&self, functions: &str) {
-        self.with(|lines| lines.write(Level::Warn, &format!("trapped in {}", plain(cut(functions)))));
+        self.with(|lines| {
+            lines.write(Level::Warn, &format!("trapped in {}", plain(cut(functions, lines.budget.limits.log_line))))
+        });
     }
 
     pub(crate) fn last_words(&self) -> Option<String> {
@@ -107,9 +110,10 @@ impl Output {
 
 impl Lines {
     fn bytes(&mut self, standard: Standard, bytes: &[u8]) {
-        for piece in bytes.split_inclusive(|&byte| byte == b'\n').flat_map(|line| line.chunks(LINE_LIMIT)) {
+        let limit = self.budget.limits.log_line.max(1);
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n').flat_map(|line| line.chunks(limit)) {
             self.unfinished[standard as usize].extend_from_slice(piece);
-            if piece.ends_with(b"\n") || self.unfinished[standard as usize].len() >= LINE_LIMIT {
+            if piece.ends_with(b"\n") || self.unfinished[standard as usize].len() >= limit {
                 self.finish(standard);
             }
         }
@@ -140,7 +144,8 @@ impl Lines {
         match self.budget.admit(text) {
             Admitted::Line(line) => self.write(level, &line),
             Admitted::Enough => {
-                self.write(Level::Warn, &format!("further lines of this call are dropped, after {LINES_LIMIT}"));
+                let limit = self.budget.limits.log_lines;
+                self.write(Level::Warn, &format!("further lines of this call are dropped, after {limit}"));
             }
             Admitted::Dropped => {}
         }
@@ -160,6 +165,8 @@ impl Lines {
 
 /// How much one call may still say.
 struct Budget {
+    limits: CallLimits,
+    /// Those included that were dropped.
     lines: usize,
 }
 
@@ -172,25 +179,25 @@ enum Admitted<'a> {
 }
 
 impl Budget {
-    fn new() -> Budget {
-        Budget { lines: 0 }
+    fn new(limits: CallLimits) -> Budget {
+        Budget { limits, lines: 0 }
     }
 
     fn admit<'a>(&mut self, text: &'a str) -> Admitted<'a> {
         self.lines = self.lines.saturating_add(1);
         match self.lines {
-            lines if lines <= LINES_LIMIT => Admitted::Line(plain(cut(text))),
-            lines if lines == LINES_LIMIT + 1 => Admitted::Enough,
+            lines if lines <= self.limits.log_lines => Admitted::Line(plain(cut(text, self.limits.log_line))),
+            lines if lines - 1 == self.limits.log_lines => Admitted::Enough,
             _ => Admitted::Dropped,
         }
     }
 }
 
-fn cut(text: &str) -> Cow<'_, str> {
-    if text.len() <= LINE_LIMIT {
+fn cut(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit {
         return Cow::Borrowed(text);
     }
-    let kept = &text[..text.floor_char_boundary(LINE_LIMIT)];
+    let kept = &text[..text.floor_char_boundary(limit)];
     Cow::Owned(format!("{kept}… ({} bytes cut)", text.len() - kept.len()))
 }
 
@@ -283,10 +290,6 @@ impl AsyncWrite for Stream {
 
 /// The `target` of guests' lines, so that a filter can tell them from the host's own.
 const TARGET: &str = "plugin";
-/// A line that is longer is data, not a message. Promised in `log.wit`.
-const LINE_LIMIT: usize = 4 << 10;
-/// A call that says more floods the log of a whole fleet. Promised in `log.wit`.
-const LINES_LIMIT: usize = 100;
 /// Rust ends the message of a panic with advice that nobody can follow here.
 const PANIC_NOTE: &str = "note: run with `RUST_BACKTRACE=";
 /// Enough for a sentence in an answer to a caller.
@@ -298,10 +301,17 @@ const WRITE_LIMIT: usize = 64 << 10;
 mod tests {
     use super::*;
 
+    /// The default.
+    const LINE: usize = 4096;
+
+    fn output() -> Output {
+        Output::new(PluginName::parse("p").expect("a name"), Arc::from("1.0.0"), CallLimits::default())
+    }
+
     #[test]
     fn a_call_says_a_hundred_lines() {
-        let mut budget = Budget::new();
-        for _ in 0..LINES_LIMIT {
+        let mut budget = Budget::new(CallLimits::default());
+        for _ in 0..100 {
             assert_eq!(budget.admit("x"), Admitted::Line(Cow::Borrowed("x")));
         }
         assert_eq!(budget.admit("x"), Admitted::Enough);
@@ -310,8 +320,15 @@ mod tests {
 
     #[test]
     fn a_long_line_is_cut_between_characters() {
-        let text = format!("{}ü!", "x".repeat(LINE_LIMIT - 1));
-        assert_eq!(cut(&text), format!("{}… (3 bytes cut)", "x".repeat(LINE_LIMIT - 1)));
+        let text = format!("{}ü!", "x".repeat(LINE - 1));
+        assert_eq!(cut(&text, LINE), format!("{}… (3 bytes cut)", "x".repeat(LINE - 1)));
+    }
+
+    #[test]
+    fn a_host_can_give_less() {
+        let mut budget = Budget::new(CallLimits { log_line: 2, log_lines: 1, ..CallLimits::default() });
+        assert_eq!(budget.admit("xyz"), Admitted::Line(Cow::Borrowed("xy… (1 bytes cut)")));
+        assert_eq!((budget.admit("x"), budget.admit("x")), (Admitted::Enough, Admitted::Dropped));
     }
 
     #[test]
@@ -321,7 +338,7 @@ mod tests {
 
     #[test]
     fn the_last_words_are_those_before_the_panics_note() {
-        let output = Output::new(PluginName::parse("p").expect("a name"), Arc::from("1.0.0"));
+        let output = output();
         output
             .stream(Standard::Error)
             .take(b"\npanicked at x\nthe door is jammed\nnote: run with `RUST_BACKTRACE=1` to see\n");
@@ -332,9 +349,8 @@ mod tests {
 
     #[test]
     fn a_stream_without_line_breaks_is_not_kept_whole() {
-        let name = PluginName::parse("p").expect("a name");
-        let output = Output::new(name, Arc::from("1.0.0"));
-        output.stream(Standard::Output).take(&vec![b'x'; 3 * LINE_LIMIT + 5]);
+        let output = output();
+        output.stream(Standard::Output).take(&vec![b'x'; 3 * LINE + 5]);
         output.with(|lines| {
             assert_eq!(lines.unfinished[0].len(), 5);
             assert_eq!(lines.budget.lines, 3);

@@ -2,11 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use iothub_protocol::id::DeviceId;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
 use crate::bindings::{self, Exports};
+use crate::cache::{Cache, CacheSettings, CacheStats};
 use crate::guest::Guest;
 use crate::inspect;
 use crate::instance::{CallFailure, Instance};
@@ -25,29 +28,51 @@ struct Inner {
     linker: Linker<Guest>,
     settings: RuntimeSettings,
     compiled: Mutex<Compiled>,
+    cache: Option<Cache>,
     /// Versions are loaded one at a time: compiling takes every core already, and the pool has room for one self-test.
     loading: Mutex<()>,
 }
 
 impl Runtime {
+    /// A runtime that compiles whatever it has not in memory.
+    ///
     /// # Errors
     /// If the machine cannot give what `settings` ask for.
     pub fn new(settings: RuntimeSettings) -> Result<Runtime, RuntimeError> {
+        Runtime::start(settings, None)
+    }
+
+    /// A runtime that keeps what it compiles on disk. A cache that cannot be used is done without, and the log says why.
+    ///
+    /// # Errors
+    /// If the machine cannot give what `settings` ask for.
+    pub fn with_cache(settings: RuntimeSettings, cache: &CacheSettings) -> Result<Runtime, RuntimeError> {
+        Runtime::start(settings, Some(cache))
+    }
+
+    fn start(settings: RuntimeSettings, cache: Option<&CacheSettings>) -> Result<Runtime, RuntimeError> {
         let engine = crate::engine::start(&settings)?;
         let linker = linker(&engine).map_err(|error| RuntimeError::Engine { reason: format!("{error:#}") })?;
-        let compiled = Mutex::new(Compiled { recent: Vec::new() });
+        let cache = cache.and_then(|cache| open(cache, &engine));
+        let limit = if cache.is_some() { COMPILED_BYTES_WITH_CACHE } else { COMPILED_BYTES };
+        let compiled = Mutex::new(Compiled::new(limit));
         let loading = Mutex::new(());
-        Ok(Runtime { inner: Arc::new(Inner { engine, linker, settings, compiled, loading }) })
+        Ok(Runtime { inner: Arc::new(Inner { engine, linker, settings, compiled, cache, loading }) })
     }
 
     pub fn settings(&self) -> &RuntimeSettings {
         &self.inner.settings
     }
 
+    /// What the cache on disk has done, if there is one.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.inner.cache.as_ref().map(Cache::stats)
+    }
+
     /// Make a version: inspect, compile, check types, and ask a first instance what it answers.
     ///
-    /// Compiling takes from milliseconds to seconds of every core, and so does waiting for another load: call this on a
-    /// thread for blocking work. It panics on a thread that drives asynchronous tasks.
+    /// Compiling takes from milliseconds to seconds of every core, and so does waiting for another load; code from the
+    /// cache takes reading it. Call this on a thread for blocking work. It panics on a thread that drives asynchronous tasks.
     ///
     /// # Errors
     /// Says what is wrong with the component, for whoever built it.
@@ -75,16 +100,23 @@ impl Runtime {
             pre,
             exports,
             tally: Tally::default(),
+            seeding: Arc::default(),
         };
         self.ask(Arc::new(unasked))
     }
 
-    /// Make an instance of `version`. At most [`RuntimeSettings::max_instances`] may exist at once.
+    /// Make an instance of `version` for `device`, at the time `now` (milliseconds since the beginning of 1970, UTC). At
+    /// most [`RuntimeSettings::max_instances`] may exist at once.
     ///
     /// # Errors
     /// If the guest's own start fails or breaks a limit, or the pool is empty.
-    pub async fn instantiate(&self, version: &Arc<PluginVersion>) -> Result<Instance, CallFailure> {
-        Instance::new(version.clone(), &self.inner.settings).await
+    pub async fn instantiate(
+        &self,
+        version: &Arc<PluginVersion>,
+        device: &DeviceId,
+        now: u64,
+    ) -> Result<Instance, CallFailure> {
+        Instance::new(version.clone(), &self.inner.settings, Some(device), now).await
     }
 
     fn compile(&self, hash: &str, wasm: &[u8]) -> Result<Component, LoadError> {
@@ -92,7 +124,21 @@ impl Runtime {
             return Ok(component);
         }
         let error = |error: wasmtime::Error| LoadError::Compile { reason: format!("{error:#}") };
-        let component = Component::from_binary(&self.inner.engine, wasm).map_err(error)?;
+        let kept = self.inner.cache.as_ref().and_then(|cache| cache.get(hash));
+        let component = match kept {
+            Some(component) => {
+                tracing::debug!(component = hash, "compiled code came from the cache");
+                component
+            }
+            None => {
+                tracing::debug!(component = hash, "component is compiled");
+                let component = Component::from_binary(&self.inner.engine, wasm).map_err(error)?;
+                if let Some(cache) = &self.inner.cache {
+                    cache.put(hash, &component);
+                }
+                component
+            }
+        };
         // Otherwise the first instance would pay for it, which is in front of a caller.
         component.initialize_copy_on_write_image().map_err(error)?;
         lock(&self.inner.compiled).put(hash, wasm.len(), &component);
@@ -102,8 +148,14 @@ impl Runtime {
     /// The self-test: a version that cannot even say what it answers never reaches a device.
     fn ask(&self, unasked: Arc<PluginVersion>) -> Result<Arc<PluginVersion>, LoadError> {
         let asking = async {
-            let mut instance = Instance::new(unasked.clone(), &self.inner.settings).await?;
-            Ok((instance.names().await?, instance.watched().await?))
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let mut instance = Instance::new(unasked.clone(), &self.inner.settings, None, now).await?;
+            let asked = (instance.names().await?, instance.watched().await?);
+            if unasked.exports.can_be_asked() {
+                unasked.seeding.started();
+            }
+            Ok(asked)
         };
         let failed = |failure| LoadError::SelfTest { failure };
         let tokio = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -124,9 +176,17 @@ impl fmt::Debug for Runtime {
     }
 }
 
+fn open(settings: &CacheSettings, engine: &Engine) -> Option<Cache> {
+    Cache::open(settings, engine)
+        .inspect_err(|error| {
+            let folder = settings.folder.display();
+            tracing::warn!(%folder, %error, "compiled code is not kept, each start compiles it again");
+        })
+        .ok()
+}
+
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     let mut linker = Linker::new(engine);
-    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     bindings::add_to_linker(&mut linker)?;
     Ok(linker)
 }
@@ -138,9 +198,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Components by hash, with their size, the last used one last, so that swapping back takes no compiling.
 struct Compiled {
     recent: Vec<(String, usize, Component)>,
+    /// Bytes of components.
+    limit: usize,
 }
 
 impl Compiled {
+    fn new(limit: usize) -> Compiled {
+        Compiled { recent: Vec::new(), limit }
+    }
+
     fn get(&mut self, hash: &str) -> Option<Component> {
         let position = self.recent.iter().position(|(found, ..)| found == hash)?;
         let entry = self.recent.remove(position);
@@ -152,7 +218,7 @@ impl Compiled {
     fn put(&mut self, hash: &str, size: usize, component: &Component) {
         self.recent.push((hash.to_owned(), size, component.clone()));
         let bytes = |recent: &[(String, usize, Component)]| recent.iter().map(|(_, size, _)| size).sum::<usize>();
-        while self.recent.len() > COMPILED_LIMIT || self.recent.len() > 1 && bytes(&self.recent) > COMPILED_BYTES {
+        while self.recent.len() > COMPILED_LIMIT || self.recent.len() > 1 && bytes(&self.recent) > self.limit {
             self.recent.remove(0);
         }
     }
@@ -163,6 +229,9 @@ const COMPILED_LIMIT: usize = 16;
 /// Bytes of the components that are kept compiled. Code of a Rust plugin of 0.1 MB takes 0.3 MB, of a Python plugin of
 /// 20 MB 39 MB.
 const COMPILED_BYTES: usize = 64 << 20;
+/// The same where the disk keeps the code as well, and what is not in memory takes milliseconds: enough for small plugins
+/// that are swapped to and fro. A version that runs keeps its code by itself.
+const COMPILED_BYTES_WITH_CACHE: usize = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -230,7 +299,7 @@ mod tests {
     fn few_compiled_components_are_kept() {
         let runtime = runtime();
         let version = runtime.load(source("p", Component::echo("a").wasm())).expect("a good plugin");
-        let mut compiled = Compiled { recent: Vec::new() };
+        let mut compiled = Compiled::new(COMPILED_BYTES);
         for (hash, size) in [("a", 30 << 20), ("b", 30 << 20), ("c", 30 << 20), ("d", 1), ("e", 60 << 20)] {
             compiled.put(hash, size, version.pre.component());
         }

@@ -12,6 +12,7 @@ use crate::context::HOST_KEY;
 use crate::guest::Guest;
 use crate::instance::CallFailure;
 use crate::name::{PluginName, PluginNameError};
+use crate::random::Seeding;
 use crate::tally::Tally;
 use crate::terms::Terms;
 
@@ -37,6 +38,7 @@ pub struct PluginVersion {
     pub(crate) pre: InstancePre<Guest>,
     pub(crate) exports: Exports,
     pub(crate) tally: Tally,
+    pub(crate) seeding: Arc<Seeding>,
 }
 
 impl PluginVersion {

@@ -4,7 +4,7 @@
 
 const readline = require('node:readline');
 const { NoRetry } = require('azure-iot-common');
-const { assert, connect, createDevice, event, main, onMethod, registry, service, until } = require('./support');
+const { assert, connect, createDevice, event, latch, main, onMethod, registry, service, until } = require('./support');
 
 main(async () => {
   await survive();
@@ -21,12 +21,18 @@ async function survive() {
   await registry.updateTwin('survivor', { properties: { desired: { step: 'before' } } }, '*');
   await until('the first change arrives', () => deltas.some((delta) => delta.step === 'before'));
 
+  const messages = [];
+  client.on('message', (message) => messages.push(message.getData().toString()));
+  await latch('message', 'send', 'survivor', 'before', '--wait');
+
   const back = event(client, 'connect', 60_000);
   console.log('kill the hub');
   await event(readline.createInterface({ input: process.stdin }), 'line', 60_000);
   await back;
   await registry.updateTwin('survivor', { properties: { desired: { step: 'after' } } }, '*');
   await until('the second change arrives', () => deltas.some((delta) => delta.step === 'after'));
+  await latch('message', 'send', 'survivor', 'after', '--wait');
+  assert.deepEqual(messages, ['before', 'after']);
   const { result } = await service.invokeDeviceMethod('survivor', { methodName: 'ping', connectTimeoutInSeconds: 10 });
   assert.deepEqual(result, { status: 200, payload: 'pong' });
   const { responseBody: kept } = await registry.getTwin('survivor');

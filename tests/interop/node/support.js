@@ -2,9 +2,11 @@
 // What the scripts share: the hub's addresses, the SDK's clients, waiting, and the end of the process.
 
 const assert = require('node:assert/strict');
+const { execFile } = require('node:child_process');
 const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: pause } = require('node:timers/promises');
+const { promisify } = require('node:util');
 const device = require('azure-iot-device');
 const { Mqtt } = require('azure-iot-device-mqtt');
 const iothub = require('azure-iothub');
@@ -102,6 +104,12 @@ function finished(jobId) {
   });
 }
 
+/** Runs a command of `latch` on the hub's data folder; gives its stdout. */
+async function latch(...args) {
+  const { stdout } = await promisify(execFile)(process.env.LATCH, [...args, '--data', data]);
+  return stdout;
+}
+
 /** All rows of a query and the sizes of its pages. */
 async function query(sql, pageSize) {
   const cursor = registry.createQuery(sql, pageSize);
@@ -146,6 +154,7 @@ module.exports = {
   iothub,
   jobRows,
   jobs,
+  latch,
   main,
   onMethod,
   query,

@@ -5,7 +5,7 @@ import sys
 
 from azure.iot.hub.models import CloudToDeviceMethod, Twin, TwinProperties
 
-from support import connect, create_device, equal, main, on_methods, registry, until
+from support import connect, create_device, equal, latch, main, on_methods, registry, until
 
 
 def run():
@@ -16,12 +16,14 @@ def run():
 def survive():
     # The SDK's own pause between attempts is ten seconds.
     client = connect(create_device("survivor"), connection_retry_interval=1)
-    patches, changes = [], []
+    patches, changes, messages = [], [], []
+    client.on_message_received = lambda message: messages.append(message.data)
     client.on_connection_state_change = lambda: changes.append(client.connected)
     on_methods(client, {"ping": lambda payload: (200, "pong")})
     client.on_twin_desired_properties_patch_received = patches.append
     desire("before")
     until("the first change arrives", lambda: seen(patches, "before"))
+    latch("message", "send", "survivor", "before", "--wait")
 
     print("kill the hub", flush=True)
     equal(sys.stdin.readline().strip(), "it is back")
@@ -32,6 +34,8 @@ def survive():
     # What was asked before the SDK's own look at the twin could still be that look's: ask once more.
     desire("later")
     until("the third change arrives", lambda: seen(patches, "later"))
+    latch("message", "send", "survivor", "after", "--wait")
+    until("both messages arrive", lambda: messages == [b"before", b"after"])
     equal(invoke("survivor", "ping"), (200, "pong"))
     client.shutdown()
 

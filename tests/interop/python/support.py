@@ -1,6 +1,7 @@
 """What the scripts share: the hub's addresses, the SDKs' clients, waiting, and the end of the process."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -105,6 +106,15 @@ def on_methods(client, answers):
         client.send_method_response(MethodResponse.create_from_method_request(request, status, payload))
 
     client.on_method_request_received = answer
+
+
+def latch(*args):
+    """Runs a command of `latch` on the hub's data folder; gives its stdout."""
+    done = subprocess.run(
+        [os.environ["LATCH"], *args, "--data", str(DATA)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"latch {args!r}: {done.stderr}"
+    return done.stdout
 
 
 def finished(job_id):

@@ -25,7 +25,8 @@ pub(super) async fn run(args: EventsArgs, context: &Context) -> anyhow::Result<(
     Ok(())
 }
 
-fn encoded(text: &str) -> String {
+/// A text as a part of a path or query.
+pub(super) fn encoded(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             true => char::from(byte).to_string(),
@@ -42,6 +43,8 @@ fn for_people(text: &str) -> String {
         "missed" => return format!("({} events were not kept)", cell(&event["count"])),
         "telemetry" if event["body"].is_null() => format!("base64 {}", cell(&event["bodyBase64"])),
         "telemetry" => cell(&event["body"]),
+        "queued" => cell(&event["messageId"]),
+        "settled" => format!("{} {}", cell(&event["messageId"]), cell(&event["statusCode"])),
         "reported" => format!("version {} {}", event["version"], event["patch"]),
         _ => String::new(),
     };

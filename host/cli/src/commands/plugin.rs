@@ -27,7 +27,7 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
         PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,
         PluginCommand::Pin { name, wanted, devices } => rollout::pin(&name, &wanted, devices, context).await,
-        PluginCommand::Unpin { name, devices } => rollout::unpin(&name, devices, context).await,
+        PluginCommand::Unpin { name, devices, query } => rollout::unpin(&name, devices, query, context).await,
     }
 }
 

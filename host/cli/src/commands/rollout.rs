@@ -1,12 +1,16 @@
 //! `latch plugin list`, `swap`, `promote`, `rollback`, `pin` and `unpin`: which version runs where.
 
-use anyhow::Context as _;
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, bail};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::query::{Condition, Query, Source};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
 use super::plugin::or_none;
-use crate::args::SwapArgs;
+use crate::args::{DevicesArgs, SwapArgs};
 use crate::context::Context;
 use crate::output::{cell, document, line, say, table};
 
@@ -86,13 +90,34 @@ pub(super) async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()
     let file = &args.file;
     let wasm = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let query = query(&args);
-    let report = context.admin().put(&format!("/plugins/{name}{query}"), wasm).await?;
+    let admin = context.admin();
+    let mut on = String::new();
+    let report = match &args.devices.query {
+        None => admin.put(&format!("/plugins/{name}{query}"), wasm).await?,
+        Some(condition) => {
+            let devices = selected(condition, context).await?;
+            let staged = admin.put(&format!("/plugins/{name}?stage=true"), wasm).await?;
+            let share = args.percent.map(|percent| format!("{percent}% of ")).unwrap_or_default();
+            on = format!(" for {share}{} devices", devices.len());
+            let mut body = json!({"version": staged["hash"], "devices": devices, "query": condition});
+            for (key, number) in [
+                ("percent", args.percent.map(u32::from)),
+                ("window", args.window),
+                ("maxFailures", args.max_failures.map(u32::from)),
+            ] {
+                if let Some(number) = number {
+                    body[key] = number.into();
+                }
+            }
+            admin.post(&format!("/plugins/{name}/canary"), &body).await?
+        }
+    };
     if context.json {
         return document(&report);
     }
     let (from, to) = (cell(&report["from"]), cell(&report["to"]));
-    if !query.is_empty() {
-        return line(&format!("{name} {to} is a canary beside {from}"));
+    if !query.is_empty() || !on.is_empty() {
+        return line(&format!("{name} {to} is a canary beside {from}{on}"));
     }
     if from == to {
         return line(&format!("{name} {to} runs already"));
@@ -101,7 +126,8 @@ pub(super) async fn swap(args: SwapArgs, context: &Context) -> anyhow::Result<()
 }
 
 fn query(args: &SwapArgs) -> String {
-    let devices = args.devices.as_deref().map(|devices| utf8_percent_encode(devices, NON_ALPHANUMERIC).to_string());
+    let devices =
+        args.devices.devices.as_deref().map(|devices| utf8_percent_encode(devices, NON_ALPHANUMERIC).to_string());
     let parts = [
         ("percent", args.percent.map(|percent| percent.to_string())),
         ("devices", devices),
@@ -122,9 +148,15 @@ pub(super) async fn step(name: &str, step: &str, context: &Context) -> anyhow::R
     line(&format!("{name} {} -> {}", cell(&report["from"]), cell(&report["to"])))
 }
 
-pub(super) async fn pin(name: &str, version: &str, devices: Option<String>, context: &Context) -> anyhow::Result<()> {
+pub(super) async fn pin(name: &str, version: &str, devices: DevicesArgs, context: &Context) -> anyhow::Result<()> {
     let name = PluginName::parse(name)?;
-    let body = json!({"version": version, "devices": devices});
+    let DevicesArgs { devices, query } = devices;
+    let body = match &query {
+        None => json!({"version": version, "devices": devices}),
+        Some(condition) => {
+            json!({"version": version, "devices": selected(condition, context).await?, "query": condition})
+        }
+    };
     let pinned = context.admin().post(&format!("/plugins/{name}/pin"), &body).await?;
     if context.json {
         return document(&pinned);
@@ -132,11 +164,67 @@ pub(super) async fn pin(name: &str, version: &str, devices: Option<String>, cont
     line(&format!("{name} {} is pinned for {}", cell(&pinned["version"]), cell(&pinned["devices"])))
 }
 
-pub(super) async fn unpin(name: &str, devices: Option<String>, context: &Context) -> anyhow::Result<()> {
+pub(super) async fn unpin(
+    name: &str,
+    devices: Option<String>,
+    query: Option<String>,
+    context: &Context,
+) -> anyhow::Result<()> {
     let name = PluginName::parse(name)?;
-    let removed = context.admin().post(&format!("/plugins/{name}/unpin"), &json!({"devices": devices})).await?;
+    let body = json!({"devices": devices, "query": query});
+    let removed = context.admin().post(&format!("/plugins/{name}/unpin"), &body).await?;
     if context.json {
         return document(&removed);
     }
     line(&format!("{name}: {} pins removed", cell(&removed["removed"])))
+}
+
+/// The devices that the hub gives for a condition on twins or for a whole `SELECT`, which must give their ids.
+async fn selected(condition: &str, context: &Context) -> anyhow::Result<BTreeSet<DeviceId>> {
+    let query = select(condition)?;
+    let rows = context.service()?.query_all(&query).await?;
+    let id = |row: &Value| match row["deviceId"].as_str() {
+        Some(id) => Ok(DeviceId::parse(id)?),
+        None => bail!("the query gives rows without deviceId\nhint: SELECT deviceId FROM devices WHERE …"),
+    };
+    let devices: BTreeSet<_> = rows.iter().map(id).collect::<anyhow::Result<_>>()?;
+    if devices.is_empty() {
+        bail!("no device meets: {condition}\nhint: latch query {query:?}");
+    }
+    Ok(devices)
+}
+
+fn select(condition: &str) -> anyhow::Result<String> {
+    let text = condition.trim();
+    if text.get(..6).is_some_and(|word| word.eq_ignore_ascii_case("select")) {
+        if Query::parse(text)?.source() != Source::Devices {
+            bail!("--query is over devices: SELECT deviceId FROM devices WHERE …");
+        }
+        return Ok(text.to_owned());
+    }
+    let everybody = Condition::parse_job(text)?.is_all();
+    Ok(format!("SELECT deviceId FROM devices{}", if everybody { String::new() } else { format!(" WHERE {text}") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_becomes_a_query_for_ids() {
+        let all = "SELECT deviceId FROM devices";
+        for (condition, expected) in [
+            ("*", Some(all.to_owned())),
+            (" tags.site = 'A' ", Some(format!("{all} WHERE tags.site = 'A'"))),
+            (
+                "select * from devices where tags.floor > 2",
+                Some("select * from devices where tags.floor > 2".to_owned()),
+            ),
+            ("SELECT * FROM devices.jobs", None),
+            ("tags.site =", None),
+            ("", None),
+        ] {
+            assert_eq!(select(condition).ok(), expected, "{condition:?}");
+        }
+    }
 }

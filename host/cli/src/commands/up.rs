@@ -23,7 +23,7 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let devices = hub.ensure_doors(args.devices).await?;
     let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;
     let fleet = Fleet::start(plugins, &args.host, &data, devices, tls).await?;
-    let router = admin::router(fleet.admin_state()).merge(hub.hub.events_router());
+    let router = admin::router(fleet.admin_state()).merge(hub.hub.operator_router());
     let admin = AdminServer::start(&data, router, args.host.admin).await?;
     let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
 
@@ -54,7 +54,7 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
     let data = Arc::new(DataFolder::open(&context.data)?);
     let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
     let devices = hub.ensure_doors(args.devices).await?;
-    let admin = AdminServer::start(&data, hub.hub.events_router(), args.admin).await?;
+    let admin = AdminServer::start(&data, hub.hub.operator_router(), args.admin).await?;
     let stop = signals::stop()?;
     line(&format!("ready https={} mqtt={} devices={}", hub.https, hub.mqtt, devices.len()))?;
     let result = tokio::select! {

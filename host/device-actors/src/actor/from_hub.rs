@@ -26,6 +26,8 @@ impl Actor {
             FromHub::Desired { version, patch } => self.desired_notice(now, version, patch),
             FromHub::Method { rid, name, payload } => self.method(now, rid, name, payload),
             FromHub::Reported { token, status, message, .. } => self.report_answered(now, token, status, &message),
+            // Unanswered, it stays in the hub's queue for a plugin that deals with messages.
+            FromHub::Message { .. } => {}
             FromHub::TelemetryTaken { token } => {
                 if self.outbox.taken(token) {
                     self.records.dirty.telemetry_taken.push(token);

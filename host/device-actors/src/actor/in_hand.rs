@@ -14,7 +14,7 @@ use crate::answer::Answer;
 use crate::desired::Change;
 use crate::failure::{Failure, LastFailure};
 use crate::lineup::Plugin;
-use crate::record::{Applied, PluginState, QueuedTelemetry, StateChanges, TimerChanges};
+use crate::record::{Applied, QueuedTelemetry, StateChanges, TimerChanges, set_or_remove};
 use crate::timers::Firing;
 
 /// The message that is being dealt with.
@@ -281,7 +281,7 @@ impl Actor {
     pub(super) fn call_recorded(&mut self, now: Instant, message: Message, plugin: &Plugin, done: Done) {
         if !done.state.is_empty() {
             let state = Arc::make_mut(self.state.entry(plugin.name.clone()).or_default());
-            apply_state(state, &done.state);
+            set_or_remove(state, &done.state);
         }
         self.activations.recorded(plugin);
         self.timers.apply(&plugin.name, &done.timers);
@@ -325,14 +325,5 @@ impl Actor {
     pub(super) fn drop_resident(&mut self, unwanted: impl Fn(&str, Instant) -> bool) {
         let dropped = self.resident.extract_if(.., |(id, since)| unwanted(id, *since));
         self.outputs.extend(dropped.map(|(id, _)| Output::DropInstance(id)));
-    }
-}
-
-fn apply_state(state: &mut PluginState, changes: &StateChanges) {
-    for (key, value) in changes {
-        match value {
-            Some(value) => state.insert(key.clone(), value.clone()),
-            None => state.remove(key),
-        };
     }
 }

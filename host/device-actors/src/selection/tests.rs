@@ -1,4 +1,4 @@
-use plugin_runtime::{CanaryRule, DeviceGlob, PinRule};
+use plugin_runtime::{CanaryRule, DeviceGlob, DeviceSelector, PinRule, Placement};
 
 use super::*;
 
@@ -35,9 +35,10 @@ fn offers(percent: u8) -> Offers {
     let mut versions: Vec<_> = ["3.0.0", "2.0.0", "1.1.0", "1.0.0"].map(|version| offered(version, true)).into();
     versions.push(offered("0.9.0", false));
     let current = versions[1].plugin.clone().expect("loaded");
-    let canary = CanaryRule { hash: hash("3.0.0"), percent, devices: DeviceGlob::all() };
+    let canary = CanaryRule { hash: hash("3.0.0"), percent, devices: DeviceSelector::all() };
     let offer = Offer {
         name: current.name.clone(),
+        placement: Placement::Everywhere,
         current: current.clone(),
         versions,
         previous: Some(hash("1.1.0")),
@@ -48,8 +49,12 @@ fn offers(percent: u8) -> Offers {
     Offers { generation: 1, current: Arc::new(lineup), plugins: vec![offer] }
 }
 
+fn pattern(devices: &str) -> DeviceSelector {
+    DeviceGlob::parse(devices).expect("a pattern").into()
+}
+
 fn pin(devices: &str, version: &str) -> PinRule {
-    PinRule { hash: hash(version), devices: DeviceGlob::parse(devices).expect("a pattern") }
+    PinRule { hash: hash(version), devices: pattern(devices) }
 }
 
 fn twin(pin: Value) -> Map<String, Value> {
@@ -100,7 +105,7 @@ fn the_twins_pin_is_before_the_operators_before_the_canary_before_the_current_ve
     for pin in ["1.1.0", &hash("1.1.0"), &hash("1.1.0")[..63]] {
         assert_eq!(run(&offers, Some(&twin(json!(pin)))), "1.1.0", "{pin}");
     }
-    offers.plugins[0].canary.as_mut().expect("a canary").devices = DeviceGlob::parse("x*").expect("a pattern");
+    offers.plugins[0].canary.as_mut().expect("a canary").devices = pattern("x*");
     offers.plugins[0].pins.clear();
     assert_eq!(run(&offers, None), "2.0.0", "not for this device");
 }
@@ -161,4 +166,52 @@ fn quarantine_beats_every_rule_until_the_rules_say_something_else() {
     assert_eq!(run(&mut past, Some(json!("2.0.0"))), ("1.0.0".to_owned(), false));
     past.release("lock-door");
     assert_eq!(run(&mut past, Some(json!("2.0.0"))), ("2.0.0".to_owned(), false), "the same pin again");
+}
+
+#[test]
+fn a_plugin_runs_only_where_it_is_placed() {
+    let (past, mut offers) = (Past::default(), offers(100));
+    let mut other = offers.plugins[0].clone();
+    other.name = PluginName::parse("lamp").expect("a name");
+    let lamp = Plugin { name: other.name.clone(), id: hash("lamp"), ..(*other.current).clone() };
+    other.current = Arc::new(lamp);
+    (other.canary, other.versions) = (None, Vec::new());
+    offers.current =
+        Arc::new(Lineup { generation: 1, plugins: vec![offers.plugins[0].current.clone(), other.current.clone()] });
+    offers.plugins[0].placement =
+        Placement::On { patterns: vec![DeviceGlob::parse("door-*").expect("a pattern")], devices: Arc::default() };
+    offers.plugins.push(other);
+    let run = |id: &str, pins: Option<Value>| {
+        let pins = pins.map(twin);
+        let selection = select(&device(id), &offers, pins.as_ref(), &past);
+        let labels = selection.lineup.plugins.iter().map(|plugin| format!("{} {}", plugin.name, plugin.label));
+        (labels.collect::<Vec<_>>(), selection.reports.get("lock-door").cloned().flatten())
+    };
+    assert_eq!(run("door-0001", None), (vec!["lock-door 3.0.0".to_owned(), "lamp 2.0.0".to_owned()], None));
+    assert_eq!(run("gate-1", None), (vec!["lamp 2.0.0".to_owned()], None), "nor its canary");
+    let (runs, report) = run("gate-1", Some(json!("1.0.0")));
+    assert_eq!(runs, ["lamp 2.0.0"], "whatever its twin pins");
+    let reason = "the plugin lock-door is not placed on this device";
+    assert_eq!(report, Some(json!({"status": "unknown-version", "reason": reason})));
+}
+
+#[test]
+fn the_last_of_the_plugins_may_be_the_one_that_is_not_placed() {
+    let (past, mut offers) = (Past::default(), offers(0));
+    offers.plugins[0].placement = Placement::On { patterns: Vec::new(), devices: Arc::default() };
+    assert!(select(&device("gate-1"), &offers, None, &past).lineup.plugins.is_empty());
+}
+
+#[test]
+fn other_terms_end_a_quarantine() {
+    let (here, mut past, mut offers) = (device("door-0001"), Past::default(), offers(0));
+    past.follow(&select(&here, &offers, None, &past));
+    let current = offers.plugins[0].current.clone();
+    assert!(past.quarantine(&offers, &current, 5));
+    assert!(!past.follow(&select(&here, &offers, None, &past)));
+    let granted = Arc::new(Plugin { id: Arc::from("on other terms"), ..(*current).clone() });
+    offers.plugins[0].versions[1].plugin = Some(granted.clone());
+    offers.plugins[0].current = granted;
+    assert!(past.follow(&select(&here, &offers, None, &past)));
+    assert_eq!(chosen(&select(&here, &offers, None, &past)), "2.0.0");
 }

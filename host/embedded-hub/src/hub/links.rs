@@ -1,7 +1,5 @@
 //! Devices connect, subscribe, publish and go.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 use chrono::DateTime;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -10,7 +8,7 @@ use iothub_protocol::sas::Token;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
 use serde_json::{Map, Value};
 
-use super::{ConnectRequest, Granted, Hub, LinkId, LinkInput, LinkOutput, Now, Output};
+use super::{ConnectRequest, Granted, Hub, LinkId, LinkInput, LinkOutput, Now, Output, Subscriptions};
 use crate::events::HubEvent;
 use crate::policy::Rights;
 
@@ -39,12 +37,13 @@ impl<R> Hub<R> {
             LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &device, pkid, &filters),
             LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &device, pkid, &subscriptions),
             LinkInput::Published { message, payload } => self.published(now, link, &device, message, &payload),
+            LinkInput::Acknowledged { packet_id } => self.message_acknowledged(now, link, &device, packet_id),
             LinkInput::Closed { graceful } => self.closed(now, link, graceful),
         }
     }
 
     fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
-        let expiry = match self.authenticate(now, &request) {
+        let expiry = match self.authenticate(now, &request.device, &request.password) {
             Ok(expiry) => expiry,
             Err(reason) => {
                 tracing::info!(device = %request.device, reason, "connection refused");
@@ -57,6 +56,7 @@ impl<R> Hub<R> {
             let will = self.forget(older).and_then(|ended| ended.will);
             self.send_will(now, &request.device, will);
             self.end_calls_to(&request.device, &taken_over());
+            self.release_messages(now, &request.device, older);
             let reason = "the device connected again elsewhere";
             self.immediate.push_back(Output::Link(older, LinkOutput::Close { reason }));
         } else {
@@ -75,15 +75,21 @@ impl<R> Hub<R> {
         self.expiries.insert((expiry, link));
         self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will });
         self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
-        // Calls that waited for the device can go if its subscription was kept.
+        // Calls and messages that waited for the device can go if its subscriptions were kept.
         self.release_waiting_calls(now, &request.device);
+        self.attend_queue(now, &request.device);
     }
 
     /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code
     /// only.
-    fn authenticate(&self, now: Now, request: &ConnectRequest) -> Result<DateTime<chrono::Utc>, &'static str> {
-        let token = Token::parse(&request.password).map_err(|_| "the password is no SAS token")?;
-        let device = self.devices.get(&request.device).ok_or("the device is not registered")?;
+    pub(super) fn authenticate(
+        &self,
+        now: Now,
+        id: &DeviceId,
+        password: &str,
+    ) -> Result<DateTime<chrono::Utc>, &'static str> {
+        let token = Token::parse(password).map_err(|_| "the password is no SAS token")?;
+        let device = self.devices.get(id).ok_or("the device is not registered")?;
         let signed = match token.policy() {
             None => token.signed_by(&device.identity.primary_key) || token.signed_by(&device.identity.secondary_key),
             Some(name) => self
@@ -98,7 +104,7 @@ impl<R> Hub<R> {
         if token.is_expired(now.wall) {
             return Err("the token has expired");
         }
-        if !token.covers_device(&request.device) {
+        if !token.covers_device(id) {
             return Err("the token is for another resource");
         }
         if !device.identity.enabled {
@@ -109,22 +115,23 @@ impl<R> Hub<R> {
     }
 
     fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, filters: &[(Subscription, Granted)]) {
-        self.change_subscriptions(id, |kept| kept.extend(filters.iter().map(|(subscription, _)| *subscription)));
+        self.change_subscriptions(id, |kept| kept.extend(filters.iter().copied()));
         let granted = filters.iter().map(|(_, granted)| *granted).collect();
         self.gated.push_back(Output::Link(link, LinkOutput::SubAck { pkid, granted }));
         self.release_waiting_calls(now, id);
+        self.attend_queue(now, id);
     }
 
     fn unsubscribe(&mut self, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
-        self.change_subscriptions(id, |kept| kept.retain(|subscription| !subscriptions.contains(subscription)));
+        self.change_subscriptions(id, |kept| kept.retain(|subscription, _| !subscriptions.contains(subscription)));
         self.gated.push_back(Output::Link(link, LinkOutput::UnsubAck { pkid }));
     }
 
-    fn change_subscriptions(&mut self, id: &DeviceId, change: impl FnOnce(&mut BTreeSet<Subscription>)) {
+    fn change_subscriptions(&mut self, id: &DeviceId, change: impl FnOnce(&mut Subscriptions)) {
         let Some(device) = self.devices.get_mut(id) else { return };
-        let before = device.subscriptions.len();
+        let before = device.subscriptions.clone();
         change(&mut device.subscriptions);
-        if device.subscriptions.len() != before && !device.is_clean {
+        if device.subscriptions != before && !device.is_clean {
             self.unwritten(id).subscriptions = true;
         }
     }
@@ -220,6 +227,7 @@ impl<R> Hub<R> {
         let id = ended.device;
         self.send_will(now, &id, ended.will.filter(|_| !graceful));
         self.end_calls_to(&id, &connection_closed());
+        self.release_messages(now, &id, link);
         self.gated.push_back(Output::Event(HubEvent::disconnected(id, now.wall)));
     }
 
@@ -239,7 +247,7 @@ impl<R> Hub<R> {
 }
 
 /// What a message's properties count: of the system's own, whose names begin with `$.`, the values only.
-fn properties_size(properties: &[(String, String)]) -> usize {
+pub(super) fn properties_size(properties: &[(String, String)]) -> usize {
     let name_size = |name: &str| if name.starts_with("$.") { 0 } else { name.len() };
     properties.iter().map(|(name, value)| name_size(name) + value.len()).sum()
 }

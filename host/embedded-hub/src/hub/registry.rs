@@ -1,7 +1,5 @@
 //! Devices come, change and go; back ends change twins.
 
-use std::collections::BTreeSet;
-
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::{Identity, IdentityRequest};
@@ -9,8 +7,9 @@ use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{Subscription, ToDevice};
 use iothub_protocol::twin::{DesiredNotice, Twin, etag_matches};
 
-use super::{Answer, Device, Hub, LinkOutput, Now, Output, Unwritten, not_found};
+use super::{Answer, Device, Hub, LinkOutput, Now, Output, Subscriptions, Unwritten, not_found};
 use crate::events::HubEvent;
+use crate::queue::Queue;
 
 /// Ticks of 100 ns between year 1 and 1970: generation ids look like .NET ticks, 18 digits.
 const TICKS_BEFORE_1970: i64 = 621_355_968_000_000_000;
@@ -58,7 +57,7 @@ impl<R> Hub<R> {
         let unwritten = self.unwritten(id);
         unwritten.identity = true;
         unwritten.twin = true;
-        let device = Device::new(identity, twin, BTreeSet::new());
+        let device = Device::new(identity, twin, Subscriptions::new(), Queue::default());
         let answer = Answer::Document(device.identity_json());
         self.devices.insert(id.clone(), device);
         self.gated.push_back(Output::Event(HubEvent::created(id.clone(), now.wall)));
@@ -102,6 +101,7 @@ impl<R> Hub<R> {
             self.cut(now, link, "the device was deleted");
         }
         self.end_calls_to(id, &not_found(id));
+        self.drop_messages(id);
         self.devices.remove(id);
         // What is still to be written of it must not be taken for what is made anew under its name.
         self.unwritten.insert(id.clone(), Unwritten { deletion: true, ..Unwritten::default() });

@@ -1,5 +1,7 @@
 //! The hub with a fake clock: what each party hears, and when.
 
+mod messages;
+
 use std::time::Duration;
 
 use iothub_protocol::id::MethodName;
@@ -37,8 +39,13 @@ impl Fixture {
         let policy =
             Policy { name: POLICY.into(), rights: Rights::DEVICE_CONNECT, primary_key: key(8), secondary_key: key(9) };
         let now = Now { wall: DateTime::from_timestamp(1_800_000_000, 0).expect("a time"), steady: Instant::now() };
-        let mut fixture =
-            Fixture { hub: Hub::new(vec![policy], vec![]), now, outputs: vec![], events: vec![], changes: vec![] };
+        let mut fixture = Fixture {
+            hub: Hub::new(vec![policy], vec![], FeedbackQueue::default()),
+            now,
+            outputs: vec![],
+            events: vec![],
+            changes: vec![],
+        };
         for (name, byte) in [("a", 1), ("b", 2)] {
             let request = IdentityRequest::default();
             fixture
@@ -61,6 +68,10 @@ impl Fixture {
             Change::Identity(identity) => format!("identity {}", identity.device_id),
             Change::Twin(id, twin) => format!("twin {id} {}", twin.desired.version),
             Change::Subscriptions(id, subscriptions) => format!("subscriptions {id} {}", subscriptions.len()),
+            Change::Message(id, queued) => format!("message {id} {} {}", queued.sequence, queued.delivery_count),
+            Change::MessageGone(id, sequence) => format!("message gone {id} {sequence}"),
+            Change::Feedback(sequence, record) => format!("feedback {sequence} {}", record.ended.name()),
+            Change::FeedbackGone(sequence) => format!("feedback gone {sequence}"),
             Change::Deleted(id) => format!("deleted {id}"),
         }));
         for output in outcome.immediate.into_iter().chain(outcome.gated) {
@@ -108,7 +119,11 @@ impl Fixture {
     }
 
     fn subscribe(&mut self, link: u64, subscription: Subscription) {
-        self.link(link, LinkInput::Subscribe { pkid: 1, filters: vec![(subscription, Granted::AtMostOnce)] });
+        self.subscribe_as(link, subscription, Granted::AtMostOnce);
+    }
+
+    fn subscribe_as(&mut self, link: u64, subscription: Subscription, granted: Granted) {
+        self.link(link, LinkInput::Subscribe { pkid: 1, filters: vec![(subscription, granted)] });
     }
 
     fn call(&mut self, reply: u32, device: &str, connect_timeout: u32) {
@@ -141,6 +156,11 @@ impl Fixture {
             .filter_map(|output| match output {
                 Output::Link(link, LinkOutput::Publish { topic, payload }) => {
                     Some(format!("{} {topic} {}", link.0, String::from_utf8_lossy(&payload)))
+                }
+                Output::Link(link, LinkOutput::Message { packet_id, is_repeated, topic, payload }) => {
+                    let repeated = if is_repeated { " again" } else { "" };
+                    let payload = String::from_utf8_lossy(&payload).into_owned();
+                    Some(format!("{} #{packet_id}{repeated} {topic} {payload}", link.0))
                 }
                 Output::Link(link, output) => Some(format!("{} {output:?}", link.0)),
                 Output::Reply(reply, Ok(Answer::Method(method))) => Some(format!("reply {reply} {}", method.status)),

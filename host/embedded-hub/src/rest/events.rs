@@ -1,25 +1,25 @@
 //! Events as lines of JSON, for the operator's socket. Azure has no such route; its events leave by AMQP.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt as _};
 use serde::Deserialize;
 use serde_json::json;
 
 use super::extract::Query;
+use crate::driver::HubHandle;
 use crate::events::EventLog;
 
 /// Events of one line batch, so that a slow reader holds little.
 const BATCH: usize = 100;
 
 #[derive(Deserialize)]
-struct EventQuery {
+pub(super) struct EventQuery {
     /// The first sequence number; absent: what comes from now on, or everything there is without `follow`.
     from: Option<u64>,
     /// Keep the answer open and send what comes.
@@ -31,11 +31,6 @@ struct EventQuery {
     kind: Option<String>,
 }
 
-/// `GET /events`: one JSON object a line.
-pub(crate) fn router(events: EventLog) -> Router {
-    Router::new().route("/events", get(follow)).with_state(events)
-}
-
 struct Cursor {
     events: EventLog,
     next: u64,
@@ -44,15 +39,19 @@ struct Cursor {
     kinds: Option<BTreeSet<String>>,
 }
 
-async fn follow(State(events): State<EventLog>, Query(query): Query<EventQuery>) -> Response {
+/// `GET /events`: one JSON object a line.
+pub(super) async fn follow(State(hub): State<HubHandle>, Query(query): Query<EventQuery>) -> Response {
+    let events = hub.events().clone();
     let next = query.from.unwrap_or(if query.follow { events.next() } else { 0 });
     let kinds = query.kind.map(|kinds| kinds.split(',').map(str::to_owned).collect());
     let cursor = Cursor { events, next, follow: query.follow, device: query.device, kinds };
-    let lines = stream::unfold(cursor, |mut cursor| async move {
-        let lines = cursor.lines().await?;
-        Some((Ok::<_, std::convert::Infallible>(lines), cursor))
-    });
+    answer(stream::unfold(cursor, |mut cursor| async move { Some((cursor.lines().await?, cursor)) }))
+}
+
+/// An answer of lines that come bit by bit.
+pub(super) fn answer(lines: impl Stream<Item = String> + Send + 'static) -> Response {
     let content_type = HeaderValue::from_static("application/x-ndjson");
+    let lines = lines.map(Ok::<_, Infallible>);
     ([(header::CONTENT_TYPE, content_type)], Body::from_stream(lines)).into_response()
 }
 

@@ -20,12 +20,15 @@ const MAX_EARLY: usize = 64;
 /// No caller waits longer for a method; a number's bound stands beside it against a flood.
 const LONGEST_METHOD: Duration = Duration::from_secs(300);
 const MAX_METHODS: usize = 1024;
+/// Messages that are not acknowledged. A hub's queue holds 50 for a device; one that is forgotten comes again.
+const MAX_MESSAGES: usize = 128;
 
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) since: Instant,
     pub(super) stage: Stage,
-    pub(super) early_methods: Vec<FromHub>,
+    /// Methods and messages.
+    pub(super) early: Vec<FromHub>,
     pub(super) reports: BTreeMap<u64, PendingReport>,
     renewal: Instant,
     /// Methods given to the actor and not answered, oldest first.
@@ -34,6 +37,9 @@ pub(super) struct Link {
     gets: VecDeque<u64>,
     get_failures: Backoff,
     early_notices: Vec<DesiredNotice>,
+    pub(super) messages_subscribed: bool,
+    /// Messages that wait for their acknowledgement, by token, with their packet ids; oldest first.
+    messages: VecDeque<(u64, u16)>,
 }
 
 #[derive(Debug)]
@@ -73,13 +79,15 @@ impl Link {
         Link {
             since,
             stage,
-            early_methods: Vec::new(),
+            early: Vec::new(),
             reports: BTreeMap::new(),
             renewal,
             methods: VecDeque::new(),
             gets: VecDeque::new(),
             get_failures: Backoff::default(),
             early_notices: Vec::new(),
+            messages_subscribed: false,
+            messages: VecDeque::new(),
         }
     }
 
@@ -118,11 +126,29 @@ impl Link {
         position.and_then(|position| self.methods.remove(position)).is_some()
     }
 
+    /// The token of the message in this packet: `new`, unless the hub repeats what was not acknowledged yet.
+    pub(super) fn message_started(&mut self, packet_id: u16, new: u64) -> u64 {
+        if let Some((token, _)) = self.messages.iter().find(|(_, id)| *id == packet_id) {
+            return *token;
+        }
+        if self.messages.len() == MAX_MESSAGES {
+            self.messages.pop_front();
+        }
+        self.messages.push_back((new, packet_id));
+        new
+    }
+
+    /// The packet to acknowledge, if this connection brought it.
+    pub(super) fn message_ended(&mut self, token: u64) -> Option<u16> {
+        let position = self.messages.iter().position(|(started, _)| *started == token)?;
+        self.messages.remove(position).map(|(_, packet_id)| packet_id)
+    }
+
     /// `false` if there is no room.
-    pub(super) fn keep_early(&mut self, method: FromHub) -> bool {
-        let room = self.early_methods.len() < MAX_EARLY;
+    pub(super) fn keep_early(&mut self, delivery: FromHub) -> bool {
+        let room = self.early.len() < MAX_EARLY;
         if room {
-            self.early_methods.push(method);
+            self.early.push(delivery);
         }
         room
     }

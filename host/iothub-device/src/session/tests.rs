@@ -1,7 +1,7 @@
 //! Scenarios on a clock of our own.
 
 use iothub_protocol::id::MethodName;
-use iothub_protocol::link::{TelemetryMessage, TwinDocument};
+use iothub_protocol::link::{CloudMessage, TelemetryMessage, TwinDocument};
 use iothub_protocol::sas::Token;
 use serde_json::{Map, Value, json};
 
@@ -73,7 +73,19 @@ impl Bench {
     }
 
     fn receive(&mut self, topic: &str, body: &str) -> Vec<Output> {
-        self.on(Input::Received { topic: topic.to_owned(), payload: body.as_bytes().to_vec() })
+        self.publication(topic, body, None)
+    }
+
+    fn publication(&mut self, topic: &str, body: &str, packet_id: Option<u16>) -> Vec<Output> {
+        self.on(Input::Received { topic: topic.to_owned(), payload: body.as_bytes().to_vec(), packet_id })
+    }
+
+    fn message(&mut self, id: &str, packet_id: u16) -> Vec<Output> {
+        self.publication(&format!("devices/d1/messages/devicebound/%24.mid={id}"), id, Some(packet_id))
+    }
+
+    fn message_taken(&mut self, token: u64) -> Vec<Output> {
+        self.on(Input::Send(ToHub::MessageTaken { token }))
     }
 
     fn answer_get(&mut self, rid: u64, version: u64) -> Vec<Output> {
@@ -131,6 +143,15 @@ fn desired(version: u64) -> Output {
 fn method(id: &str) -> Output {
     let name = MethodName::parse("lockDoor").expect("a name");
     Output::Deliver(FromHub::Method { rid: rid(id), name, payload: "null".into() })
+}
+
+fn message(token: u64, id: &str) -> Output {
+    let message = CloudMessage { message_id: Some(id.into()), body: id.into(), ..CloudMessage::default() };
+    Output::Deliver(FromHub::Message { token, message })
+}
+
+fn acknowledge(packet_id: u16) -> Output {
+    Output::Acknowledge { packet_id }
 }
 
 fn disconnected(reason: &str) -> Output {
@@ -370,4 +391,62 @@ fn silent_or_refused_subscriptions_end_the_connection() {
         let [Output::State(state)] = &outputs[..] else { panic!("{outputs:?}") };
         assert!(state.failure().is_some_and(|failure| failure.reason.contains("subscription")), "{state:?}");
     }
+}
+
+#[test]
+fn a_message_is_acknowledged_when_it_is_dealt_with_and_everything_else_at_once() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.message("a", 7), [message(1, "a")]);
+    assert_eq!(bench.message("b", 8), [message(2, "b")]);
+    let topic = "$iothub/methods/POST/lockDoor/?$rid=r";
+    assert_eq!(bench.publication(topic, "", Some(9)), [acknowledge(9), method("r")]);
+    assert_eq!(bench.publication("unknown", "", Some(10)), [acknowledge(10)]);
+    assert_eq!(bench.message_taken(2), [acknowledge(8)]);
+    assert_eq!(bench.message_taken(2), [], "once");
+    assert_eq!(bench.message("a", 7), [message(1, "a")], "the hub repeats it");
+    assert_eq!(bench.message_taken(1), [acknowledge(7)]);
+    assert_eq!(bench.message("c", 7), [message(3, "c")]);
+}
+
+#[test]
+fn a_message_of_a_connection_that_is_gone_cannot_be_acknowledged() {
+    let mut bench = Bench::ready();
+    bench.message("a", 7);
+    bench.lose();
+    bench.reconnect();
+    assert_eq!(bench.message("a", 7), [message(2, "a")]);
+    assert_eq!(bench.message_taken(1), [], "as it may be another message by now");
+    assert_eq!(bench.message_taken(2), [acknowledge(7)]);
+}
+
+#[test]
+fn messages_that_come_early_wait_for_the_subscriptions() {
+    let mut bench = Bench::new();
+    bench.wait();
+    bench.on(Input::Accepted);
+    for n in 0..64 {
+        assert_eq!(bench.message(&n.to_string(), n + 1), []);
+    }
+    assert_eq!(bench.message("one more", 99), [], "left with the hub");
+    let outputs: Vec<_> = (0..3).flat_map(|_| bench.on(Input::Subscribed { granted: true })).collect();
+    assert_eq!(outputs.len(), 1 + 64 + 1);
+    assert_eq!(outputs[..2], [Output::Deliver(FromHub::Connected), message(1, "0")]);
+}
+
+#[test]
+fn messages_are_subscribed_to_when_someone_deals_with_them() {
+    let subscription = [Output::Subscribe { filter: "devices/d1/messages/devicebound/#".into() }];
+    let mut bench = Bench::ready();
+    assert_eq!(bench.on(Input::Send(ToHub::SubscribeMessages)), subscription);
+    assert_eq!(bench.on(Input::Send(ToHub::SubscribeMessages)), [], "once for each connection");
+    assert_eq!(bench.on(Input::Subscribed { granted: false }), [], "the rest goes on without them");
+    bench.lose();
+    bench.reconnect();
+    assert_eq!(bench.on(Input::Send(ToHub::SubscribeMessages)), subscription);
+}
+
+#[test]
+fn an_unreadable_message_stays_with_the_hub() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.publication("devices/d1/messages/devicebound/a=%ff", "", Some(1)), []);
 }

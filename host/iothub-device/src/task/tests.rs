@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use iothub_protocol::id::RequestId;
-use iothub_protocol::link::TelemetryMessage;
+use iothub_protocol::link::{CloudMessage, TelemetryMessage};
 use rumqttc::mqttbytes::v4::{Codec, Connect};
 use rumqttc::{ConnAck, PubAck, Publish, SubAck};
 use rustls::ServerConfig;
@@ -232,6 +232,38 @@ async fn acknowledgements_find_their_messages_in_any_order() {
     for (packet_id, token) in packet_ids.into_iter().rev() {
         peer.send(Packet::PubAck(PubAck::new(packet_id))).await;
         assert_eq!(device.next().await, FromHub::TelemetryTaken { token });
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_acknowledged_only_when_the_actor_has_dealt_with_it() {
+    let hub = Hub::start().await;
+    let mut device = hub.device(&hub.ca);
+    let mut peer = hub.accept_until_ready(&mut device).await;
+    device.send(ToHub::SubscribeMessages).await;
+    let Packet::Subscribe(subscribe) = peer.next().await else { panic!("no subscription") };
+    assert_eq!(subscribe.filters[0].path, "devices/d1/messages/devicebound/#");
+    assert_eq!(subscribe.filters[0].qos, QoS::AtLeastOnce);
+
+    for packet_id in 1..=20 {
+        let topic = format!("devices/d1/messages/devicebound/%24.mid=m{packet_id}");
+        peer.send(Packet::Publish(Publish { pkid: packet_id, ..Publish::new(topic, QoS::AtLeastOnce, "x") })).await;
+    }
+    let method = Publish::new("$iothub/methods/POST/lockDoor/?$rid=a", QoS::AtLeastOnce, "");
+    peer.send(Packet::Publish(Publish { pkid: 21, ..method })).await;
+
+    let mut tokens = Vec::new();
+    for packet_id in 1..=20_u16 {
+        let FromHub::Message { token, message } = device.next().await else { panic!("no message") };
+        let expected = CloudMessage { message_id: Some(format!("m{packet_id}")), ..CloudMessage::default() };
+        assert_eq!(message, CloudMessage { body: b"x".to_vec(), ..expected });
+        tokens.push((token, packet_id));
+    }
+    assert!(matches!(device.next().await, FromHub::Method { .. }));
+    assert_eq!(peer.next().await, Packet::PubAck(PubAck::new(21)), "not held up by the messages before it");
+    for (token, packet_id) in tokens.into_iter().rev() {
+        device.send(ToHub::MessageTaken { token }).await;
+        assert_eq!(peer.next().await, Packet::PubAck(PubAck::new(packet_id)));
     }
 }
 

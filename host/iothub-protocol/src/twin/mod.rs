@@ -51,6 +51,8 @@ pub struct TwinFacts {
     pub status_updated: Option<DateTime<Utc>>,
     pub connected: bool,
     pub last_activity: Option<DateTime<Utc>>,
+    /// Cloud-to-device messages that wait for the device.
+    pub message_count: usize,
 }
 
 impl Twin {
@@ -151,7 +153,7 @@ impl Twin {
             "statusUpdateTime": when(facts.status_updated),
             "connectionState": if facts.connected { "Connected" } else { "Disconnected" },
             "lastActivityTime": when(facts.last_activity),
-            "cloudToDeviceMessageCount": 0,
+            "cloudToDeviceMessageCount": facts.message_count,
             "authenticationType": "sas",
             "x509Thumbprint": {"primaryThumbprint": null, "secondaryThumbprint": null},
             "modelId": "",

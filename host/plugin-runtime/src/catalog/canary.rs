@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::glob::DeviceGlob;
+use super::selector::DeviceSelector;
 use crate::tally::Counts;
 
 /// Who gets a canary, and what makes it fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanaryPolicy {
-    /// Of the devices that `devices` matches, 1 to 100. A larger share contains a smaller one.
+    /// Of `devices`, 1 to 100. A larger share contains a smaller one.
     pub percent: u8,
-    pub devices: DeviceGlob,
+    pub devices: DeviceSelector,
     /// How long its calls are watched.
     pub window: Duration,
     /// Percent of its calls that may fail in that time. One above and the canary is withdrawn.
@@ -21,7 +21,7 @@ impl Default for CanaryPolicy {
     fn default() -> CanaryPolicy {
         CanaryPolicy {
             percent: 100,
-            devices: DeviceGlob::all(),
+            devices: DeviceSelector::all(),
             window: Duration::from_secs(60),
             max_failures: DEFAULT_MAX_FAILURES,
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::canary::CanaryPolicy;
-use super::glob::DeviceGlob;
+use super::selector::{DeviceSelector, KeptSelector};
 use crate::name::PluginName;
 use crate::version::{PluginVersion, resolve_version};
 
@@ -45,7 +45,8 @@ pub(super) struct Kept {
 pub(super) struct KeptCanary {
     pub(super) hash: String,
     percent: u8,
-    devices: String,
+    #[serde(flatten)]
+    devices: KeptSelector,
     window_seconds: u64,
     max_failures: u8,
     /// Whether its window is over.
@@ -64,7 +65,8 @@ pub(super) struct Withdrawn {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct KeptPin {
     pub(super) hash: String,
-    devices: String,
+    #[serde(flatten)]
+    devices: KeptSelector,
 }
 
 impl Ledger {
@@ -134,7 +136,7 @@ impl Record {
         self.canary = Some(KeptCanary {
             hash: hash.to_owned(),
             percent: policy.percent,
-            devices: policy.devices.to_string(),
+            devices: KeptSelector::from(&policy.devices),
             window_seconds: policy.window.as_secs(),
             max_failures: policy.max_failures,
             passed: false,
@@ -149,16 +151,16 @@ impl Record {
         Some(label)
     }
 
-    /// Pin devices to a version. A pin for the same devices is replaced.
-    pub(super) fn pin(&mut self, hash: &str, devices: &DeviceGlob) {
-        self.unpin(Some(devices));
-        self.pins.push(KeptPin { hash: hash.to_owned(), devices: devices.to_string() });
+    /// Pin devices to a version. A pin that was made with the same text is replaced.
+    pub(super) fn pin(&mut self, hash: &str, devices: &DeviceSelector) {
+        self.unpin(Some(devices.text()));
+        self.pins.push(KeptPin { hash: hash.to_owned(), devices: KeptSelector::from(devices) });
     }
 
-    /// Remove the pin for exactly these devices, or all pins. Answers how many there were.
-    pub(super) fn unpin(&mut self, devices: Option<&DeviceGlob>) -> usize {
+    /// Remove the pin that was made with this pattern or query, or all pins. Answers how many there were.
+    pub(super) fn unpin(&mut self, made_with: Option<&str>) -> usize {
         let before = self.pins.len();
-        self.pins.retain(|pin| devices.is_some_and(|devices| pin.devices != devices.as_str()));
+        self.pins.retain(|pin| made_with.is_some_and(|text| pin.devices.text() != text));
         before - self.pins.len()
     }
 
@@ -203,7 +205,7 @@ impl KeptCanary {
     pub(super) fn policy(&self) -> Option<CanaryPolicy> {
         Some(CanaryPolicy {
             percent: self.percent,
-            devices: DeviceGlob::parse(&self.devices).ok()?,
+            devices: self.devices.read()?,
             window: Duration::from_secs(self.window_seconds),
             max_failures: self.max_failures,
         })
@@ -217,8 +219,8 @@ impl Withdrawn {
 }
 
 impl KeptPin {
-    pub(super) fn devices(&self) -> Option<DeviceGlob> {
-        DeviceGlob::parse(&self.devices).ok()
+    pub(super) fn devices(&self) -> Option<DeviceSelector> {
+        self.devices.read()
     }
 }
 
@@ -237,6 +239,7 @@ pub(super) const KEPT: usize = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::DeviceGlob;
 
     fn with(versions: &[(&str, &str)]) -> Record {
         let kept = |&(hash, semver): &(&str, &str)| Kept {
@@ -279,7 +282,7 @@ mod tests {
         let mut record = with(&names.iter().map(|name| (name.as_str(), name.as_str())).collect::<Vec<_>>());
         let hash = |number: usize| names[number].repeat(64);
         (0..30).for_each(|number| record.became_current(&hash(number)));
-        record.pin(&hash(3), &DeviceGlob::all());
+        record.pin(&hash(3), &DeviceSelector::all());
         record.begin_canary(&hash(4), &CanaryPolicy::default());
         record.forget_old(|wanted| wanted == hash(5));
         let labels: Vec<_> = record.versions.iter().map(|kept| kept.label.as_str()).collect();
@@ -291,11 +294,11 @@ mod tests {
     #[test]
     fn a_pin_for_the_same_devices_is_replaced() {
         let mut record = with(&[("a", "1"), ("b", "2")]);
-        let some = DeviceGlob::parse("door-1*").expect("a pattern");
-        record.pin("a", &DeviceGlob::all());
+        let some = DeviceSelector::from(DeviceGlob::parse("door-1*").expect("a pattern"));
+        record.pin("a", &DeviceSelector::all());
         record.pin("a", &some);
-        record.pin("b", &DeviceGlob::all());
+        record.pin("b", &DeviceSelector::all());
         assert_eq!(record.pins.iter().map(|pin| &*pin.hash).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!((record.unpin(Some(&some)), record.unpin(None), record.pins.len()), (1, 1, 0));
+        assert_eq!((record.unpin(Some("door-1*")), record.unpin(None), record.pins.len()), (1, 1, 0));
     }
 }

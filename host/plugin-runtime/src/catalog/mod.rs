@@ -2,7 +2,8 @@
 //!
 //! [`shelf`] decides what is current, [`ledger`] what is remembered, [`canary`] when a version on trial has failed; they
 //! know no files and no clock. [`settling`] decides when a file that changed is worth a look; it reads no clock.
-//! [`files`] and [`archive`] touch the disk. [`watcher`], [`operator`] and this module drive them.
+//! [`files`] and [`archive`] touch the disk. [`watcher`], [`operator`], [`plans`] and this module drive
+//! them.
 
 mod archive;
 mod canary;
@@ -11,13 +12,14 @@ mod files;
 mod glob;
 mod ledger;
 mod operator;
+mod plans;
+mod selector;
 mod set;
 mod settling;
 mod shelf;
 mod view;
 mod watcher;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::name::PluginName;
 use crate::runtime::Runtime;
-use crate::terms::{Placement, Terms};
+use crate::terms::Terms;
 use crate::version::{self, LoadError, PluginSource, PluginVersion};
 use archive::Archive;
 use files::Listing;
@@ -39,19 +41,11 @@ pub use canary::CanaryPolicy;
 pub use demand::{Demand, Lease};
 pub use glob::{DeviceGlob, DeviceGlobError};
 pub use operator::RolloutError;
+pub use plans::{PlanError, PluginPlan, PluginPlans};
+pub use selector::{DeviceSelector, DeviceSelectorError, MAX_LISTED};
 pub use set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 pub use shelf::Refusal;
 pub use view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
-
-/// What was decided for a plugin before it was there: on what terms it runs, and where.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PluginPlan {
-    pub terms: Terms,
-    pub placement: Placement,
-}
-
-/// Plans by plugin. One without a plan runs everywhere and is granted nothing.
-pub type PluginPlans = BTreeMap<PluginName, PluginPlan>;
 
 /// The plugins of one directory. Every `*.wasm` directly in it is a plugin, named by its file; sub-folders and hidden
 /// files are not looked at. Cheap to clone.
@@ -63,7 +57,6 @@ pub struct Catalog {
 struct Inner {
     directory: PathBuf,
     runtime: Runtime,
-    plans: PluginPlans,
     archive: Arc<Archive>,
     demand: Demand,
     shelf: Mutex<Shelf>,
@@ -128,10 +121,9 @@ impl Catalog {
         let inner = Inner {
             directory: directory.to_owned(),
             runtime,
-            plans,
             archive: Arc::new(archive),
             demand: demand.clone(),
-            shelf: Mutex::new(Shelf::new(ledger, demand)),
+            shelf: Mutex::new(Shelf::new(plans, ledger, demand)),
             published: watch::Sender::new(Arc::default()),
             arriving: tokio::sync::Mutex::new(()),
             first_listing,
@@ -213,7 +205,11 @@ impl Catalog {
     }
 
     async fn load(&self, name: &PluginName, wasm: Vec<u8>) -> Result<Arc<PluginVersion>, LoadError> {
-        let terms = self.inner.plans.get(name).map(|plan| plan.terms.clone()).unwrap_or_default();
+        let terms = self.shelf().terms(name.as_str());
+        self.load_on(name, wasm, terms).await
+    }
+
+    async fn load_on(&self, name: &PluginName, wasm: Vec<u8>, terms: Terms) -> Result<Arc<PluginVersion>, LoadError> {
         let source = PluginSource { name: name.clone(), wasm, terms };
         let runtime = self.inner.runtime.clone();
         // A component that a compiler cannot bear must not take the directory's watcher with it.

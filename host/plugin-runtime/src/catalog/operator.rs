@@ -6,8 +6,8 @@ use std::time::{Instant, SystemTime};
 use tokio::sync::MutexGuard;
 
 use super::canary::{CanaryPolicy, Judgement};
-use super::glob::DeviceGlob;
 use super::ledger::Ledger;
+use super::selector::DeviceSelector;
 use super::shelf::Judged;
 use super::{Catalog, SwapReport, blocking, files, joined};
 use crate::name::PluginName;
@@ -50,20 +50,59 @@ impl Catalog {
         wasm: Vec<u8>,
         policy: CanaryPolicy,
     ) -> Result<SwapReport, RolloutError> {
-        if !(1..=100).contains(&policy.percent) || policy.max_failures > 99 {
-            return Err(RolloutError::Percent);
-        }
+        check_policy(&policy)?;
         let name = name.clone();
-        self.whole(move |catalog| async move { catalog.canary_whole(&name, wasm, policy).await }).await
+        self.whole(move |catalog| async move {
+            let arriving = catalog.inner.arriving.lock().await;
+            let version = catalog.stage_whole(&arriving, &name, wasm).await?;
+            catalog.begin_canary(&arriving, version, policy).await
+        })
+        .await
     }
 
-    async fn canary_whole(
+    /// [`Catalog::canary`] with a version that is kept. `wanted` is as in [`Catalog::pin`].
+    ///
+    /// # Errors
+    /// The same, and if there is no such version.
+    pub async fn canary_of(
         &self,
         name: &PluginName,
-        wasm: Vec<u8>,
+        wanted: &str,
         policy: CanaryPolicy,
     ) -> Result<SwapReport, RolloutError> {
-        let arriving = self.inner.arriving.lock().await;
+        check_policy(&policy)?;
+        let (name, wanted) = (name.clone(), wanted.to_owned());
+        self.whole(move |catalog| async move {
+            let arriving = catalog.inner.arriving.lock().await;
+            catalog.current_of(&name)?;
+            let hash = catalog.find(&name, &wanted)?;
+            let version = catalog.loaded_or_load(&name, &hash).await?;
+            catalog.shelf().check(&version)?;
+            catalog.begin_canary(&arriving, version, policy).await
+        })
+        .await
+    }
+
+    /// Check and keep a version that no device runs yet, for a rule to follow. Answers the label and the hash.
+    ///
+    /// # Errors
+    /// Says why it is not kept.
+    pub async fn stage(&self, name: &PluginName, wasm: Vec<u8>) -> Result<(String, String), RolloutError> {
+        let name = name.clone();
+        self.whole(move |catalog| async move {
+            let arriving = catalog.inner.arriving.lock().await;
+            let version = catalog.stage_whole(&arriving, &name, wasm).await?;
+            Ok((version.label().to_owned(), version.hash().to_owned()))
+        })
+        .await
+    }
+
+    async fn stage_whole(
+        &self,
+        arriving: &Arriving<'_>,
+        name: &PluginName,
+        wasm: Vec<u8>,
+    ) -> Result<Arc<PluginVersion>, RolloutError> {
         let current = self.current_of(name)?;
         let version = self.load(name, wasm.clone()).await?;
         if version.hash() == current.hash() {
@@ -71,24 +110,34 @@ impl Catalog {
         }
         self.shelf().check(&version)?;
         self.keep(&version, wasm).await?;
-        let hash = version.hash().to_owned();
-        self.decide(&arriving, |ledger| {
-            ledger.record(name).arrived(&version, SystemTime::now());
-            ledger.record(name).begin_canary(&hash, &policy);
-        })
-        .await?;
+        self.decide(arriving, |ledger| ledger.record(name).arrived(&version, SystemTime::now())).await?;
+        Ok(version)
+    }
+
+    async fn begin_canary(
+        &self,
+        arriving: &Arriving<'_>,
+        version: Arc<PluginVersion>,
+        policy: CanaryPolicy,
+    ) -> Result<SwapReport, RolloutError> {
+        let name = version.name();
+        let current = self.current_of(name)?;
+        if version.hash() == current.hash() {
+            return Err(RolloutError::IsCurrent { name: name.clone(), label: version.label().to_owned() });
+        }
+        self.decide(arriving, |ledger| ledger.record(name).begin_canary(version.hash(), &policy)).await?;
         let (percent, devices) = (policy.percent, policy.devices);
         tracing::info!(plugin = %name, version = version.label(), percent, %devices, "plugin version is a canary");
-        let (from, to) = (Some(current.label().to_owned()), version.label().to_owned());
+        let (name, from, to) = (name.clone(), Some(current.label().to_owned()), version.label().to_owned());
         {
             let mut shelf = self.shelf();
             shelf.add(version);
             // A second trial of the same version begins anew.
-            shelf.end_trial(name);
+            shelf.end_trial(&name);
             shelf.begin_trials(Instant::now());
         }
         self.inner.demand.stir();
-        Ok(SwapReport { name: name.clone(), from, to, generation: self.publish() })
+        Ok(SwapReport { name, from, to, generation: self.publish() })
     }
 
     /// Make the canary the current version.
@@ -143,7 +192,7 @@ impl Catalog {
         &self,
         name: &PluginName,
         wanted: &str,
-        devices: &DeviceGlob,
+        devices: &DeviceSelector,
     ) -> Result<(String, String), RolloutError> {
         let (name, wanted, devices) = (name.clone(), wanted.to_owned(), devices.clone());
         self.whole(move |catalog| async move { catalog.pin_whole(&name, &wanted, &devices).await }).await
@@ -153,7 +202,7 @@ impl Catalog {
         &self,
         name: &PluginName,
         wanted: &str,
-        devices: &DeviceGlob,
+        devices: &DeviceSelector,
     ) -> Result<(String, String), RolloutError> {
         let arriving = self.inner.arriving.lock().await;
         self.current_of(name)?;
@@ -168,19 +217,19 @@ impl Catalog {
         Ok((label, hash))
     }
 
-    /// Remove the pin for exactly these devices; without them, all pins. Answers how many there were.
+    /// Remove the pin that was made with this pattern or query; without one, all pins. Answers how many there were.
     ///
     /// # Errors
     /// If there was none.
-    pub async fn unpin(&self, name: &PluginName, devices: Option<&DeviceGlob>) -> Result<usize, RolloutError> {
-        let (name, devices) = (name.clone(), devices.cloned());
-        self.whole(move |catalog| async move { catalog.unpin_whole(&name, devices.as_ref()).await }).await
+    pub async fn unpin(&self, name: &PluginName, made_with: Option<&str>) -> Result<usize, RolloutError> {
+        let (name, made_with) = (name.clone(), made_with.map(str::to_owned));
+        self.whole(move |catalog| async move { catalog.unpin_whole(&name, made_with.as_deref()).await }).await
     }
 
-    async fn unpin_whole(&self, name: &PluginName, devices: Option<&DeviceGlob>) -> Result<usize, RolloutError> {
+    async fn unpin_whole(&self, name: &PluginName, made_with: Option<&str>) -> Result<usize, RolloutError> {
         let arriving = self.inner.arriving.lock().await;
         self.current_of(name)?;
-        let removed = self.decide(&arriving, |ledger| ledger.record(name).unpin(devices)).await?;
+        let removed = self.decide(&arriving, |ledger| ledger.record(name).unpin(made_with)).await?;
         if removed == 0 {
             return Err(RolloutError::NoPin { name: name.clone() });
         }
@@ -237,7 +286,7 @@ impl Catalog {
     }
 
     /// Once begun, work ends, even if whoever asked for it goes away.
-    async fn whole<T: Send + 'static, F>(&self, work: impl FnOnce(Catalog) -> F) -> T
+    pub(super) async fn whole<T: Send + 'static, F>(&self, work: impl FnOnce(Catalog) -> F) -> T
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -304,7 +353,7 @@ impl Catalog {
         self.load(name, wasm).await
     }
 
-    async fn read_kept(&self, name: &PluginName, hash: &str) -> Result<Vec<u8>, LoadError> {
+    pub(super) async fn read_kept(&self, name: &PluginName, hash: &str) -> Result<Vec<u8>, LoadError> {
         let (archive, name, hash) = (self.inner.archive.clone(), name.clone(), hash.to_owned());
         let read = blocking(move || archive.read(name.as_str(), &hash)).await;
         read.map_err(|error| file("read", &error))
@@ -321,6 +370,10 @@ impl Catalog {
         let (archive, ledger) = (self.inner.archive.clone(), ledger.clone());
         blocking(move || archive.save(&ledger)).await
     }
+}
+
+fn check_policy(policy: &CanaryPolicy) -> Result<(), RolloutError> {
+    if (1..=100).contains(&policy.percent) && policy.max_failures <= 99 { Ok(()) } else { Err(RolloutError::Percent) }
 }
 
 fn file(action: &'static str, error: &std::io::Error) -> LoadError {

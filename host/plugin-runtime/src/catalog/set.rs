@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use iothub_protocol::id::MethodName;
+use iothub_protocol::id::{DeviceId, MethodName};
 
 use super::demand::Demand;
-use super::glob::DeviceGlob;
+use super::selector::DeviceSelector;
 use crate::name::PluginName;
+use crate::terms::Placement;
 use crate::version::PluginVersion;
 
-/// The current version of every plugin, of which no two answer one method, and what else devices may run.
+/// The current version of every plugin, of which no two answer one method on the same device, and what else devices may
+/// run.
 #[derive(Debug, Clone, Default)]
 pub struct PluginSet {
     /// Grows by one with each change.
@@ -26,6 +28,8 @@ pub struct PluginSet {
 #[derive(Debug, Clone)]
 pub struct Rollout {
     pub name: PluginName,
+    /// The devices that run any of them.
+    pub placement: Placement,
     /// Everything that is kept, the newest first.
     pub versions: Vec<KnownVersion>,
     /// Hash of the version that was current before.
@@ -52,14 +56,14 @@ pub struct KnownVersion {
 pub struct CanaryRule {
     pub hash: Arc<str>,
     pub percent: u8,
-    pub devices: DeviceGlob,
+    pub devices: DeviceSelector,
 }
 
 /// A version for certain devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinRule {
     pub hash: Arc<str>,
-    pub devices: DeviceGlob,
+    pub devices: DeviceSelector,
 }
 
 impl PluginSet {
@@ -68,9 +72,10 @@ impl PluginSet {
         self.plugins.get(position)
     }
 
-    /// The plugin whose current version answers `method`.
-    pub fn answering(&self, method: &MethodName) -> Option<&Arc<PluginVersion>> {
-        self.plugins.iter().find(|version| version.methods().contains(method))
+    /// The plugin whose current version answers `method` on `device`.
+    pub fn answering(&self, device: &DeviceId, method: &MethodName) -> Option<&Arc<PluginVersion>> {
+        let here = self.plugins.iter().zip(&self.rollouts).filter(|(_, rollout)| rollout.placement.includes(device));
+        here.map(|(version, _)| version).find(|version| version.methods().contains(method))
     }
 
     /// Every version that is loaded.

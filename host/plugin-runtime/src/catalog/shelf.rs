@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use iothub_protocol::id::MethodName;
+
 use super::canary::{CanaryPolicy, Judgement, Trial};
 use super::demand::Demand;
 use super::ledger::{Ledger, Record};
+use super::plans::{PluginPlan, PluginPlans};
 use super::set::{CanaryRule, KnownVersion, PinRule, PluginSet, Rollout};
 use super::view::{CanaryView, CatalogEntry, VersionView, WithdrawnView};
 use crate::name::PluginName;
 use crate::tally::Counts;
+use crate::terms::{Placement, Terms};
 use crate::version::{LoadError, PluginVersion};
 
 /// Why a file is not what runs.
@@ -26,6 +30,7 @@ pub struct Refusal {
 pub(super) struct Shelf {
     generation: u64,
     entries: BTreeMap<String, Entry>,
+    plans: PluginPlans,
     ledger: Ledger,
     demand: Demand,
 }
@@ -46,6 +51,14 @@ struct Entry {
     trial: Option<Trial>,
 }
 
+/// Two plugins that answer one method on some device.
+#[derive(PartialEq)]
+pub(super) struct Conflict {
+    pub(super) plugin: PluginName,
+    pub(super) other: PluginName,
+    pub(super) method: MethodName,
+}
+
 /// What became of a version.
 pub(super) struct Placed {
     /// The label of the version before.
@@ -62,8 +75,17 @@ pub(super) struct Judged {
 }
 
 impl Shelf {
-    pub(super) fn new(ledger: Ledger, demand: Demand) -> Shelf {
-        Shelf { generation: 0, entries: BTreeMap::new(), ledger, demand }
+    pub(super) fn new(plans: PluginPlans, ledger: Ledger, demand: Demand) -> Shelf {
+        Shelf { generation: 0, entries: BTreeMap::new(), plans, ledger, demand }
+    }
+
+    pub(super) fn plans(&self) -> &PluginPlans {
+        &self.plans
+    }
+
+    /// The terms on which versions of `name` are loaded.
+    pub(super) fn terms(&self, name: &str) -> Terms {
+        self.plans.get(name).map(|plan| plan.terms.clone()).unwrap_or_default()
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -82,7 +104,7 @@ impl Shelf {
             let Some(version) = &entry.version else { continue };
             let Some(record) = self.ledger.get(name) else { continue };
             set.plugins.push(version.clone());
-            set.rollouts.push(entry.rollout(version.name(), record));
+            set.rollouts.push(entry.rollout(version.name(), record, placement(&self.plans, name)));
         }
         set
     }
@@ -118,25 +140,85 @@ impl Shelf {
         self.entries.get(name.as_str())?.loaded(hash)
     }
 
-    /// Whether `version` could run: nobody else answers its methods, nor would if a rule took effect.
+    /// Whether `version` could run: nobody else answers its methods on the same device, nor would if a rule took effect.
     pub(super) fn check(&self, version: &PluginVersion) -> Result<(), LoadError> {
-        let others = self.entries.iter().filter(|(name, _)| name.as_str() != version.name().as_str());
-        let others = others.flat_map(|(name, entry)| {
+        let others = self.in_force().filter(|other| other.name() != version.name());
+        let conflict = others.filter_map(|other| Conflict::between(version, other, &self.plans)).next();
+        conflict.map_or(Ok(()), |Conflict { plugin, other, method }| Err(LoadError::Conflict { plugin, other, method }))
+    }
+
+    /// Every version that devices may run by the operator's rules, or because it is current.
+    fn in_force(&self) -> impl Iterator<Item = &Arc<PluginVersion>> {
+        self.entries.iter().flat_map(|(name, entry)| {
             let record = self.ledger.get(name);
             let ruled_in = move |hash: &str| record.is_some_and(|record| record.is_ruled_in(hash));
             let beside = entry.others.iter().filter(move |(hash, _)| ruled_in(hash)).map(|(_, version)| version);
             entry.version.iter().chain(beside)
-        });
-        for other in others {
-            if let Some(method) = version.methods().iter().find(|method| other.methods().contains(method)) {
-                return Err(LoadError::Conflict {
-                    plugin: version.name().clone(),
-                    other: other.name().clone(),
-                    method: method.clone(),
-                });
+        })
+    }
+
+    /// The loaded versions whose terms are others by `plans`, and whether each is in force.
+    pub(super) fn outdated(&self, plans: &PluginPlans) -> Vec<(Arc<PluginVersion>, bool)> {
+        let none = Terms::default();
+        let loaded = self.entries.values().flat_map(|entry| entry.version.iter().chain(entry.others.values()));
+        let outdated =
+            loaded.filter(|version| version.terms() != terms(plans, version.name().as_str()).unwrap_or(&none));
+        let in_force = |version: &PluginVersion| self.in_force().any(|other| other.is_same(version));
+        outdated.map(|version| (version.clone(), in_force(version))).collect()
+    }
+
+    /// The pairs that could not run together by `plans`, if `renewed` stood for what is loaded of the same code.
+    pub(super) fn conflicts(&self, plans: &PluginPlans, renewed: &[Arc<PluginVersion>]) -> Vec<Conflict> {
+        let renewal = |version: &Arc<PluginVersion>| {
+            let same_code =
+                |other: &&Arc<PluginVersion>| other.name() == version.name() && other.hash() == version.hash();
+            renewed.iter().find(same_code).unwrap_or(version).clone()
+        };
+        let versions: Vec<_> = self.in_force().map(renewal).collect();
+        let pairs = versions.iter().enumerate();
+        let pairs = pairs.flat_map(|(position, one)| versions[..position].iter().map(move |other| (one, other)));
+        let mut conflicts: Vec<_> = pairs
+            .filter(|(one, other)| one.name() != other.name())
+            .filter_map(|(one, other)| Conflict::between(one, other, plans))
+            .collect();
+        conflicts.dedup();
+        conflicts
+    }
+
+    /// Put `plans` in force, with what was loaded anew and what could not be. Answers the files that were refused and
+    /// that may be taken now.
+    pub(super) fn replan(
+        &mut self,
+        plans: PluginPlans,
+        renewed: Vec<Arc<PluginVersion>>,
+        lost: Vec<(Arc<PluginVersion>, Arc<str>)>,
+        now: SystemTime,
+    ) -> Vec<String> {
+        let before = std::mem::replace(&mut self.plans, plans);
+        let mut worth_a_look = Vec::new();
+        for (name, entry) in &mut self.entries {
+            let changed = terms(&before, name) != terms(&self.plans, name);
+            if changed {
+                // What did not load on the terms before may load now; and counting begins anew.
+                entry.failed.clear();
+                entry.trial = None;
+            }
+            if entry.refusal.is_some() && (changed || entry.in_conflict) {
+                worth_a_look.push(name.clone());
             }
         }
-        Ok(())
+        for version in renewed {
+            if let Some(entry) = self.entries.get_mut(version.name().as_str()) {
+                entry.renew(version, now);
+            }
+        }
+        for (version, reason) in lost {
+            if let Some(entry) = self.entries.get_mut(version.name().as_str()) {
+                entry.others.remove(version.hash());
+                entry.failed.insert(version.hash().to_owned(), reason);
+            }
+        }
+        worth_a_look
     }
 
     /// Make `version` current. The same code on the same terms again changes nothing.
@@ -304,7 +386,20 @@ impl Entry {
         self.version.as_ref().filter(|version| version.hash() == hash).or_else(|| self.others.get(hash))
     }
 
-    fn rollout(&self, name: &PluginName, record: &Record) -> Rollout {
+    /// Take the same code on other terms.
+    fn renew(&mut self, version: Arc<PluginVersion>, now: SystemTime) {
+        match &mut self.version {
+            Some(current) if current.hash() == version.hash() => {
+                *current = version;
+                self.loaded_at = Some(now);
+            }
+            _ => {
+                self.others.insert(version.hash().to_owned(), version);
+            }
+        }
+    }
+
+    fn rollout(&self, name: &PluginName, record: &Record, placement: &Placement) -> Rollout {
         let versions = record.versions.iter().rev().map(|kept| KnownVersion {
             hash: Arc::from(&*kept.hash),
             semver: kept.semver.as_deref().map(Arc::from),
@@ -320,6 +415,7 @@ impl Entry {
         let pins = pins.filter_map(|pin| Some(PinRule { hash: Arc::from(&*pin.hash), devices: pin.devices()? }));
         Rollout {
             name: name.clone(),
+            placement: placement.clone(),
             versions: versions.collect(),
             previous: record.previous().map(Arc::from),
             canary,
@@ -351,4 +447,25 @@ impl Entry {
         let (hash, label) = (canary.hash.clone(), record.label(&canary.hash));
         Some(CanaryView { hash, label, policy: canary.policy()?, passed: trial.passed, counts })
     }
+}
+
+impl Conflict {
+    fn between(version: &PluginVersion, other: &PluginVersion, plans: &PluginPlans) -> Option<Conflict> {
+        let method = version.methods().iter().find(|method| other.methods().contains(method))?;
+        let placement = |version: &PluginVersion| placement(plans, version.name().as_str());
+        placement(version).overlaps(placement(other)).then(|| Conflict {
+            plugin: version.name().clone(),
+            other: other.name().clone(),
+            method: method.clone(),
+        })
+    }
+}
+
+fn terms<'a>(plans: &'a PluginPlans, name: &str) -> Option<&'a Terms> {
+    plans.get(name).map(|plan| &plan.terms).filter(|terms| **terms != Terms::default())
+}
+
+fn placement<'a>(plans: &'a PluginPlans, name: &str) -> &'a Placement {
+    static EVERYWHERE: Placement = Placement::Everywhere;
+    plans.get(name).map_or(&EVERYWHERE, |plan: &PluginPlan| &plan.placement)
 }

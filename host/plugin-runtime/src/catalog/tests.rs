@@ -1,8 +1,11 @@
 use std::fs;
 use std::time::Duration;
 
+use iothub_protocol::id::DeviceId;
+
 use super::settling::Settling;
 use super::*;
+use crate::terms::{Placement, PluginLimits};
 use crate::testing::{Component, runtime, with_version};
 
 fn plugin(method: &str, version: &str) -> Vec<u8> {
@@ -82,8 +85,8 @@ async fn a_directory_is_loaded_and_broken_files_are_kept_as_refused() {
     assert_eq!(catalog.list().len(), 4);
 
     let set = catalog.current();
-    let method = crate::testing::name("light");
-    assert_eq!(set.answering(&method).map(|version| version.name().as_str()), Some("lamp"));
+    let (device, method) = (DeviceId::parse("door-0001").expect("an id"), crate::testing::name("light"));
+    assert_eq!(set.answering(&device, &method).map(|version| version.name().as_str()), Some("lamp"));
     assert_eq!(set.get(&name("lock-door")).map(|version| version.label()), Some("1.0.0"));
 }
 
@@ -267,7 +270,8 @@ async fn versions_are_kept_across_restarts_and_a_rollback_goes_back_through_them
 async fn old_versions_that_nobody_uses_are_removed_from_the_disk() {
     let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
     let name = name("lock-door");
-    catalog.pin(&name, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern")).await.expect("a pin");
+    let some = DeviceSelector::from(DeviceGlob::parse("door-1*").expect("a pattern"));
+    catalog.pin(&name, "1.0.0", &some).await.expect("a pin");
     for version in 1..20 {
         catalog.swap(&name, plugin("lockDoor", &format!("1.{version}.0"))).await.expect("a swap");
     }
@@ -282,7 +286,7 @@ async fn old_versions_that_nobody_uses_are_removed_from_the_disk() {
 async fn pins_and_canaries_survive_a_restart() {
     let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
     let name = name("lock-door");
-    let some = DeviceGlob::parse("door-1*").expect("a pattern");
+    let some = DeviceSelector::from(DeviceGlob::parse("door-1*").expect("a pattern"));
     let policy = CanaryPolicy { percent: 20, ..CanaryPolicy::default() };
     let error = catalog.canary(&name, plugin("lockDoor", "1.0.0"), policy.clone()).await.expect_err("the current one");
     assert!(matches!(error, RolloutError::IsCurrent { .. }));
@@ -305,6 +309,35 @@ async fn pins_and_canaries_survive_a_restart() {
     assert_eq!((report.from.as_deref(), &*report.to), (Some("1.1.0"), "2.0.0"));
     assert_eq!(kept(&catalog), ["2.0.0 current", "1.1.0 previous", "1.0.0 pinned"]);
     assert!(matches!(catalog.promote(&name).await, Err(RolloutError::NoCanary { .. })));
+}
+
+#[tokio::test]
+async fn a_rule_for_listed_devices_survives_a_restart() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let name = name("lock-door");
+    let listed = |ids: &[&str]| {
+        let ids = ids.iter().map(|id| DeviceId::parse(id).expect("an id"));
+        DeviceSelector::listed("tags.site = 'A'", ids.collect()).expect("a list")
+    };
+    let policy = CanaryPolicy { devices: listed(&["door-7", "door-9"]), ..CanaryPolicy::default() };
+    assert!(matches!(
+        catalog.canary_of(&name, "2.0.0", policy.clone()).await,
+        Err(RolloutError::UnknownVersion { .. })
+    ));
+    let (label, hash) = catalog.stage(&name, plugin("lockDoor", "2.0.0")).await.expect("kept");
+    assert_eq!((&*label, kept(&catalog)), ("2.0.0", vec!["2.0.0".to_owned(), "1.0.0 current".to_owned()]));
+    catalog.canary_of(&name, &hash, policy.clone()).await.expect("a canary");
+    catalog.pin(&name, "1.0.0", &listed(&["door-9"])).await.expect("a pin");
+    drop(catalog);
+
+    let catalog = reopen(&directory).await;
+    let set = catalog.current();
+    let rollout = &set.rollouts[0];
+    assert_eq!(rollout.canary.as_ref().map(|canary| &canary.devices), Some(&policy.devices));
+    assert_eq!(rollout.pins[0].devices, listed(&["door-9"]));
+    let error = catalog.canary_of(&name, "1.0.0", policy).await.expect_err("the current one");
+    assert!(matches!(error, RolloutError::IsCurrent { .. }));
+    assert_eq!(catalog.unpin(&name, Some("tags.site = 'A'")).await, Ok(1));
 }
 
 #[tokio::test]
@@ -338,4 +371,114 @@ async fn a_version_that_a_device_needs_is_loaded_and_freed_after() {
     drop(lease);
     catalog.swap(&name, plugin("lockDoor", "1.2.0")).await.expect("a swap");
     assert_eq!(catalog.current().loaded().count(), 1);
+}
+
+fn placed(pattern: &str) -> PluginPlan {
+    let patterns = vec![DeviceGlob::parse(pattern).expect("a pattern")];
+    PluginPlan { placement: Placement::On { patterns, devices: Arc::default() }, ..PluginPlan::default() }
+}
+
+fn with_setting(value: &str) -> PluginPlan {
+    let terms = Terms { config: [("key".to_owned(), value.to_owned())].into(), ..Terms::default() };
+    PluginPlan { terms, ..PluginPlan::default() }
+}
+
+/// Terms on which no component here can begin.
+fn impossible() -> PluginPlan {
+    let limits = PluginLimits { memory: Some(1), ..PluginLimits::default() };
+    PluginPlan { terms: Terms { limits, ..Terms::default() }, ..PluginPlan::default() }
+}
+
+fn plans(plans: &[(&str, &PluginPlan)]) -> PluginPlans {
+    plans.iter().map(|(plugin, plan)| (name(plugin), (*plan).clone())).collect()
+}
+
+#[tokio::test]
+async fn plugins_may_answer_one_method_where_they_never_meet() {
+    let door = plugin("lockDoor", "1.0.0");
+    let (directory, catalog) = open(&[("a.wasm", &door), ("b.wasm", &door)]).await;
+    drop(catalog);
+    let (versions, apart) = (directory.path().join("versions"), plans(&[("a", &placed("a-*")), ("b", &placed("b-*"))]));
+    let catalog = Catalog::open_with(directory.path(), &versions, runtime(), apart).await.expect("a catalog");
+    let set = catalog.current();
+    assert_eq!(running(&set), ["a 1.0.0", "b 1.0.0"]);
+    let answers = |device: &str| {
+        let device = DeviceId::parse(device).expect("an id");
+        set.answering(&device, &crate::testing::name("lockDoor")).map(|version| version.name().to_string())
+    };
+    assert_eq!([answers("a-1"), answers("b-1"), answers("c-1")], [Some("a".to_owned()), Some("b".to_owned()), None]);
+
+    let meeting = plans(&[("a", &placed("a-*")), ("b", &placed("*-1"))]);
+    let errors = catalog.set_plans(meeting).await.expect_err("they meet on a-1");
+    let texts: Vec<_> = errors.iter().map(PlanError::to_string).collect();
+    assert_eq!(texts, ["the plugins b and a would both answer the method lockDoor on some devices"]);
+    assert_eq!(
+        (catalog.current().generation, catalog.current().rollouts[1].placement.clone()),
+        (2, placed("b-*").placement)
+    );
+}
+
+#[tokio::test]
+async fn a_plugin_that_was_in_conflict_is_taken_once_it_is_placed_elsewhere() {
+    let door = plugin("lockDoor", "1.0.0");
+    let (_directory, catalog) = open(&[("a.wasm", &door), ("b.wasm", &door)]).await;
+    assert_eq!(running(&catalog.current()), ["a 1.0.0"]);
+    let loaded = catalog.set_plans(plans(&[("a", &placed("a-*")), ("b", &placed("b-*"))])).await;
+    assert_eq!((loaded, running(&catalog.current())), (Ok(vec![]), vec!["a 1.0.0".to_owned(), "b 1.0.0".to_owned()]));
+    assert_eq!(refusal(&catalog, "b"), None);
+}
+
+#[tokio::test]
+async fn other_terms_are_another_version_of_the_same_code() {
+    let (directory, catalog) = open(&[("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let lock_door = name("lock-door");
+    catalog.swap(&lock_door, plugin("lockDoor", "1.1.0")).await.expect("a swap");
+    catalog.pin(&lock_door, "1.0.0", &DeviceGlob::parse("door-1*").expect("a pattern").into()).await.expect("a pin");
+    catalog.canary(&lock_door, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
+    let (before, kept_before) = (catalog.current(), kept(&catalog));
+    before.loaded().for_each(|version| version.tally().failed());
+
+    let loaded = catalog.set_plans(plans(&[("lock-door", &with_setting("one"))])).await;
+    assert_eq!((loaded, kept(&catalog)), (Ok(vec![lock_door.clone()]), kept_before));
+    let after = catalog.current();
+    assert_eq!(after.generation, before.generation + 1);
+    let hashes = |set: &PluginSet| set.loaded().map(|version| version.hash().to_owned()).collect::<Vec<_>>();
+    assert_eq!((hashes(&after), after.loaded().count()), (hashes(&before), 3));
+    for version in after.loaded() {
+        assert_eq!(version.terms().config["key"], "one", "{}", version.label());
+        assert_eq!(version.tally().counts().calls, 0, "counting begins anew");
+    }
+    assert!(before.loaded().all(|version| version.terms().config.is_empty()), "what runs is not changed");
+    let again = catalog.set_plans(plans(&[("lock-door", &with_setting("one"))])).await;
+    assert_eq!((again, catalog.current().generation), (Ok(vec![]), after.generation), "the same plans are no news");
+
+    catalog.promote(&lock_door).await.expect("promoted");
+    catalog.rollback(&lock_door).await.expect("rolled back");
+    assert_eq!(catalog.current().plugins[0].terms().config["key"], "one", "an earlier version runs on today's terms");
+    drop(catalog);
+    assert_eq!(running(&reopen(&directory).await.current()), ["lock-door 1.1.0"]);
+}
+
+#[tokio::test]
+async fn plans_that_cannot_be_met_change_nothing() {
+    let (directory, catalog) =
+        open(&[("lamp.wasm", &plugin("light", "2.0.0")), ("lock-door.wasm", &plugin("lockDoor", "1.0.0"))]).await;
+    let before = catalog.current();
+    let errors = catalog.set_plans(plans(&[("lamp", &with_setting("one")), ("lock-door", &impossible())])).await;
+    let errors = errors.expect_err("no memory");
+    assert_eq!(errors.iter().map(|error| error.plugin().as_str()).collect::<Vec<_>>(), ["lock-door"]);
+    assert!(
+        errors[0].to_string().starts_with("version 1.0.0 of lock-door does not load on these terms: "),
+        "{errors:?}"
+    );
+    assert!(Arc::ptr_eq(&before, &catalog.current()));
+    catalog.swap(&name("lamp"), plugin("light", "2.1.0")).await.expect("a swap");
+    assert!(catalog.current().plugins[0].terms().config.is_empty(), "nor what comes later");
+
+    drop(catalog);
+    let (versions, tight) = (directory.path().join("versions"), plans(&[("lock-door", &impossible())]));
+    let catalog = Catalog::open_with(directory.path(), &versions, runtime(), tight).await.expect("a catalog");
+    assert_eq!(running(&catalog.current()), ["lamp 2.1.0"]);
+    assert_eq!(catalog.set_plans(PluginPlans::new()).await, Ok(vec![]));
+    assert_eq!(running(&catalog.current()), ["lamp 2.1.0", "lock-door 1.0.0"], "refused for its terms, which are gone");
 }

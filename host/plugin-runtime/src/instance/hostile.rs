@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::tests::{SHORT, fail, hang, instance};
+use super::tests::{SHORT, fail, hang, instance, instance_on};
 use super::*;
+use crate::settings::CallLimits;
+use crate::terms::Terms;
 use crate::testing::{Component, name, snapshot};
 use crate::version::LoadError;
 
@@ -55,6 +57,23 @@ async fn a_huge_answer_is_not_copied_into_the_host() {
 }
 
 #[tokio::test]
+async fn a_host_can_give_calls_less() {
+    let with = |calls| RuntimeSettings { calls, ..RuntimeSettings::default() };
+    let small = with(CallLimits { argument: 1 << 10, ..CallLimits::default() });
+    let mut short = instance_on(answering(100), small.clone(), Terms::default()).await;
+    short.call_method(snapshot(), &name("lockDoor"), "1").await.expect("an answer");
+    let mut long = instance_on(answering(2 << 10), small, Terms::default()).await;
+    let failure = long.call_method(snapshot(), &name("lockDoor"), "1").await.expect_err("too much");
+    assert!(matches!(&failure, CallFailure::Trap { message } if message.contains("fuel")), "{failure}");
+
+    let few = with(CallLimits { handles: 0, ..CallLimits::default() });
+    let mut none = instance_on(sleeping("1"), few, Terms::default()).await;
+    let failure = none.call_method(snapshot(), &name("lockDoor"), "1").await.expect_err("no handle");
+    assert!(matches!(failure, CallFailure::Trap { .. }), "{failure}");
+    assert!(failure.to_string().contains("resource table has no free keys"), "{failure}");
+}
+
+#[tokio::test]
 async fn an_answer_outside_its_memory_is_a_failure() {
     let failure = fail(answering(1 << 30)).await;
     assert!(matches!(failure, CallFailure::Trap { .. }), "{failure}");
@@ -70,8 +89,8 @@ async fn a_start_that_never_ends_is_refused() {
     assert!(matches!(error, LoadError::SelfTest { failure: CallFailure::Timeout { .. } }), "{error}");
 }
 
-#[tokio::test]
-async fn a_guest_that_sleeps_is_woken_by_the_limit() {
+/// Waits for so many nanoseconds and then traps.
+fn sleeping(nanoseconds: &str) -> Component {
     let imports = r#"
   (import "wasi:io/poll@0.2.0" (instance $poll
     (export "pollable" (type $pollable (sub resource)))
@@ -82,11 +101,14 @@ async fn a_guest_that_sleeps_is_woken_by_the_limit() {
     (export "subscribe-duration" (func (param "when" u64) (result (own $waited))))))
   (core func $wait (canon lower (func $clock "subscribe-duration")))
   (core func $block (canon lower (func $poll "[method]pollable.block")))"#;
-    let component =
-        Component::method("lockDoor", "(call $block (call $wait (i64.const 0x7fffffffffffffff))) unreachable")
-            .importing("block", "(param i32)", "")
-            .importing("wait", "(param i64) (result i32)", imports);
-    assert_eq!(hang(component).await, CallFailure::Timeout { limit: SHORT });
+    Component::method("lockDoor", &format!("(call $block (call $wait (i64.const {nanoseconds}))) unreachable"))
+        .importing("block", "(param i32)", "")
+        .importing("wait", "(param i64) (result i32)", imports)
+}
+
+#[tokio::test]
+async fn a_guest_that_sleeps_is_woken_by_the_limit() {
+    assert_eq!(hang(sleeping("0x7fffffffffffffff")).await, CallFailure::Timeout { limit: SHORT });
 }
 
 #[tokio::test]

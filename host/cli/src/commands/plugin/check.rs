@@ -64,6 +64,7 @@ fn report(
         report["worlds"] = json!(worlds(&description.exports));
         report["exports"] = json!(description.exports);
         report["imports"] = json!(description.imports);
+        report["mayUse"] = json!(description.may_use());
         report["initialMemory"] = json!(description.initial_memory);
     }
     report
@@ -92,6 +93,11 @@ fn tell(
         for (label, names) in grouped(&description.imports) {
             line(&format!("  {label:<8}  {}", names.join(", ")))?;
         }
+        let grants = description.may_use();
+        line(&format!(
+            "  grants    may use: {}",
+            if grants.is_empty() { "none".to_owned() } else { grants.join(", ") }
+        ))?;
         line(&format!("  memory    {} KiB at the start", description.initial_memory.div_ceil(1024)))?;
     }
     line(&format!("  size      {} KiB", size.div_ceil(1024)))?;

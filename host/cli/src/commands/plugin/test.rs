@@ -1,10 +1,12 @@
 //! `latch plugin test`: a plugin against scripted devices, with no hub and no network.
 //!
-//! Each scenario runs twice: once with a new instance for every step and once with one for all of them. A host does
-//! either, as it has room, so a plugin that keeps something in its globals must not get away with it.
+//! Each scenario runs twice: once with a new instance for every call and once with one for all of them. A host does
+//! either, as it has room, so a plugin that keeps something in its globals must not get away with it. The device is the
+//! actor that every host runs, on a clock that the scenario turns.
 
-mod device;
+mod clock;
 mod difference;
+mod host;
 mod run;
 mod scenario;
 
@@ -68,7 +70,7 @@ pub(super) async fn run(args: TestArgs, context: &Context) -> anyhow::Result<()>
 async fn test(runtime: &Runtime, version: &Arc<PluginVersion>, scenario: Scenario) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let mut stop = None;
-    for instances in [Instances::OneForEachStep, Instances::OneForAll] {
+    for instances in [Instances::OneForEachCall, Instances::OneForAll] {
         if let Some(found) = run::run(runtime, version, &scenario, instances).await {
             stop = Some((found, instances));
             break;

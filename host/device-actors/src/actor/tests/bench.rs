@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iothub_protocol::id::{DeviceId, MethodName, RequestId};
 use iothub_protocol::link::{FromHub, ToHub, TwinDocument};
-use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, PluginName, Timer, Verdict};
+use plugin_runtime::{Effects, GuestResponse, OutgoingTelemetry, Placement, PluginName, Timer, Verdict};
 use serde_json::{Map, Value, json};
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
@@ -150,7 +150,7 @@ impl Bench {
     /// The oldest record becomes durable.
     pub(super) fn write(&mut self) -> Changes {
         let (id, changes) = self.records.pop_front().expect("a record");
-        apply(&mut self.db, changes.clone());
+        self.db.apply(changes.clone());
         self.input(Input::Recorded { id, written: true });
         changes
     }
@@ -229,41 +229,6 @@ impl Bench {
     }
 }
 
-/// What a store does with changes.
-pub(super) fn apply(db: &mut DeviceRecord, changes: Changes) {
-    if let Some((desired, version)) = changes.desired {
-        (db.desired, db.desired_version) = (Map::clone(&desired), version);
-    }
-    if let Some(reported) = changes.reported {
-        db.reported = Map::clone(&reported);
-    }
-    if let Some(unsent) = changes.unsent {
-        db.unsent = unsent;
-    }
-    if let Some((plugin, state)) = changes.state {
-        let kept = db.state.entry(plugin).or_default();
-        for (key, value) in &*state {
-            match value {
-                Some(value) => kept.insert(key.clone(), value.clone()),
-                None => kept.remove(key),
-            };
-        }
-    }
-    if let Some((plugin, timers)) = changes.timers {
-        let kept = db.timers.entry(plugin).or_default();
-        for (name, timer) in &*timers {
-            match timer {
-                Some(timer) => kept.insert(name.clone(), timer.clone()),
-                None => kept.remove(name),
-            };
-        }
-    }
-    db.versions.extend(changes.version);
-    db.applied.extend(changes.applied);
-    db.telemetry.retain(|queued| !changes.telemetry_taken.contains(&queued.sequence));
-    db.telemetry.extend(changes.telemetry_queued);
-}
-
 pub(super) fn object(value: Value) -> Map<String, Value> {
     value.as_object().cloned().expect("an object")
 }
@@ -299,7 +264,15 @@ fn offer(current: &Arc<Plugin>, others: &[Arc<Plugin>]) -> Offer {
     });
     let (name, current) = (current.name.clone(), current.clone());
     let previous = others.first().map(|plugin| plugin.hash.clone());
-    Offer { name, current, versions: versions.collect(), previous, canary: None, pins: Vec::new() }
+    Offer {
+        name,
+        placement: Placement::Everywhere,
+        current,
+        versions: versions.collect(),
+        previous,
+        canary: None,
+        pins: Vec::new(),
+    }
 }
 
 pub(super) fn lock_door(version: &str) -> Arc<Plugin> {

@@ -290,6 +290,9 @@ impl World {
                     assert!(self.asked.contains(rid.as_str()), "nobody on this connection asked {rid}");
                     assert!(self.answered.insert(rid.to_string()), "{rid} was answered twice");
                 }
+                ToHub::MessageTaken { .. } | ToHub::SubscribeMessages => {
+                    panic!("there are no messages here: {message:?}")
+                }
                 ToHub::Report { token, patch } => self.patches.push_back((token, patch)),
                 ToHub::Telemetry { token, message } => {
                     self.messages.push_back(token);

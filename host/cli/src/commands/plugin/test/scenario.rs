@@ -1,11 +1,13 @@
 //! A scenario: what happens to a device, and what should come of it. A TOML file, with JSON in texts.
 //!
 //! ```toml
-//! [device]                        # as it is at first; may be left out
+//! [device]                        # as the plugin finds it; may be left out
 //! id = "door-0001"
-//! desired = '{"building": "43"}'
+//! now = "2026-01-01T00:00:00Z"    # what the clock shows at first
+//! desired = '{"building": "43"}'  # brought to the plugin before the first step, as far as it watches it
 //! reported = '{"door": {"locked": true}}'
 //! state = { door = '{"locked":true,"count":7,"moved_by":null}' }
+//! timers = { relock = "in 5m", test = { due = "2026-01-01T12:00:00Z", payload = "7" } }
 //!
 //! [config]                        # settings that the plugin can ask for
 //! site = "A"
@@ -19,32 +21,44 @@
 //! reported = '{"door": {"locked": true}}'
 //! state = { door = '{"locked":true,"count":8,"moved_by":"ann"}' }
 //! telemetry = [{ body = '{"event": "doorMoved"}', content-type = "application/json", properties = { event = "x" } }]
+//! timers = { relock = "in 5m" }
 //!
 //! [[step]]
 //! desired = '{"floor": 5}'        # a merge patch to the desired properties
-//! retry = "no room"               # put off, for a reason with these words; else the change must be dealt with
+//! retry = "no room"               # put off, for a reason with these words; else it must be dealt with
 //!
 //! [[step]]
-//! again = true                    # the change that was put off is brought again
+//! again = true                    # time passes until what was put off is brought again
+//!
+//! [[step]]
+//! wait = "1h 30m"                 # time passes; timers fire when they are due
+//! fired = ["relock", "test"]      # the timers that were brought in this step, in order
+//! timers = {}
+//!
+//! [[step]]
+//! restart = true                  # the host is killed and starts from what it had recorded; `"1h"`: an hour later
 //!
 //! [[step]]
 //! call = "crash"
-//! fails = "trapped"               # there is no answer, for a reason with these words
+//! fails = "trapped"               # it does not return, for a reason with these words
 //! ```
 //!
-//! `reported` and `state` are the whole of each, as they are after the step; `telemetry` is what the step sent. What a
-//! step does not mention is not compared.
+//! `reported`, `state` and `timers` are the whole of each, as they are after the step; `telemetry` is what the step sent.
+//! What a step does not mention is not compared, but whatever is brought to the plugin must be dealt with.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use iothub_protocol::id::{DeviceId, MethodName};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::{Map, Value};
 use toml::Spanned;
+
+use super::clock::{self, Due};
 
 pub(super) struct Scenario {
     pub(super) file: PathBuf,
@@ -60,6 +74,10 @@ pub(super) struct Start {
     pub(super) desired: Map<String, Value>,
     pub(super) reported: Map<String, Value>,
     pub(super) state: BTreeMap<String, String>,
+    /// With their payloads.
+    pub(super) timers: BTreeMap<String, (Due, String)>,
+    /// Milliseconds since the beginning of 1970, UTC.
+    pub(super) now: u64,
 }
 
 pub(super) struct Step {
@@ -73,6 +91,31 @@ pub(super) enum Action {
     Call { method: MethodName, payload: String },
     Desired { patch: Map<String, Value>, version: Option<u64> },
     Again,
+    Wait(Duration),
+    Restart { down: Duration },
+}
+
+impl Action {
+    /// As the file has it.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Action::Call { .. } => "call",
+            Action::Desired { .. } => "desired",
+            Action::Again => "again",
+            Action::Wait(_) => "wait",
+            Action::Restart { .. } => "restart",
+        }
+    }
+
+    /// What should come of it, if nothing is said.
+    pub(super) fn wish(&self) -> &'static str {
+        match self {
+            Action::Call { .. } => "an answer",
+            Action::Desired { .. } => "the change is dealt with",
+            Action::Again => "it comes again",
+            Action::Wait(_) | Action::Restart { .. } => "what is brought is dealt with",
+        }
+    }
 }
 
 /// What should come of a step, as far as the scenario says.
@@ -84,6 +127,8 @@ pub(super) struct Expect {
     pub(super) reported: Option<At<Value>>,
     pub(super) state: Option<At<BTreeMap<String, String>>>,
     pub(super) telemetry: Option<At<Vec<Message>>>,
+    pub(super) fired: Option<At<Vec<String>>>,
+    pub(super) timers: Option<At<BTreeMap<String, ExpectedTimer>>>,
     pub(super) retry: Option<At<String>>,
     pub(super) fails: Option<At<String>>,
 }
@@ -100,6 +145,14 @@ pub(super) struct Message {
     pub(super) body: String,
     pub(super) content_type: Option<String>,
     pub(super) properties: Option<BTreeMap<String, String>>,
+}
+
+/// A timer, as `"in 5m"` or with its payload.
+#[derive(serde::Deserialize)]
+#[serde(try_from = "TimerTable")]
+pub(super) struct ExpectedTimer {
+    pub(super) due: Due,
+    pub(super) payload: Option<String>,
 }
 
 impl Scenario {
@@ -121,7 +174,11 @@ impl Scenario {
         let device = tables.device;
         let id = DeviceId::parse(device.id.as_deref().unwrap_or(DEVICE))
             .with_context(|| format!("{}: the device's id", file.display()))?;
-        let start = Start { id, desired: device.desired.0, reported: device.reported.0, state: device.state };
+        let now = device.now.map_or(NOW, |now| now.0);
+        let timers =
+            device.timers.into_iter().map(|(name, timer)| (name, (timer.due, timer.payload.unwrap_or_default())));
+        let (desired, reported, state) = (device.desired.0, device.reported.0, device.state);
+        let start = Start { id, desired, reported, state, timers: timers.collect(), now };
         Ok(Scenario { file: file.to_owned(), config: tables.config, start, steps })
     }
 }
@@ -150,20 +207,20 @@ impl Lines<'_> {
         let wrong = |what: &str| anyhow!("{}:{line}: {what}", self.file.display());
         let table = table.into_inner();
         let is_call = table.call.is_some();
-        let action = match (table.call, table.desired, table.again) {
-            (Some(method), None, false) => Action::Call {
-                method: MethodName::parse(&method).map_err(|error| wrong(&error.to_string()))?,
-                payload: table.payload.map_or_else(|| "null".to_owned(), |payload| payload.0),
-            },
-            (None, Some(patch), false) => Action::Desired { patch: patch.0, version: table.version },
-            (None, None, true) => Action::Again,
-            _ => return Err(wrong("a step has one of `call`, `desired` and `again = true`")),
+        let again = table.again.then_some(Action::Again);
+        let actions = [
+            table.call.map(|method| call(&method, table.payload)).transpose().map_err(|error| wrong(&error))?,
+            table.desired.map(|patch| Action::Desired { patch: patch.0, version: table.version }),
+            again,
+            table.wait.map(|span| Action::Wait(span.0)),
+            table.restart.map(|restart| Action::Restart { down: restart.0 }),
+        ];
+        let mut actions = actions.into_iter().flatten();
+        let (Some(action), None) = (actions.next(), actions.next()) else {
+            return Err(wrong("a step has one of `call`, `desired`, `again = true`, `wait` and `restart`"));
         };
         if !is_call && (table.status.is_some() || table.answer.is_some() || table.answer_text.is_some()) {
             return Err(wrong("only a `call` has `status`, `answer` and `answer-text`"));
-        }
-        if is_call && table.retry.is_some() {
-            return Err(wrong("only a change of desired properties has `retry`"));
         }
         let json = |at: At<JsonText>| -> anyhow::Result<At<Value>> {
             Ok(At { line: at.line, value: serde_json::from_str(&at.value.0)? })
@@ -175,11 +232,18 @@ impl Lines<'_> {
             reported: self.at(table.reported).map(|at| At { line: at.line, value: Value::Object(at.value.0) }),
             state: self.at(table.state),
             telemetry: self.at(table.telemetry),
+            fired: self.at(table.fired),
+            timers: self.at(table.timers),
             retry: self.at(table.retry),
             fails: self.at(table.fails),
         };
         Ok(Step { line, about: table.about, action, expect })
     }
+}
+
+fn call(method: &str, payload: Option<JsonText>) -> Result<Action, String> {
+    let method = MethodName::parse(method).map_err(|error| error.to_string())?;
+    Ok(Action::Call { method, payload: payload.map_or_else(|| "null".to_owned(), |payload| payload.0) })
 }
 
 #[derive(serde::Deserialize)]
@@ -197,9 +261,11 @@ struct Tables {
 #[serde(default, deny_unknown_fields)]
 struct DeviceTable {
     id: Option<String>,
+    now: Option<Moment>,
     desired: JsonObject,
     reported: JsonObject,
     state: BTreeMap<String, String>,
+    timers: BTreeMap<String, ExpectedTimer>,
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -211,14 +277,92 @@ struct StepTable {
     desired: Option<JsonObject>,
     version: Option<u64>,
     again: bool,
+    wait: Option<Span>,
+    restart: Option<Restart>,
     status: Option<Spanned<i32>>,
     answer: Option<Spanned<JsonText>>,
     answer_text: Option<Spanned<String>>,
     reported: Option<Spanned<JsonObject>>,
     state: Option<Spanned<BTreeMap<String, String>>>,
     telemetry: Option<Spanned<Vec<Message>>>,
+    fired: Option<Spanned<Vec<String>>>,
+    timers: Option<Spanned<BTreeMap<String, ExpectedTimer>>>,
     retry: Option<Spanned<String>>,
     fails: Option<Spanned<String>>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(untagged, expecting = "a timer is a text such as \"in 5m\", or { due = \"in 5m\", payload = \"…\" }")]
+enum TimerTable {
+    Due(String),
+    Whole(TimerWhole),
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TimerWhole {
+    due: String,
+    payload: Option<String>,
+}
+
+impl TryFrom<TimerTable> for ExpectedTimer {
+    type Error = String;
+
+    fn try_from(table: TimerTable) -> Result<ExpectedTimer, String> {
+        let (due, payload) = match table {
+            TimerTable::Due(due) => (due, None),
+            TimerTable::Whole(TimerWhole { due, payload }) => (due, payload),
+        };
+        Ok(ExpectedTimer { due: Due::parse(&due)?, payload })
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(try_from = "String")]
+struct Span(Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Span, String> {
+        clock::duration(&text).map(Span)
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(try_from = "String")]
+struct Moment(u64);
+
+impl TryFrom<String> for Moment {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Moment, String> {
+        clock::moment(&text).map(Moment)
+    }
+}
+
+/// How long the host is down.
+#[derive(serde::Deserialize)]
+#[serde(try_from = "RestartTable")]
+struct Restart(Duration);
+
+#[derive(serde::Deserialize)]
+#[serde(untagged, expecting = "`restart` is true, or for how long the host is down, such as \"1h\"")]
+enum RestartTable {
+    Now(bool),
+    After(String),
+}
+
+impl TryFrom<RestartTable> for Restart {
+    type Error = String;
+
+    fn try_from(table: RestartTable) -> Result<Restart, String> {
+        match table {
+            RestartTable::Now(true) => Ok(Restart(Duration::ZERO)),
+            RestartTable::Now(false) => Err("`restart = false` says nothing; leave it out".to_owned()),
+            RestartTable::After(text) => clock::duration(&text).map(Restart),
+        }
+    }
 }
 
 /// A JSON document, as its text.
@@ -248,6 +392,8 @@ impl<'de> Deserialize<'de> for JsonObject {
 
 /// Who the device is, unless the scenario says.
 const DEVICE: &str = "device-1";
+/// The beginning of 2026, unless the scenario says.
+const NOW: u64 = 1_767_225_600_000;
 
 #[cfg(test)]
 mod tests {
@@ -273,6 +419,22 @@ mod tests {
     }
 
     #[test]
+    fn time_passes_and_timers_wait() {
+        let scenario = parse(
+            "[device]\nnow = '2026-01-01T00:00:01Z'\ntimers = { a = 'in 1s' }\n[[step]]\nwait = '1m 30s'\n\
+             timers = { a = { due = 'in 5s', payload = '7' } }\n[[step]]\nrestart = '1h'\n",
+        )
+        .expect("a good file");
+        let a = &scenario.start.timers["a"];
+        assert_eq!((a, scenario.start.now), (&(Due::In(Duration::from_secs(1)), String::new()), NOW + 1000));
+        let [wait, restart] = &scenario.steps[..] else { panic!("two steps") };
+        assert!(matches!(wait.action, Action::Wait(time) if time == Duration::from_secs(90)));
+        let timers = &wait.expect.timers.as_ref().expect("timers").value;
+        assert_eq!((timers["a"].due, timers["a"].payload.as_deref()), (Due::In(Duration::from_secs(5)), Some("7")));
+        assert!(matches!(restart.action, Action::Restart { down } if down == Duration::from_secs(3600)));
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_line() {
         for (text, expect) in [
             ("", "door.toml has no [[step]]"),
@@ -282,7 +444,13 @@ mod tests {
             ("\n[[step]]\nstatus = 200\n", "door.toml:2: a step has one of"),
             ("[[step]]\ncall = 'x'\nagain = true\n", "door.toml:1: a step has one of"),
             ("[[step]]\nagain = true\nstatus = 200\n", "door.toml:1: only a `call` has `status`"),
-            ("[[step]]\ncall = 'x'\nretry = 'later'\n", "door.toml:1: only a change of desired"),
+            ("[[step]]\nwait = '1h'\nrestart = true\n", "door.toml:1: a step has one of"),
+            ("[[step]]\nwait = '1'\n", "door.toml:2: \"1\" is no span of time such as 90s"),
+            ("[[step]]\nrestart = 7\n", "door.toml:2: `restart` is true, or for how long"),
+            ("[[step]]\nrestart = false\n", "door.toml:2: `restart = false` says nothing"),
+            ("[[step]]\nwait = '1s'\n\ntimers = { a = '5m' }\n", "door.toml:4: \"5m\" is neither `in 5m` nor a time"),
+            ("[[step]]\nwait = '1s'\ntimers = { a = { du = '' } }\n", "door.toml:3: a timer is a text such as"),
+            ("[device]\nnow = 'noon'\n[[step]]\nwait = '1s'\n", "door.toml:2: \"noon\" is not a time with a zone"),
         ] {
             let error = parse(text).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(error.starts_with(expect), "{text:?}: {error}");
