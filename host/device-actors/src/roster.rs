@@ -164,7 +164,7 @@ impl Roster {
         {
             // Held while the task begins: whoever announces something to all either finds it here or was heard by it.
             let mut running = self.running.lock();
-            let task = self.tasks.spawn(driver.run()).abort_handle();
+            let task = self.tasks.spawn(Box::new(driver).run()).abort_handle();
             running.insert(device, Handle { shown, bell: bell.clone(), task });
         }
         if self.stop.is_cancelled() {
