@@ -259,6 +259,11 @@ impl Actor {
         [idle, outbox, self.records.retry_at(), self.next_message_at()].into_iter().flatten().min()
     }
 
+    /// Whether the device runs the version with this [`Plugin::id`].
+    pub(crate) fn runs(&self, id: &str) -> bool {
+        self.lineup.has_version(id)
+    }
+
     pub fn view(&self) -> ActorView {
         ActorView {
             lineup: self.lineup.clone(),

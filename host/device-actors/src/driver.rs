@@ -1,7 +1,7 @@
 //! The task of one device: waits for what its actor must know, and does what it decides.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::{Future, pending};
+use std::future::pending;
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,10 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{CallFailure, IncomingMessage, Instance, Lease, PluginSet, PluginVersion, Runtime};
+use plugin_runtime::{CallFailure, IncomingMessage, Instance, Lease, PluginSet, PluginVersion, Runtime, Snapshot};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::bell::{Bell, Signal, Signals};
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) residency: Residency,
     pub(crate) current: CurrentPlugins,
     pub(crate) peers: Peers,
+    /// Of each device.
+    pub(crate) limits: watch::Sender<Limits>,
 }
 
 /// The two ends of a device's connection, and its way from other devices.
@@ -50,15 +53,16 @@ pub(crate) struct Driver<'a> {
     /// Not its own, since the next driver takes it over if this one fails.
     link: &'a mut HubLink,
     plugins: watch::Receiver<Arc<PluginSet>>,
-    limits: watch::Receiver<Limits>,
     versions: Arc<Versions>,
     /// Versions that are not current any more, but that the actor goes on with.
     former: HashMap<Arc<str>, Arc<PluginVersion>>,
     /// Versions that are loaded for this device.
     leases: Vec<Lease>,
     /// By version. A device has few, so they are looked through.
-    instances: Vec<(Arc<str>, Resident)>,
-    calling: Option<Calling>,
+    instances: Vec<(Arc<str>, Box<Resident>)>,
+    /// Its memory is kept from call to call, for as long as there are instances.
+    calls: Option<Calls>,
+    calling: bool,
     /// Rung by others; kept here to be given to them.
     bell: Bell,
     signals: &'a mut Signals,
@@ -68,6 +72,8 @@ pub(crate) struct Driver<'a> {
     alarm: Option<Pin<Box<Sleep>>>,
     showing: &'a Showing,
     crashes: &'a Crashes,
+    /// What is shown is not what is.
+    stale: bool,
     open: Open,
     stopped: bool,
 }
@@ -78,7 +84,7 @@ struct Open {
     to_hub: bool,
 }
 
-type Calling = Pin<Box<dyn Future<Output = Box<Finished>> + Send>>;
+type Calls = ReusableBoxFuture<'static, Box<Finished>>;
 
 struct Resident {
     instance: Instance,
@@ -88,7 +94,7 @@ struct Resident {
 /// A call that is over. The instance is gone if it failed.
 struct Finished {
     id: Arc<str>,
-    resident: Option<Resident>,
+    resident: Option<Box<Resident>>,
     outcome: Outcome,
 }
 
@@ -114,26 +120,29 @@ impl<'a> Driver<'a> {
             shared: supervised.shared.clone(),
             link,
             plugins: supervised.plugins.clone(),
-            limits: supervised.limits.clone(),
             versions: Arc::default(),
             former: HashMap::new(),
             leases: Vec::new(),
             instances: Vec::new(),
-            calling: None,
+            calls: None,
+            calling: false,
             bell: supervised.bell.clone(),
             signals,
             outgoing: VecDeque::new(),
             alarm: None,
             showing: &supervised.showing,
             crashes,
+            stale: false,
             open: Open { from_hub: true, to_hub: true },
             stopped: false,
         }
     }
 
     /// Until the actor has stopped, which it does when it is told to or when its connection is dropped.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         self.take_plugins();
+        // As of now: whoever changes them later rings for it.
+        self.take_limits();
         while !self.stopped || !self.outgoing.is_empty() {
             let event = self.next().await;
             self.on(event);
@@ -143,10 +152,9 @@ impl<'a> Driver<'a> {
     /// Every branch may be dropped before it is ready without losing anything. In this order, so that a call goes on at
     /// once and that no flood of messages holds up what makes room for them.
     async fn next(&mut self) -> Event {
-        self.set_alarm();
         tokio::select! {
             biased;
-            finished = called(&mut self.calling) => Event::Called(finished),
+            finished = called(&mut self.calls), if self.calling => Event::Called(finished),
             Some(signal) = self.signals.next() => Event::Signal(signal),
             permit = self.link.to_hub.reserve(), if !self.outgoing.is_empty() => {
                 let open = permit.is_ok();
@@ -158,18 +166,7 @@ impl<'a> Driver<'a> {
             }
             message = self.link.from_hub.recv(), if self.open.from_hub => Event::Hub(message),
             Some(message) = self.link.from_peers.next() => Event::Peer(message),
-            () = rung(&mut self.alarm) => Event::Timeout,
-        }
-    }
-
-    /// An alarm that rings too early costs a look, and setting it anew for each message would cost more: deadlines move
-    /// with every call.
-    fn set_alarm(&mut self) {
-        let Some(deadline) = self.actor.deadline().map(Instant::from_std) else { return };
-        match &mut self.alarm {
-            Some(alarm) if alarm.deadline() <= deadline => {}
-            Some(alarm) => alarm.as_mut().reset(deadline),
-            None => self.alarm = Some(Box::pin(sleep_until(deadline))),
+            () = rests(&self.actor, (self.showing, self.crashes), &mut self.stale, &mut self.alarm) => Event::Timeout,
         }
     }
 
@@ -179,10 +176,7 @@ impl<'a> Driver<'a> {
             Event::Signal(Signal::Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Signal(Signal::Evict) => self.handle(Input::Evict),
             Event::Signal(Signal::Plugins) => self.take_newer_plugins(),
-            Event::Signal(Signal::Limits) => {
-                let limits = *self.limits.borrow_and_update();
-                self.handle(Input::Limits(limits));
-            }
+            Event::Signal(Signal::Limits) => self.take_limits(),
             Event::Signal(Signal::Stop) => self.handle(Input::Stop),
             Event::Sent { open: true } => {}
             Event::Sent { open: false } => self.hub_is_gone(),
@@ -226,9 +220,14 @@ impl<'a> Driver<'a> {
         self.handle(Input::Plugins(self.versions.offers.clone()));
     }
 
+    fn take_limits(&mut self) {
+        let limits = *self.shared.limits.borrow();
+        self.handle(Input::Limits(limits));
+    }
+
     fn on_called(&mut self, finished: Box<Finished>) {
         tracing::trace!(device = %self.device, "call is over");
-        self.calling = None;
+        self.calling = false;
         let Finished { id, resident, outcome } = *finished;
         if let Some(mut resident) = resident {
             if resident.place.park() {
@@ -243,19 +242,18 @@ impl<'a> Driver<'a> {
 
     fn handle(&mut self, input: Input) {
         self.actor.handle(now(), input);
+        self.stale = true;
         while let Some(output) = self.actor.poll() {
             self.perform(output);
         }
-        let view = self.crashes.shown_in(self.actor.view());
-        self.former.retain(|id, _| view.lineup.has_version(id));
-        self.showing.show(view);
+        self.former.retain(|id, _| self.actor.runs(id));
     }
 
     fn perform(&mut self, output: Output) {
         match output {
             Output::Call(call) => {
                 tracing::trace!(device = %self.device, plugin = %call.plugin.name, work = call.work.kind(), "call begins");
-                self.calling = Some(self.call(*call));
+                self.call(call);
             }
             Output::Record { id, changes } => self.record(id, *changes),
             Output::ToHub(message) => self.send(message),
@@ -270,7 +268,10 @@ impl<'a> Driver<'a> {
                 // The new ones first, so that what is needed still is not let go.
                 self.leases = versions.into_iter().map(|(name, hash)| demand.want(name, hash)).collect();
             }
-            Output::DropInstance(id) => drop(self.take_instance(&id)),
+            Output::DropInstance(id) => {
+                drop(self.take_instance(&id));
+                self.calls.take_if(|_| self.instances.is_empty() && !self.calling);
+            }
             Output::Stopped => self.stopped = true,
         }
     }
@@ -292,6 +293,8 @@ impl<'a> Driver<'a> {
         if !self.open.to_hub {
             return;
         }
+        // Whoever gets an answer and then looks must see what became of the call.
+        show(&self.actor, (self.showing, self.crashes), &mut self.stale);
         let message = if self.outgoing.is_empty() {
             match self.link.to_hub.try_send(message) {
                 Ok(()) => {
@@ -316,68 +319,83 @@ impl<'a> Driver<'a> {
         self.outgoing.clear();
     }
 
-    fn take_instance(&mut self, id: &str) -> Option<Resident> {
+    fn take_instance(&mut self, id: &str) -> Option<Box<Resident>> {
         let place = self.instances.iter().position(|(known, _)| **known == *id)?;
         Some(self.instances.swap_remove(place).1)
     }
 
-    fn call(&mut self, call: Call) -> Calling {
-        let id = call.plugin.id.clone();
-        let mut resident = self.take_instance(&id);
-        let version = match &mut resident {
-            Some(resident) => {
+    fn call(&mut self, call: Box<Call>) {
+        let id = &call.plugin.id;
+        let source = match self.take_instance(id) {
+            Some(mut resident) => {
                 resident.place.take();
-                Some(resident.instance.version().clone())
+                Source::Resident(resident)
             }
-            None => self.versions.by_id.get(&id).or_else(|| self.former.get(&id)).cloned(),
+            None => match self.versions.by_id.get(id).or_else(|| self.former.get(id)) {
+                Some(version) => Source::Version(version.clone(), self.shared.clone(), self.bell.clone()),
+                None => Source::Nothing,
+            },
         };
-        let Some(version) = version else {
-            let detail = "the version is not loaded".to_owned();
-            let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
-            return Box::pin(async { Box::new(Finished { id, resident: None, outcome }) });
-        };
-        let (shared, bell) = (self.shared.clone(), self.bell.clone());
-        Box::pin(async move {
-            let (resident, outcome) = match call_instance(&shared, bell, &version, resident, call).await {
-                Ok((resident, outcome)) => {
-                    version.tally().answered();
-                    (Some(resident), outcome)
-                }
-                Err(failure) => {
-                    version.tally().failed();
-                    (None, Outcome::Failed(failure.into()))
-                }
-            };
-            Box::new(Finished { id, resident, outcome })
-        })
+        self.calling = true;
+        let finished = finish(source, call);
+        match &mut self.calls {
+            Some(calls) => calls.set(finished),
+            None => self.calls = Some(ReusableBoxFuture::new(finished)),
+        }
     }
 }
 
-/// What the clocks show.
-pub(crate) fn now() -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { monotonic: Instant::now().into_std(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+/// Where the instance for a call comes from.
+enum Source {
+    Resident(Box<Resident>),
+    Version(Arc<PluginVersion>, Arc<Shared>, Bell),
+    /// The version is not loaded.
+    Nothing,
 }
 
-async fn call_instance(
+async fn finish(source: Source, call: Box<Call>) -> Box<Finished> {
+    let id = call.plugin.id.clone();
+    let mut resident = match source {
+        Source::Resident(resident) => resident,
+        // On the heap, since every call would otherwise carry the room for it.
+        Source::Version(version, shared, bell) => {
+            match Box::pin(make_instance(&shared, bell, &version, &call.snapshot)).await {
+                Ok(resident) => resident,
+                Err(failure) => {
+                    version.tally().failed();
+                    return Box::new(Finished { id, resident: None, outcome: Outcome::Failed(failure.into()) });
+                }
+            }
+        }
+        Source::Nothing => {
+            let detail = "the version is not loaded".to_owned();
+            let outcome = Outcome::Failed(Failure { kind: FailureKind::Start, detail });
+            return Box::new(Finished { id, resident: None, outcome });
+        }
+    };
+    let outcome = call.run(&mut resident.instance).await;
+    let tally = resident.instance.version().tally();
+    Box::new(match outcome {
+        Ok(outcome) => {
+            tally.answered();
+            Finished { id, resident: Some(resident), outcome }
+        }
+        Err(failure) => {
+            tally.failed();
+            Finished { id, resident: None, outcome: Outcome::Failed(failure.into()) }
+        }
+    })
+}
+
+async fn make_instance(
     shared: &Shared,
     bell: Bell,
     version: &Arc<PluginVersion>,
-    resident: Option<Resident>,
-    call: Call,
-) -> Result<(Resident, Outcome), CallFailure> {
-    let mut resident = match resident {
-        Some(resident) => resident,
-        None => {
-            let place = shared.residency.admit(bell).await;
-            Resident {
-                instance: shared.runtime.instantiate(version, &call.snapshot.device_id, call.snapshot.now).await?,
-                place,
-            }
-        }
-    };
-    let outcome = call.run(&mut resident.instance).await?;
-    Ok((resident, outcome))
+    snapshot: &Snapshot,
+) -> Result<Box<Resident>, CallFailure> {
+    let place = shared.residency.admit(bell).await;
+    let instance = shared.runtime.instantiate(version, &snapshot.device_id, snapshot.now).await?;
+    Ok(Box::new(Resident { instance, place }))
 }
 
 impl Call {
@@ -411,18 +429,42 @@ impl Call {
     }
 }
 
-async fn called(calling: &mut Option<Calling>) -> Box<Finished> {
-    match calling {
-        Some(calling) => calling.await,
+async fn called(calls: &mut Option<Calls>) -> Box<Finished> {
+    match calls {
+        Some(calls) => calls.get_pin().await,
         None => pending().await,
     }
 }
 
-async fn rung(alarm: &mut Option<Pin<Box<Sleep>>>) {
+/// Nothing else is to be done: show how things are, and wait for the actor's deadline.
+///
+/// An alarm that rings too early costs a look, and setting it anew for each message would cost more: deadlines move with
+/// every call.
+async fn rests(actor: &Actor, shown: (&Showing, &Crashes), stale: &mut bool, alarm: &mut Option<Pin<Box<Sleep>>>) {
+    show(actor, shown, stale);
+    if let Some(deadline) = actor.deadline().map(Instant::from_std) {
+        match alarm {
+            Some(alarm) if alarm.deadline() <= deadline => {}
+            Some(alarm) => alarm.as_mut().reset(deadline),
+            None => *alarm = Some(Box::pin(sleep_until(deadline))),
+        }
+    }
     match alarm {
         Some(alarm) => alarm.await,
         None => pending().await,
     }
+}
+
+fn show(actor: &Actor, (showing, crashes): (&Showing, &Crashes), stale: &mut bool) {
+    if mem::take(stale) {
+        showing.show(crashes.shown_in(actor.view()));
+    }
+}
+
+/// What the clocks show.
+pub(crate) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { monotonic: Instant::now().into_std(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
 }
 
 /// The versions that are loaded, as actors see them and as the runtime needs them.

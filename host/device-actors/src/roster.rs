@@ -45,7 +45,6 @@ pub struct Roster {
     settings: RosterSettings,
     shared: Arc<Shared>,
     plugins: watch::Receiver<Arc<PluginSet>>,
-    limits: watch::Sender<Limits>,
     running: Arc<Running>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -78,14 +77,13 @@ impl Roster {
         let (current, peers) = (CurrentPlugins::default(), Peers::default());
         let roster = Roster {
             settings,
-            shared: Arc::new(Shared { runtime, store, residency, current, peers }),
+            shared: Arc::new(Shared { runtime, store, residency, current, peers, limits }),
             plugins: plugins.clone(),
-            limits,
             running: Arc::default(),
             tasks: TaskTracker::new(),
             stop: stop.clone(),
         };
-        tokio::spawn(announce(roster.running.clone(), plugins, roster.limits.subscribe(), stop));
+        tokio::spawn(announce(roster.running.clone(), plugins, roster.shared.limits.subscribe(), stop));
         // All can be reached before the first one runs.
         let reachable: Vec<_> = devices.iter().map(|(device, ..)| roster.shared.peers.join(device.clone())).collect();
         for ((device, from_hub, to_hub), from_peers) in devices.into_iter().zip(reachable) {
@@ -132,7 +130,7 @@ impl Roster {
 
     /// Bound every device by `limits` from now on. Tells whether they are others than before.
     pub fn set_limits(&self, limits: Limits) -> bool {
-        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
+        self.shared.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
     }
 
     /// What the device's actor is doing; none if there is no such actor.
@@ -167,8 +165,8 @@ impl Roster {
         let (bell, signals) = bell();
         let showing = Showing::new(ActorView::default());
         let shown = showing.shown();
-        let (plugins, limits, shared) = (self.plugins.clone(), self.limits.subscribe(), self.shared.clone());
-        let supervised = Supervised { device: device.clone(), limits, plugins, shared, showing, bell: bell.clone() };
+        let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
+        let supervised = Supervised { device: device.clone(), plugins, shared, showing, bell: bell.clone() };
         {
             // Held while the task begins: whoever announces something to all either finds it here or was heard by it.
             let mut running = self.running.lock();

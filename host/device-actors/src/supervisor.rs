@@ -21,14 +21,13 @@ use crate::actor::Actor;
 use crate::bell::{Bell, Signals};
 use crate::driver::{Driver, HubLink, Shared, now};
 use crate::failure::LastCrash;
-use crate::limits::{Backoff, Limits};
+use crate::limits::Backoff;
 use crate::record::DeviceRecord;
 use crate::view::{ActorView, Showing};
 
 /// What an actor runs on, whichever time.
 pub(crate) struct Supervised {
     pub(crate) device: DeviceId,
-    pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) plugins: watch::Receiver<Arc<PluginSet>>,
     pub(crate) shared: Arc<Shared>,
     /// Open for as long as the device is looked after.
@@ -74,8 +73,8 @@ impl Supervised {
                 loaded.map_err(|error| format!("what the device keeps cannot be read: {error}"))?
             }
         };
-        let actor = Actor::new(self.device.clone(), record, *self.limits.borrow(), rand::random(), now());
-        Driver::new(self, actor, wires, crashes).run().await;
+        let actor = Actor::new(self.device.clone(), record, *self.shared.limits.borrow(), rand::random(), now());
+        Box::new(Driver::new(self, actor, wires, crashes)).run().await;
         Ok(())
     }
 }
@@ -101,12 +100,12 @@ async fn supervise(
     wires: &mut Wires,
     mut run: impl for<'a> FnMut(&'a Supervised, &'a mut Wires, &'a Crashes) -> Run<'a> + Send,
 ) {
-    let Supervised { device, limits, showing, .. } = supervised;
+    let Supervised { device, showing, shared, .. } = supervised;
     let mut crashes = Crashes::default();
     loop {
         let started = Instant::now();
         let Err(reason) = caught(run(supervised, wires, &crashes)).await else { return };
-        let pause = crashes.add(limits.borrow().restart, started, Instant::now(), reason.clone());
+        let pause = crashes.add(shared.limits.borrow().restart, started, Instant::now(), reason.clone());
         tracing::error!(%device, reason, restarts = crashes.count, ?pause, "actor has failed and is started again");
         let last = showing.shown().view().unwrap_or_default();
         showing.show(crashes.shown_in(ActorView { connected: false, busy: false, mailbox: 0, resident: 0, ..last }));

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::bell::{Signal, bell};
 use crate::driver::CurrentPlugins;
+use crate::limits::Limits;
 use crate::peers::Peers;
 use crate::residency::Residency;
 use crate::store::StateStore;
@@ -26,12 +27,12 @@ fn device() -> Device {
     let runtime = Runtime::new(RuntimeSettings::default()).expect("an engine");
     let (current, peers) = (CurrentPlugins::default(), Peers::default());
     let from_peers = peers.join(DeviceId::parse("door-0001").expect("an id"));
-    let shared = Shared { runtime, store, residency: Residency::new(1), current, peers };
     let (bell, signals) = bell();
     let limits = Limits { restart: Backoff { first: Duration::ZERO, cap: Duration::ZERO }, ..Limits::default() };
+    let shared =
+        Shared { runtime, store, residency: Residency::new(1), current, peers, limits: watch::Sender::new(limits) };
     let supervised = Supervised {
         device: DeviceId::parse("door-0001").expect("an id"),
-        limits: watch::channel(limits).1,
         plugins: watch::channel(Arc::default()).1,
         shared: Arc::new(shared),
         showing: Showing::new(ActorView::default()),
