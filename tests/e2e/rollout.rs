@@ -158,13 +158,13 @@ fn a_version_in_quarantine_stays_there_over_a_restart() {
         (quarantined() == 1).then_some(())
     });
     let lock = || latch_json(data, &["method", "door-0001", "lockDoor"])["status"].clone();
-    assert_eq!(lock(), json!(200), "the version before is back");
+    // The version before is loaded once the device asks for it.
+    wait_until("the version before is back", FOLLOWED_BOUND, || (lock() == json!(200)).then_some(()));
     running.kill();
     let _latch = Latch::start(data, &arguments);
     assert_eq!(quarantined(), 1);
     let list = latch_ok(data, &["plugin", "list", "lock-door"]);
     assert!(list.ends_with("door-0001  1.0.0         in quarantine: it failed too often\n"), "{list}");
-    // The version before is loaded once the device asks for it.
     wait_until("the version before answers", FOLLOWED_BOUND, || (lock() == json!(409)).then_some(()));
     assert_eq!(latch_json(data, &["method", "door-0001", "crash"])["status"], json!(404));
 }

@@ -14,13 +14,14 @@ use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use plugin_runtime::{CacheSettings, Catalog, CatalogOptions, PluginSet, Runtime};
+use plugin_runtime::{CacheSettings, Catalog, CatalogOptions, PluginSet, Runtime, RuntimeSettings};
 use rustls::ClientConfig;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_folder::DataFolder;
+use crate::machine;
 use crate::scenarios;
 use crate::settings::HostSettings;
 
@@ -38,6 +39,8 @@ const VERSIONS: &str = "versions";
 /// The folder in the data folder with compiled plugins, and the file with the key that vouches for them.
 const CACHE: &str = "cache";
 const CACHE_KEY: &str = "cache.key";
+/// So few instances must fit, or something else is wrong.
+const FEW_INSTANCES: u32 = 16;
 /// How many failed devices an error names.
 const NAMED: usize = 3;
 
@@ -49,9 +52,9 @@ pub(crate) struct Plugins {
 
 impl Plugins {
     pub(crate) async fn load(settings: &HostSettings, data: &DataFolder) -> anyhow::Result<Plugins> {
-        let limits = settings.limits.runtime.clone();
+        let (limits, asked) = (settings.limits.runtime.clone(), settings.limits.instances);
         let cache = CacheSettings::new(data.path().join(CACHE), data.path().join(CACHE_KEY));
-        let runtime = tokio::task::spawn_blocking(move || Runtime::with_cache(limits, &cache)).await??;
+        let runtime = tokio::task::spawn_blocking(move || start_runtime(limits, asked, &cache)).await??;
         let catalog = match &settings.plugins {
             None => None,
             Some(folder) => {
@@ -66,6 +69,24 @@ impl Plugins {
         };
         Ok(Plugins { runtime, catalog })
     }
+}
+
+/// A runtime with room for as many instances as were asked for, else for as many as suit the machine.
+fn start_runtime(mut settings: RuntimeSettings, asked: Option<u32>, cache: &CacheSettings) -> anyhow::Result<Runtime> {
+    let machine = machine::machine();
+    settings.max_resident = machine::resident_cap(asked, machine, &settings)?;
+    let runtime = loop {
+        match Runtime::with_cache(settings.clone(), cache) {
+            // A small address space (39 bits, or `ulimit -v`) has no room for what the memory could bear.
+            Err(error) if asked.is_none() && settings.max_resident > FEW_INSTANCES => {
+                tracing::info!(%error, instances = settings.max_resident, "not so many plugin instances fit, half is tried");
+                settings.max_resident = (settings.max_resident / 2).max(FEW_INSTANCES);
+            }
+            started => break started?,
+        }
+    };
+    tracing::info!(instances = settings.max_resident, ?machine, "room for plugin instances");
+    Ok(runtime)
 }
 
 /// A host that runs.
@@ -127,7 +148,7 @@ impl Fleet {
             .unzip();
         let roster = RosterSettings {
             limits: settings.limits.actors,
-            max_resident: settings.limits.runtime.max_resident as usize,
+            max_resident: plugins.runtime.settings().max_resident as usize,
             ..RosterSettings::default()
         };
         let current = match &plugins.catalog {

@@ -14,6 +14,7 @@ mod exit;
 mod fleet;
 mod hub;
 mod listeners;
+mod machine;
 mod output;
 mod plugin_build;
 mod progress;

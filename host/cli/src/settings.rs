@@ -22,10 +22,10 @@ impl HostSettings {
     /// Flags win.
     pub(crate) fn new(args: &HostArgs, config: &FleetConfig) -> HostSettings {
         let mut limits = config.limits.clone();
-        let HostLimits { runtime, actors } = &mut limits;
+        let HostLimits { runtime, actors, instances } = &mut limits;
         set(&mut runtime.call_time_limit, args.call_limit.map(|seconds| Duration::from_secs(seconds.into())));
         set(&mut runtime.memory_limit, args.memory_limit.map(|mebibytes| (mebibytes as usize) << 20));
-        set(&mut runtime.max_resident, args.max_instances);
+        *instances = args.max_instances.or(*instances);
         set(&mut actors.idle, args.idle.map(|milliseconds| Duration::from_millis(milliseconds.into())));
         HostSettings {
             plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),

@@ -15,7 +15,7 @@ mod recording;
 mod tests;
 mod versions;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -107,6 +107,19 @@ pub enum Work {
     Activation { previous: Option<VersionTag> },
 }
 
+impl Work {
+    /// In a word, for the log.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Work::Method { .. } => "method",
+            Work::Message(_) => "message",
+            Work::Change { .. } => "change",
+            Work::Timer { .. } => "timer",
+            Work::Activation { .. } => "activation",
+        }
+    }
+}
+
 /// How a call ended.
 #[derive(Debug)]
 pub enum Outcome {
@@ -142,8 +155,8 @@ pub struct Actor {
     timers: Timers,
     outbox: Outbox,
     health: Health,
-    /// Versions with an unused instance, and since when.
-    resident: HashMap<Arc<str>, Instant>,
+    /// Versions with an unused instance, and since when. So few that they are looked through.
+    resident: Vec<(Arc<str>, Instant)>,
     records: Records,
     stop: Stop,
     calls: u64,
@@ -204,7 +217,7 @@ impl Actor {
             timers: Timers::new(recovered.timers, now),
             outbox: Outbox::new(recovered.reported, recovered.unsent, recovered.telemetry),
             health: Health::default(),
-            resident: HashMap::new(),
+            resident: Vec::new(),
             records: Records::default(),
             stop: Stop::No,
             calls: 0,
@@ -241,9 +254,14 @@ impl Actor {
         if self.stop == Stop::Done {
             return None;
         }
-        let idle = self.resident.values().min().map(|since| *since + self.limits.idle);
+        let idle = self.resident.iter().map(|(_, since)| *since + self.limits.idle).min();
         let outbox = if self.link == Link::Up { self.outbox.deadline() } else { None };
         [idle, outbox, self.records.retry_at(), self.next_message_at()].into_iter().flatten().min()
+    }
+
+    /// Whether the device runs the version with this [`Plugin::id`].
+    pub(crate) fn runs(&self, id: &str) -> bool {
+        self.lineup.has_version(id)
     }
 
     pub fn view(&self) -> ActorView {

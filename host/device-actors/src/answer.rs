@@ -1,10 +1,12 @@
 //! Answers to direct methods that come from the host and not from a plugin.
 
+use std::fmt;
 use std::time::Duration;
 
 use iothub_protocol::id::MethodName;
 use iothub_protocol::method::MAX_PAYLOAD;
 use plugin_runtime::GuestResponse;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, FailureKind};
@@ -27,7 +29,7 @@ impl Answer {
     pub(crate) fn of_guest(plugin: &Plugin, response: GuestResponse) -> Answer {
         let reason = if response.payload.len() > MAX_PAYLOAD {
             "the answer is larger than 128 KiB"
-        } else if serde_json::from_str::<Value>(&response.payload).is_err() {
+        } else if serde_json::from_str::<Json>(&response.payload).is_err() {
             "the answer is not JSON"
         } else {
             return Answer { status: response.status, payload: response.payload };
@@ -77,4 +79,74 @@ impl Answer {
 
 fn about(plugin: &Plugin, error: &str, reason: &str) -> Value {
     json!({"error": error, "plugin": plugin.name.as_str(), "version": &*plugin.label, "reason": reason})
+}
+
+/// What can be read as [`Value`], read without keeping it.
+struct Json;
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(Json)
+    }
+}
+
+impl<'de> Visitor<'de> for Json {
+    type Value = Json;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Json, E> {
+        Ok(Json)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Json, A::Error> {
+        while elements.next_element::<Json>()?.is_some() {}
+        Ok(Json)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Json, A::Error> {
+        while members.next_entry::<Json, Json>()?.is_some() {}
+        Ok(Json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_what_a_hub_can_read() {
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let texts =
+            ["null", " true ", "-1", "18446744073709551616", "1.5e3", r#""a\u00e9""#, r#"{"a": [1, {"b": ""}]}"#];
+        let wrong = ["", "nul", "1e999", "01", "[1,]", r#"{"a"}"#, r#""\ud800""#, "1 2", "{1: 2}"];
+        for text in texts.into_iter().chain(wrong).map(str::to_owned).chain([deep(100), deep(1000)]) {
+            let as_value = serde_json::from_str::<Value>(&text).is_ok();
+            assert_eq!(serde_json::from_str::<Json>(&text).is_ok(), as_value, "{text}");
+        }
+        assert!(texts.iter().all(|text| serde_json::from_str::<Json>(text).is_ok()));
+        assert!(wrong.iter().all(|text| serde_json::from_str::<Json>(text).is_err()));
+    }
 }

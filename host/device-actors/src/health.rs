@@ -1,32 +1,36 @@
 //! Failures of plugin versions on one device, and the pauses that they earn.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::limits::Limits;
 use crate::lineup::Lineup;
 
-/// Failures in a row, by version. A version that works is not listed.
+/// Failures in a row, by version. A version that works is not listed, so there are hardly ever any.
 #[derive(Debug, Default)]
 pub(crate) struct Health {
-    failing: HashMap<Arc<str>, Failing>,
+    failing: Vec<Failing>,
 }
 
 #[derive(Debug)]
 struct Failing {
+    id: Arc<str>,
     in_a_row: u32,
     paused_until: Option<Instant>,
 }
 
 impl Health {
     pub(crate) fn worked(&mut self, id: &str) {
-        self.failing.remove(id);
+        self.failing.retain(|failing| *failing.id != *id);
     }
 
     /// Answers how many failures in a row that makes.
     pub(crate) fn failed(&mut self, now: Instant, id: &Arc<str>, limits: &Limits) -> u32 {
-        let failing = self.failing.entry(id.clone()).or_insert(Failing { in_a_row: 0, paused_until: None });
+        let place = self.failing.iter().position(|failing| failing.id == *id).unwrap_or_else(|| {
+            self.failing.push(Failing { id: id.clone(), in_a_row: 0, paused_until: None });
+            self.failing.len() - 1
+        });
+        let failing = &mut self.failing[place];
         failing.in_a_row = failing.in_a_row.saturating_add(1);
         if let Some(over) = failing.in_a_row.checked_sub(limits.failures_in_a_row) {
             failing.paused_until = Some(now + limits.pause.delay(over + 1));
@@ -35,7 +39,7 @@ impl Health {
     }
 
     pub(crate) fn paused_until(&self, id: &str) -> Option<Instant> {
-        self.failing.get(id).and_then(|failing| failing.paused_until)
+        self.failing.iter().find(|failing| *failing.id == *id).and_then(|failing| failing.paused_until)
     }
 
     /// What is left of a pause.
@@ -45,7 +49,7 @@ impl Health {
 
     /// Forget versions that are gone: a version that comes back begins anew.
     pub(crate) fn keep(&mut self, lineup: &Lineup) {
-        self.failing.retain(|id, _| lineup.has_version(id));
+        self.failing.retain(|failing| lineup.has_version(&failing.id));
     }
 }
 

@@ -12,6 +12,7 @@
 mod activation;
 pub mod actor;
 mod answer;
+mod bell;
 mod desired;
 mod driver;
 mod failure;

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::bell::{Bell, Signal};
 
 /// The places; clones share them.
 #[derive(Debug, Clone)]
@@ -21,7 +23,7 @@ pub(crate) struct Residency {
 #[derive(Debug, Default)]
 struct Unused {
     /// Whom to ask, the longest unused first.
-    owners: BTreeMap<u64, Arc<Notify>>,
+    owners: BTreeMap<u64, Bell>,
     next_stamp: u64,
     waiting: usize,
 }
@@ -30,8 +32,8 @@ struct Unused {
 #[derive(Debug)]
 pub(crate) struct Place {
     residency: Residency,
-    /// Notified when the instance should go.
-    owner: Arc<Notify>,
+    /// Rung when the instance should go.
+    owner: Bell,
     /// While unused.
     stamp: Option<u64>,
     _permit: OwnedSemaphorePermit,
@@ -43,8 +45,8 @@ impl Residency {
         Residency { places: Arc::new(Semaphore::new(places.max(1))), unused: Arc::default() }
     }
 
-    /// A place for an instance that is about to be used. `owner` is notified whenever an unused one of its should go.
-    pub(crate) async fn admit(&self, owner: Arc<Notify>) -> Place {
+    /// A place for an instance that is about to be used. `owner` is rung whenever an unused one of its should go.
+    pub(crate) async fn admit(&self, owner: Bell) -> Place {
         let permit = match self.places.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => self.wait_for_permit().await,
@@ -103,7 +105,7 @@ impl Unused {
     /// Ask for the instance that is unused for longest.
     fn ask(&mut self) {
         if let Some((_, owner)) = self.owners.pop_first() {
-            owner.notify_one();
+            owner.ring(Signal::Evict);
         }
     }
 }
@@ -133,6 +135,15 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
+    use crate::bell::{Signals, bell};
+
+    fn owners(count: usize) -> (Vec<Bell>, Vec<Signals>) {
+        (0..count).map(|_| bell()).unzip()
+    }
+
+    fn is_asked(owner: &mut Signals) -> bool {
+        now(owner.next()) == Some(Some(Signal::Evict))
+    }
 
     fn now<T>(future: impl Future<Output = T>) -> Option<T> {
         poll(pin!(future).as_mut())
@@ -148,7 +159,7 @@ mod tests {
     #[test]
     fn the_longest_unused_is_asked_and_the_line_is_fair() {
         let residency = Residency::new(2);
-        let owners: Vec<Arc<Notify>> = (0..4).map(|_| Arc::default()).collect();
+        let (owners, mut asked) = owners(4);
         let mut first = now(residency.admit(owners[0].clone())).expect("room");
         let mut second = now(residency.admit(owners[1].clone())).expect("room");
         assert!(first.park() && second.park());
@@ -156,11 +167,11 @@ mod tests {
         assert!(first.park());
         let mut third = pin!(residency.admit(owners[2].clone()));
         assert!(poll(third.as_mut()).is_none());
-        assert!(now(owners[1].notified()).is_some(), "unused for longest");
-        assert!(now(owners[0].notified()).is_none());
+        assert!(is_asked(&mut asked[1]), "unused for longest");
+        assert!(!is_asked(&mut asked[0]));
         let mut fourth = pin!(residency.admit(owners[3].clone()));
         assert!(poll(fourth.as_mut()).is_none());
-        assert!(now(owners[0].notified()).is_some());
+        assert!(is_asked(&mut asked[0]));
         drop(second);
         assert!(poll(fourth.as_mut()).is_none(), "not its turn");
         let mut third = poll(third.as_mut()).expect("its turn");
@@ -172,15 +183,15 @@ mod tests {
     #[test]
     fn what_was_asked_for_may_be_used_once_more_and_another_goes_in_its_stead() {
         let residency = Residency::new(2);
-        let owners: Vec<Arc<Notify>> = (0..2).map(|_| Arc::default()).collect();
+        let (owners, mut asked) = owners(2);
         let mut places: Vec<Place> =
             owners.iter().map(|owner| now(residency.admit(owner.clone())).expect("room")).collect();
         assert!(places.iter_mut().all(Place::park));
-        let mut waiting = pin!(residency.admit(Arc::default()));
+        let mut waiting = pin!(residency.admit(bell().0));
         assert!(poll(waiting.as_mut()).is_none());
-        assert!(now(owners[0].notified()).is_some() && now(owners[1].notified()).is_none());
+        assert!(is_asked(&mut asked[0]) && !is_asked(&mut asked[1]));
         places[0].take();
-        assert!(now(owners[1].notified()).is_some());
+        assert!(is_asked(&mut asked[1]));
         places.pop();
         assert!(poll(waiting.as_mut()).is_some());
     }
@@ -188,14 +199,14 @@ mod tests {
     #[test]
     fn who_stops_waiting_is_not_waited_for() {
         let residency = Residency::new(1);
-        let owner: Arc<Notify> = Arc::default();
+        let (owner, mut asked) = bell();
         let mut place = now(residency.admit(owner.clone())).expect("room");
         {
-            let mut given_up = pin!(residency.admit(Arc::default()));
+            let mut given_up = pin!(residency.admit(bell().0));
             assert!(poll(given_up.as_mut()).is_none());
         }
         assert!(place.park());
-        assert!(now(owner.notified()).is_none());
+        assert!(!is_asked(&mut asked));
         place.take();
     }
 }

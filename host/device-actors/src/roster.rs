@@ -9,23 +9,26 @@ use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
 use plugin_runtime::{PluginSet, Runtime};
 use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bell::{Bell, Signal, bell};
 use crate::driver::{CurrentPlugins, HubLink, Shared};
 use crate::limits::Limits;
 use crate::peers::Peers;
 use crate::record::DeviceRecord;
 use crate::residency::Residency;
 use crate::store::StateStore;
-use crate::supervisor::Supervised;
-use crate::view::ActorView;
+use crate::supervisor::{Supervised, Wires};
+use crate::view::{ActorView, Showing, Shown};
 
 #[derive(Debug, Clone)]
 pub struct RosterSettings {
     /// Of each device. [`Roster::set_limits`] changes them.
     pub limits: Limits,
-    /// Instances at once over all devices, used or not. Each takes about 90 KB and some of the process's memory maps.
+    /// Instances at once over all devices, used or not. No more than the runtime's
+    /// [`max_resident`](plugin_runtime::RuntimeSettings::max_resident), whose pool would run dry.
     pub max_resident: usize,
     /// How long a shutdown waits for what is in hand.
     pub drain: Duration,
@@ -42,20 +45,19 @@ pub struct Roster {
     settings: RosterSettings,
     shared: Arc<Shared>,
     plugins: watch::Receiver<Arc<PluginSet>>,
-    limits: watch::Sender<Limits>,
-    running: Mutex<HashMap<DeviceId, Running>>,
+    running: Arc<Running>,
     tasks: TaskTracker,
     stop: CancellationToken,
-    /// Ends tasks that did not drain in time.
-    give_up: CancellationToken,
 }
 
-/// One actor.
-struct Running {
-    view: watch::Receiver<ActorView>,
-    stop: CancellationToken,
-    /// Ends the task whatever it does.
-    give_up: CancellationToken,
+/// The tasks by device, some of which may have ended.
+#[derive(Default)]
+struct Running(Mutex<HashMap<DeviceId, Handle>>);
+
+struct Handle {
+    shown: Arc<Shown>,
+    bell: Bell,
+    task: AbortHandle,
 }
 
 impl Roster {
@@ -75,14 +77,13 @@ impl Roster {
         let (current, peers) = (CurrentPlugins::default(), Peers::default());
         let roster = Roster {
             settings,
-            shared: Arc::new(Shared { runtime, store, residency, current, peers }),
-            plugins,
-            limits,
-            running: Mutex::default(),
+            shared: Arc::new(Shared { runtime, store, residency, current, peers, limits }),
+            plugins: plugins.clone(),
+            running: Arc::default(),
             tasks: TaskTracker::new(),
-            stop,
-            give_up: CancellationToken::new(),
+            stop: stop.clone(),
         };
+        tokio::spawn(announce(roster.running.clone(), plugins, roster.shared.limits.subscribe(), stop));
         // All can be reached before the first one runs.
         let reachable: Vec<_> = devices.iter().map(|(device, ..)| roster.shared.peers.join(device.clone())).collect();
         for ((device, from_hub, to_hub), from_peers) in devices.into_iter().zip(reachable) {
@@ -100,11 +101,11 @@ impl Roster {
         from_hub: mpsc::Receiver<FromHub>,
         to_hub: mpsc::Sender<ToHub>,
     ) -> Result<(), StoreError> {
-        let before = self.watch(&device);
-        if let Some(mut before) = before {
-            while before.changed().await.is_ok() {}
+        let before = self.running.shown(&device);
+        if let Some(before) = before {
+            before.gone().await;
         }
-        self.forget_ended();
+        self.running.forget_ended();
         let record = self.shared.store.load(&device).await?;
         let from_peers = self.shared.peers.join(device.clone());
         self.spawn(device, record, HubLink { from_hub, to_hub, from_peers });
@@ -115,46 +116,33 @@ impl Roster {
     /// What takes longer than the drain time is given up, as with [`Roster::shutdown`]. What the device keeps stays for
     /// when it is added again. Tells whether it finished in time.
     pub async fn remove(&self, device: &DeviceId) -> bool {
-        let asked = self.lock().get(device).map(|running| {
-            running.stop.cancel();
-            (running.view.clone(), running.give_up.clone())
-        });
-        let Some((mut view, give_up)) = asked else { return true };
-        let mut ended = async || while view.changed().await.is_ok() {};
-        let in_time = tokio::time::timeout(self.settings.drain, ended()).await.is_ok();
+        let Some(shown) = self.running.shown(device) else { return true };
+        self.running.ring(device, Signal::Stop);
+        let in_time = tokio::time::timeout(self.settings.drain, shown.gone()).await.is_ok();
         if !in_time {
             tracing::warn!(%device, "device did not finish in time, its work in hand is given up");
-            give_up.cancel();
-            ended().await;
+            self.running.abort(device);
+            shown.gone().await;
         }
-        self.forget_ended();
+        self.running.forget_ended();
         in_time
     }
 
     /// Bound every device by `limits` from now on. Tells whether they are others than before.
     pub fn set_limits(&self, limits: Limits) -> bool {
-        self.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
+        self.shared.limits.send_if_modified(|current| std::mem::replace(current, limits) != limits)
     }
 
     /// What the device's actor is doing; none if there is no such actor.
     pub fn snapshot(&self, device: &DeviceId) -> Option<ActorView> {
-        self.lock().get(device).and_then(|running| current(&running.view))
+        self.running.shown(device)?.view()
     }
 
     /// Every device's view, in order of their ids.
     pub fn views(&self) -> Vec<(DeviceId, ActorView)> {
-        let mut all: Vec<_> = self
-            .lock()
-            .iter()
-            .filter_map(|(device, running)| Some((device.clone(), current(&running.view)?)))
-            .collect();
+        let mut all = self.running.views();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
         all
-    }
-
-    /// A view that can be waited on. It closes when the actor has stopped.
-    pub fn watch(&self, device: &DeviceId) -> Option<watch::Receiver<ActorView>> {
-        self.lock().get(device).map(|running| running.view.clone()).filter(|view| current(view).is_some())
     }
 
     /// Take no more messages, finish those in hand and in the mailboxes, record everything. What takes longer than
@@ -168,35 +156,103 @@ impl Roster {
         }
         let devices = self.tasks.len();
         tracing::warn!(devices, "devices did not finish in time, their work in hand is given up");
-        self.give_up.cancel();
+        self.running.abort_all();
         self.tasks.wait().await;
         devices
     }
 
     fn spawn(&self, device: DeviceId, record: DeviceRecord, link: HubLink) {
-        let (view, limits) = (watch::Sender::new(ActorView::default()), self.limits.subscribe());
+        let (bell, signals) = bell();
+        let showing = Showing::new(ActorView::default());
+        let shown = showing.shown();
         let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
-        let (stop, give_up) = (self.stop.child_token(), self.give_up.child_token());
-        let running = Running { view: view.subscribe(), stop: stop.clone(), give_up: give_up.clone() };
-        self.lock().insert(device.clone(), running);
-        let supervised = Supervised { device, limits, plugins, shared, view, stop };
-        self.tasks.spawn(async move { give_up.run_until_cancelled(supervised.run(record, link)).await });
+        let supervised = Supervised { device: device.clone(), plugins, shared, showing, bell: bell.clone() };
+        {
+            // Held while the task begins: whoever announces something to all either finds it here or was heard by it.
+            let mut running = self.running.lock();
+            let run = async move { supervised.run(record, Wires { link, signals }).await };
+            let task = self.tasks.spawn(run).abort_handle();
+            running.insert(device, Handle { shown, bell: bell.clone(), task });
+        }
+        if self.stop.is_cancelled() {
+            bell.ring(Signal::Stop);
+        }
+    }
+}
+
+impl Running {
+    fn shown(&self, device: &DeviceId) -> Option<Arc<Shown>> {
+        self.lock().get(device).map(|handle| handle.shown.clone())
+    }
+
+    fn views(&self) -> Vec<(DeviceId, ActorView)> {
+        let running = self.lock();
+        running.iter().filter_map(|(device, handle)| Some((device.clone(), handle.shown.view()?))).collect()
+    }
+
+    fn bells(&self) -> Vec<Bell> {
+        self.lock().values().map(|handle| handle.bell.clone()).collect()
     }
 
     fn forget_ended(&self) {
-        self.lock().retain(|_, running| current(&running.view).is_some());
+        self.lock().retain(|_, handle| !handle.task.is_finished());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Running>> {
+    fn ring(&self, device: &DeviceId, signal: Signal) {
+        if let Some(handle) = self.lock().get(device) {
+            handle.bell.ring(signal);
+        }
+    }
+
+    fn abort(&self, device: &DeviceId) {
+        if let Some(handle) = self.lock().get(device) {
+            handle.task.abort();
+        }
+    }
+
+    fn abort_all(&self) {
+        self.lock().values().for_each(|handle| handle.task.abort());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Handle>> {
         // A map of handles is whole after any panic.
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// None once the actor has stopped and dropped its end.
-fn current(view: &watch::Receiver<ActorView>) -> Option<ActorView> {
-    view.has_changed().is_ok().then(|| view.borrow().clone())
+/// Tell every device when there are other plugins, or other bounds, and when to stop, which is the end of it. One task that rings many
+/// bells: were each device to listen by itself, each of its messages would pay for that.
+async fn announce(
+    running: Arc<Running>,
+    mut plugins: watch::Receiver<Arc<PluginSet>>,
+    mut limits: watch::Receiver<Limits>,
+    stop: CancellationToken,
+) {
+    let (mut plugins_open, mut limits_open) = (true, true);
+    loop {
+        tokio::select! {
+            changed = plugins.changed(), if plugins_open => match changed {
+                Ok(()) => ring_all(&running, Signal::Plugins).await,
+                Err(_) => plugins_open = false,
+            },
+            changed = limits.changed(), if limits_open => match changed {
+                Ok(()) => ring_all(&running, Signal::Limits).await,
+                Err(_) => limits_open = false,
+            },
+            () = stop.cancelled() => return ring_all(&running, Signal::Stop).await,
+        }
+    }
 }
+
+async fn ring_all(running: &Running, signal: Signal) {
+    for bells in running.bells().chunks(AT_ONCE) {
+        bells.iter().for_each(|bell| bell.ring(signal));
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Devices that are woken together. Others' messages wait behind them, for less than a millisecond.
+const AT_ONCE: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -242,8 +298,10 @@ mod tests {
 
         link.to_actor.send(FromHub::Connected).await.expect("the actor runs");
         link.call("1").await;
-        let mut view = roster.watch(&device).expect("it runs");
-        view.wait_for(|view| view.mailbox == 1).await.expect("it waits for its twin");
+        while roster.snapshot(&device).expect("it runs").mailbox == 0 {
+            // Until the method waits for the twin.
+            tokio::task::yield_now().await;
+        }
         let twin = TwinDocument { desired: Map::new(), desired_version: 1, reported: Map::new(), reported_version: 1 };
         let (in_time, sent) = tokio::join!(roster.remove(&device), link.to_actor.send(FromHub::Twin(twin)));
         assert!(in_time && sent.is_ok());

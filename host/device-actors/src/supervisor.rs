@@ -16,24 +16,29 @@ use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::ToHub;
 use plugin_runtime::PluginSet;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::actor::Actor;
+use crate::bell::{Bell, Signals};
 use crate::driver::{Driver, HubLink, Shared, now};
 use crate::failure::LastCrash;
-use crate::limits::{Backoff, Limits};
+use crate::limits::Backoff;
 use crate::record::DeviceRecord;
-use crate::view::ActorView;
+use crate::view::{ActorView, Showing};
 
 /// What an actor runs on, whichever time.
 pub(crate) struct Supervised {
     pub(crate) device: DeviceId,
-    pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) plugins: watch::Receiver<Arc<PluginSet>>,
     pub(crate) shared: Arc<Shared>,
     /// Open for as long as the device is looked after.
-    pub(crate) view: watch::Sender<ActorView>,
-    pub(crate) stop: CancellationToken,
+    pub(crate) showing: Showing,
+    pub(crate) bell: Bell,
+}
+
+/// What a driver lives on, and leaves to the next one if it fails.
+pub(crate) struct Wires {
+    pub(crate) link: HubLink,
+    pub(crate) signals: Signals,
 }
 
 /// How often an actor failed, and how.
@@ -50,29 +55,26 @@ pub(crate) type Run<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send
 
 impl Supervised {
     /// Until the actor has stopped. `record` is what the device keeps.
-    pub(crate) async fn run(&self, record: DeviceRecord, mut link: HubLink) {
+    pub(crate) async fn run(&self, record: DeviceRecord, mut wires: Wires) {
         let mut record = Some(record);
-        supervise(self, &mut link, |this, link, crashes| Box::pin(this.run_once(record.take(), link, crashes))).await;
+        supervise(self, &mut wires, |this, wires, crashes| Box::pin(this.run_once(record.take(), wires, crashes)))
+            .await;
     }
 
-    async fn run_once(
-        &self,
-        record: Option<DeviceRecord>,
-        link: &mut HubLink,
-        crashes: &Crashes,
-    ) -> Result<(), String> {
+    async fn run_once(&self, record: Option<DeviceRecord>, wires: &mut Wires, crashes: &Crashes) -> Result<(), String> {
         let record = match record {
             Some(record) => record,
             None => {
                 let loaded = self.shared.store.load_after_writes(&self.device).await;
+                // Nothing is being written any more, so what is told of records is told now, and not to another actor.
+                if wires.signals.clear() {
+                    return Ok(());
+                }
                 loaded.map_err(|error| format!("what the device keeps cannot be read: {error}"))?
             }
         };
-        let limits = self.limits.clone();
-        let actor = Actor::new(self.device.clone(), record, *limits.borrow(), rand::random(), now());
-        let (plugins, shared) = (self.plugins.clone(), self.shared.clone());
-        let shown = (&self.view, crashes);
-        Driver::new(self.device.clone(), actor, link, plugins, limits, shared, shown).run(&self.stop).await;
+        let actor = Actor::new(self.device.clone(), record, *self.shared.limits.borrow(), rand::random(), now());
+        Box::new(Driver::new(self, actor, wires, crashes)).run().await;
         Ok(())
     }
 }
@@ -95,23 +97,21 @@ impl Crashes {
 /// Run what `run` makes, again after each failure, until it ends by itself or is to stop.
 async fn supervise(
     supervised: &Supervised,
-    link: &mut HubLink,
-    mut run: impl for<'a> FnMut(&'a Supervised, &'a mut HubLink, &'a Crashes) -> Run<'a> + Send,
+    wires: &mut Wires,
+    mut run: impl for<'a> FnMut(&'a Supervised, &'a mut Wires, &'a Crashes) -> Run<'a> + Send,
 ) {
-    let Supervised { device, limits, view, stop, .. } = supervised;
+    let Supervised { device, showing, shared, .. } = supervised;
     let mut crashes = Crashes::default();
     loop {
         let started = Instant::now();
-        let Err(reason) = caught(run(supervised, link, &crashes)).await else { return };
-        let pause = crashes.add(limits.borrow().restart, started, Instant::now(), reason.clone());
+        let Err(reason) = caught(run(supervised, wires, &crashes)).await else { return };
+        let pause = crashes.add(shared.limits.borrow().restart, started, Instant::now(), reason.clone());
         tracing::error!(%device, reason, restarts = crashes.count, ?pause, "actor has failed and is started again");
-        view.send_modify(|view| {
-            let last = std::mem::take(view);
-            *view = crashes.shown_in(ActorView { connected: false, busy: false, mailbox: 0, resident: 0, ..last });
-        });
-        reconnect(link, pause).await;
+        let last = showing.shown().view().unwrap_or_default();
+        showing.show(crashes.shown_in(ActorView { connected: false, busy: false, mailbox: 0, resident: 0, ..last }));
+        reconnect(&mut wires.link, pause).await;
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = wires.signals.stop() => return,
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -1,8 +1,9 @@
 //! What an actor shows of itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use plugin_runtime::PluginName;
+use tokio::sync::Notify;
 
 use crate::activation::HeldBack;
 use crate::failure::LastCrash;
@@ -44,4 +45,75 @@ pub struct ActorView {
     pub timers: usize,
     /// Messages that the hub has not taken yet.
     pub queued_telemetry: usize,
+}
+
+/// Where an actor's view is shown, for as long as it runs.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    /// None once the actor is gone.
+    view: Mutex<Option<ActorView>>,
+    gone: Notify,
+}
+
+/// The actor's side of [`Shown`]: whoever drops it says that the actor is gone.
+#[derive(Debug)]
+pub(crate) struct Showing(Arc<Shown>);
+
+impl Shown {
+    pub(crate) fn view(&self) -> Option<ActorView> {
+        self.lock().clone()
+    }
+
+    /// Until the actor is gone.
+    pub(crate) async fn gone(&self) {
+        // From here on it is heard, so that it cannot happen between the look and the wait.
+        let gone = self.gone.notified();
+        let is_gone = self.lock().is_none();
+        if !is_gone {
+            gone.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ActorView>> {
+        // A value that is replaced as a whole is whole after any panic.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Showing {
+    pub(crate) fn new(view: ActorView) -> Showing {
+        Showing(Arc::new(Shown { view: Mutex::new(Some(view)), gone: Notify::new() }))
+    }
+
+    pub(crate) fn shown(&self) -> Arc<Shown> {
+        self.0.clone()
+    }
+
+    pub(crate) fn show(&self, view: ActorView) {
+        // What was shown is dropped without the lock.
+        drop(self.0.lock().replace(view));
+    }
+}
+
+impl Drop for Showing {
+    fn drop(&mut self) {
+        *self.0.lock() = None;
+        self.0.gone.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_view_is_shown_until_its_actor_is_gone() {
+        let showing = Showing::new(ActorView::default());
+        let shown = showing.shown();
+        showing.show(ActorView { calls: 7, ..ActorView::default() });
+        assert_eq!(shown.view().map(|view| view.calls), Some(7));
+        let (waited, ()) = tokio::join!(shown.gone(), async { drop(showing) });
+        assert_eq!((waited, shown.view()), ((), None));
+        shown.gone().await;
+    }
 }

@@ -88,11 +88,11 @@ fn start_ticker(engine: EngineWeak) -> Result<(), RuntimeError> {
 }
 
 /// Instances beyond the settings' for the self-test of a version being loaded; one is loaded at a time.
-const SPARE: u32 = 1;
+pub(crate) const SPARE: u32 = 1;
 /// A Rust component has 4 or so; a Python component, which links shared libraries, has 8 and more.
 const CORE_INSTANCES_EACH: u32 = 32;
 /// Every language's tools make one; 2 leaves room for a composition of two components.
-const MEMORIES_EACH: u32 = 2;
+pub(crate) const MEMORIES_EACH: u32 = 2;
 /// Beside the guest's own table there is one for each adapter.
 const TABLES_EACH: u32 = 8;
 /// What a guest usually touches is set to zero and kept; giving it back to the kernel would cost a fault each.

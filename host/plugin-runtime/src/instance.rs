@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{self, AssertUnwindSafe};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ impl Instance {
         let guest = Guest::new(&version, &origin, memory_limit, settings.calls, time_limit)
             .map_err(|error| unmade(format!("{error:#}")))?;
         let mut store = store(version.pre.engine(), guest, settings.calls.argument);
-        let making = in_time(time_limit, version.exports.instantiate(&version.pre, &mut store)).await;
+        let making = in_time(time_limit, pin!(version.exports.instantiate(&version.pre, &mut store))).await;
         match making {
             Some(Ok(bound)) => Ok(Instance { store, bound, version, time_limit, memory_limit, ready: true }),
             Some(Err(error)) => Err(failure(&error, store.data(), time_limit, memory_limit)
@@ -118,8 +118,8 @@ impl Instance {
         payload: &str,
     ) -> Result<(GuestResponse, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
-        let call = self.bound.call(&mut self.store, name.as_str(), payload);
-        let outcome = in_time(self.time_limit, call).await;
+        let (limit, name) = (self.time_limit, name.as_str());
+        let outcome = in_time(limit, pin!(self.bound.call(&mut self.store, name, payload))).await;
         self.end(outcome, METHODS)
     }
 
@@ -134,8 +134,8 @@ impl Instance {
         patch: &str,
     ) -> Result<(Verdict, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
-        let call = self.bound.changed(&mut self.store, version, patch);
-        let outcome = in_time(self.time_limit, call).await;
+        let limit = self.time_limit;
+        let outcome = in_time(limit, pin!(self.bound.changed(&mut self.store, version, patch))).await;
         self.end(outcome, REACTIONS).map(without_effects_of_retry)
     }
 
@@ -149,7 +149,7 @@ impl Instance {
         message: &IncomingMessage,
     ) -> Result<(Verdict, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
-        let outcome = in_time(self.time_limit, self.bound.received(&mut self.store, message)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.received(&mut self.store, message))).await;
         self.end(outcome, MESSAGES).map(without_effects_of_retry)
     }
 
@@ -165,7 +165,7 @@ impl Instance {
         timer: &Timer,
     ) -> Result<(Verdict, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
-        let outcome = in_time(self.time_limit, self.bound.fired(&mut self.store, name, timer)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.fired(&mut self.store, name, timer))).await;
         self.end(outcome, TICKS).map(without_effects_of_retry)
     }
 
@@ -179,7 +179,7 @@ impl Instance {
         previous: Option<&VersionTag>,
     ) -> Result<(Result<(), String>, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
-        let outcome = in_time(self.time_limit, self.bound.activated(&mut self.store, previous)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.activated(&mut self.store, previous))).await;
         match self.end(outcome, LIFECYCLE)? {
             (Ok(()), effects) => Ok((Ok(()), effects)),
             (refused, _) => Ok((refused, Effects::default())),
@@ -189,21 +189,21 @@ impl Instance {
     /// Ask for the methods that the plugin answers; none if it does not export the interface.
     pub(crate) async fn names(&mut self) -> Result<Vec<String>, CallFailure> {
         self.begin(None)?;
-        let outcome = in_time(self.time_limit, self.bound.names(&mut self.store)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.names(&mut self.store))).await;
         self.asked(outcome, METHODS)
     }
 
     /// Ask for the paths that the plugin watches; none if it does not export the interface.
     pub(crate) async fn watched(&mut self) -> Result<Vec<String>, CallFailure> {
         self.begin(None)?;
-        let outcome = in_time(self.time_limit, self.bound.watched(&mut self.store)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.watched(&mut self.store))).await;
         self.asked(outcome, REACTIONS)
     }
 
     /// Ask in which form the plugin keeps its state; 0 if it does not export the interface.
     pub(crate) async fn state_format(&mut self) -> Result<u32, CallFailure> {
         self.begin(None)?;
-        let outcome = in_time(self.time_limit, self.bound.state_format(&mut self.store)).await;
+        let outcome = in_time(self.time_limit, pin!(self.bound.state_format(&mut self.store))).await;
         self.asked(outcome, LIFECYCLE)
     }
 
@@ -271,13 +271,20 @@ type Outcome<T> = Option<wasmtime::Result<Option<T>>>;
 /// The limit for a guest that waits (a WASI timer). One that computes meets it in [`look`].
 ///
 /// A panic is a fault of the host, but a guest led to it: it costs the instance, and not the device that waits here.
-async fn in_time<T>(limit: Duration, call: impl Future<Output = wasmtime::Result<T>>) -> Option<wasmtime::Result<T>> {
-    let mut call = pin!(call);
-    let caught = poll_fn(|context| {
+async fn in_time<T>(
+    limit: Duration,
+    mut call: Pin<&mut impl Future<Output = wasmtime::Result<T>>>,
+) -> Option<wasmtime::Result<T>> {
+    let mut caught = poll_fn(|context| {
         let polled = panic::catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context)));
         polled.unwrap_or_else(|_| Poll::Ready(Err(wasmtime::Error::msg("the host panicked, see its log"))))
     });
-    tokio::time::timeout(limit, caught).await.ok()
+    // Most calls return without waiting for anything, and need no timer.
+    let at_once = poll_fn(|context| Poll::Ready(Pin::new(&mut caught).poll(context))).await;
+    match at_once {
+        Poll::Ready(outcome) => Some(outcome),
+        Poll::Pending => tokio::time::timeout(limit, caught).await.ok(),
+    }
 }
 
 fn store(engine: &wasmtime::Engine, guest: Guest, argument: usize) -> Store<Guest> {

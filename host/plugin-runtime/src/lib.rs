@@ -21,6 +21,7 @@
 
 mod bindings;
 mod cache;
+mod capacity;
 mod catalog;
 mod clock;
 mod context;
@@ -46,6 +47,7 @@ mod testing;
 mod version;
 
 pub use cache::{CacheSettings, CacheStats};
+pub use capacity::{MAX_RESIDENT, Machine};
 pub use catalog::{
     CanaryPolicy, CanaryRule, CanaryView, Catalog, CatalogEntry, CatalogError, CatalogOptions, Demand, DeviceGlob,
     DeviceGlobError, DeviceSelector, DeviceSelectorError, KnownVersion, Lease, MAX_LISTED, PinRule, PlanError,

@@ -69,6 +69,11 @@ impl Runtime {
         self.inner.cache.as_ref().map(Cache::stats)
     }
 
+    /// Instances that exist now, self-tests included.
+    pub fn live_instances(&self) -> u64 {
+        self.inner.engine.pooling_allocator_metrics().map_or(0, |metrics| metrics.component_instances())
+    }
+
     /// Make a version: inspect, compile, check types, and ask a first instance what it answers.
     ///
     /// Compiling takes from milliseconds to seconds of every core, and so does waiting for another load; code from the

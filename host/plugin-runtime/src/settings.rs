@@ -12,7 +12,8 @@ pub struct RuntimeSettings {
     /// Bytes of linear memory and tables that one instance may hold, over all its memories. 64 MiB: room for a
     /// scripting engine inside a component, and 256 such instances still fit into a server.
     pub memory_limit: usize,
-    /// Instances that may be kept between calls. 256: at about 90 KB each they cost 23 MB.
+    /// Instances that may be kept between calls. 256: what any machine can bear, 16 MB in Rust and 1.4 GB in Python.
+    /// [`Machine::resident_cap`](crate::Machine::resident_cap) says what suits a certain one.
     pub max_resident: u32,
     /// Calls that may run at once, on instances beyond the resident ones.
     pub max_in_flight: u32,

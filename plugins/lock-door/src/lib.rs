@@ -8,7 +8,8 @@ mod door;
 use door::{Door, Move};
 use exports::iothub::plugin::methods::{Guest, Request, Response};
 use iothub::device::{log, state, telemetry, twin};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 wit_bindgen::generate!({
     path: ["../../wit/device", "../../wit/plugin"],
@@ -76,14 +77,23 @@ fn announce(door: &Door) {
     }
 }
 
-fn body(door: &Door) -> Value {
-    let mut body = json!({ "locked": door.locked, "count": door.count, "version": VERSION });
-    if cfg!(feature = "v2") {
-        body["lastMovedBy"] = json!(door.moved_by);
-    }
-    body
+/// What a caller is told.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    locked: bool,
+    count: u64,
+    version: &'static str,
+    /// Since 2.0.0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_moved_by: Option<&'a Option<String>>,
 }
 
-fn answer(status: i32, payload: &Value) -> Response {
-    Response { status, payload: payload.to_string() }
+fn body(door: &Door) -> Body<'_> {
+    let last_moved_by = cfg!(feature = "v2").then_some(&door.moved_by);
+    Body { locked: door.locked, count: door.count, version: VERSION, last_moved_by }
+}
+
+fn answer(status: i32, payload: &impl Serialize) -> Response {
+    Response { status, payload: serde_json::to_string(payload).expect("plain data") }
 }

@@ -74,7 +74,8 @@ pub(crate) struct HostArgs {
     /// Milliseconds after which an instance without work is dropped [default: 1000]
     #[arg(long, help_heading = LIMITS, value_name = "MS")]
     pub(crate) idle: Option<u32>,
-    /// Instances kept at once, over all devices [default: 256]
-    #[arg(long, help_heading = LIMITS, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8192))]
+    /// Instances kept at once, over all devices [default: what memory and vm.max_map_count allow]
+    #[arg(long, help_heading = LIMITS, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(plugin_runtime::MAX_RESIDENT)))]
     pub(crate) max_instances: Option<u32>,
 }

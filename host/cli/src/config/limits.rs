@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use device_actors::{Backoff, Limits};
-use plugin_runtime::{CallLimits, RuntimeSettings};
+use plugin_runtime::{CallLimits, MAX_RESIDENT, RuntimeSettings};
 
 use super::document::{Entry, Section};
 use super::quantity::{shown_duration, shown_size};
@@ -13,6 +13,8 @@ use super::quantity::{shown_duration, shown_size};
 pub(crate) struct HostLimits {
     /// Of plugins. They hold from one start to the next, since memory is laid out by them.
     pub(crate) runtime: RuntimeSettings,
+    /// Plugin instances kept at once; `None` for as many as the machine can bear.
+    pub(crate) instances: Option<u32>,
     /// Of each device. They can change while it runs.
     pub(crate) actors: Limits,
 }
@@ -37,14 +39,14 @@ impl HostLimits {
     }
 
     fn shown(&self) -> Vec<ShownLimit> {
-        let HostLimits { runtime, actors } = self;
+        let HostLimits { runtime, actors, instances } = self;
         let calls = &runtime.calls;
         let (time, size) = (shown_duration, |bytes: usize| shown_size(bytes as u64));
         let backoff = |backoff: &Backoff| format!("{} to {}", time(backoff.first), time(backoff.cap));
         let at_start = [
             ("limits.call-time", time(runtime.call_time_limit)),
             ("limits.memory", size(runtime.memory_limit)),
-            ("limits.instances", runtime.max_resident.to_string()),
+            ("limits.instances", instances.map_or_else(|| "as many as fit".to_owned(), |count| count.to_string())),
             ("limits.calls-in-flight", runtime.max_in_flight.to_string()),
             ("limits.component-size", size(runtime.max_component_size)),
             ("limits.calls.log-line", size(calls.log_line)),
@@ -86,6 +88,8 @@ impl HostLimits {
 pub(super) fn read(section: &Section<'_>) -> HostLimits {
     let mut limits = HostLimits::default();
     plugins(section, &mut limits.runtime);
+    let instances = section.get("instances").and_then(|entry| entry.count(1..=MAX_RESIDENT.into()));
+    limits.instances = instances.and_then(|count| u32::try_from(count).ok());
     actors(section, &mut limits.actors);
     if let Some(calls) = section.get("calls") {
         calls.section(|section| of_calls(section, &mut limits.runtime.calls));
@@ -96,7 +100,6 @@ pub(super) fn read(section: &Section<'_>) -> HostLimits {
 fn plugins(section: &Section<'_>, settings: &mut RuntimeSettings) {
     section.duration("call-time", MIN_CALL_TIME..=seconds(300), &mut settings.call_time_limit);
     section.size("memory", MIN_MEMORY..=1 << 30, &mut settings.memory_limit);
-    section.count("instances", 1..=8192, &mut settings.max_resident);
     section.count("calls-in-flight", 1..=1024, &mut settings.max_in_flight);
     section.size("component-size", 1 << 10..=64 << 20, &mut settings.max_component_size);
 }

@@ -211,14 +211,15 @@ fn every_limit_can_be_set() {
         peer-bytes = "114B"
         "#,
     );
-    let HostLimits { runtime, actors } = config.limits;
+    let HostLimits { runtime, actors, instances } = config.limits;
+    assert_eq!(instances, Some(3));
     let s = Duration::from_secs;
     assert_eq!(
         runtime,
         plugin_runtime::RuntimeSettings {
             call_time_limit: s(1),
             memory_limit: 2 << 20,
-            max_resident: 3,
+            max_resident: plugin_runtime::RuntimeSettings::default().max_resident,
             max_in_flight: 4,
             max_component_size: 5 << 20,
             calls: plugin_runtime::CallLimits {

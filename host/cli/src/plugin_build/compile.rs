@@ -123,8 +123,7 @@ impl Artifacts {
 
 /// For a workspace that has no `[profile.release]`: cargo's own default makes a component twice the size, which a host
 /// then takes twice as long to compile.
-const RELEASE_PROFILE: [(&str, &str); 5] = [
-    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s"),
+const RELEASE_PROFILE: [(&str, &str); 4] = [
     ("CARGO_PROFILE_RELEASE_LTO", "true"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
     ("CARGO_PROFILE_RELEASE_PANIC", "abort"),

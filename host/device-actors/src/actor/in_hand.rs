@@ -178,7 +178,7 @@ impl Actor {
         };
         self.calls += 1;
         // In use, so neither idle nor to be evicted.
-        self.resident.remove(&plugin.id);
+        self.resident.retain(|(id, _)| *id != plugin.id);
         self.outputs.push_back(Output::Call(Box::new(Call { plugin: plugin.clone(), snapshot, work })));
         self.in_hand = InHand::Calling { message, plugin };
     }
@@ -221,7 +221,7 @@ impl Actor {
     fn call_returned(&mut self, now: Instant, plugin: &Plugin) {
         self.health.worked(&plugin.id);
         if self.lineup.has_version(&plugin.id) {
-            self.resident.insert(plugin.id.clone(), now);
+            self.resident.push((plugin.id.clone(), now));
         } else {
             self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
         }
@@ -335,7 +335,7 @@ impl Actor {
     }
 
     pub(super) fn drop_resident(&mut self, unwanted: impl Fn(&str, Instant) -> bool) {
-        let dropped = self.resident.extract_if(|id, since| unwanted(id, *since));
+        let dropped = self.resident.extract_if(.., |(id, since)| unwanted(id, *since));
         self.outputs.extend(dropped.map(|(id, _)| Output::DropInstance(id)));
     }
 }

@@ -5,7 +5,9 @@ use plugin_runtime::{Runtime, RuntimeSettings};
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::bell::{Signal, bell};
 use crate::driver::CurrentPlugins;
+use crate::limits::Limits;
 use crate::peers::Peers;
 use crate::residency::Residency;
 use crate::store::StateStore;
@@ -13,7 +15,7 @@ use crate::store::StateStore;
 /// A device, and its connection's other end.
 struct Device {
     supervised: Supervised,
-    link: HubLink,
+    wires: Wires,
     to_actor: mpsc::Sender<FromHub>,
     from_actor: mpsc::Receiver<ToHub>,
     _folder: tempfile::TempDir,
@@ -25,19 +27,21 @@ fn device() -> Device {
     let runtime = Runtime::new(RuntimeSettings::default()).expect("an engine");
     let (current, peers) = (CurrentPlugins::default(), Peers::default());
     let from_peers = peers.join(DeviceId::parse("door-0001").expect("an id"));
-    let shared = Shared { runtime, store, residency: Residency::new(1), current, peers };
+    let (bell, signals) = bell();
     let limits = Limits { restart: Backoff { first: Duration::ZERO, cap: Duration::ZERO }, ..Limits::default() };
+    let shared =
+        Shared { runtime, store, residency: Residency::new(1), current, peers, limits: watch::Sender::new(limits) };
     let supervised = Supervised {
         device: DeviceId::parse("door-0001").expect("an id"),
-        limits: watch::channel(limits).1,
         plugins: watch::channel(Arc::default()).1,
         shared: Arc::new(shared),
-        view: watch::Sender::new(ActorView::default()),
-        stop: CancellationToken::new(),
+        showing: Showing::new(ActorView::default()),
+        bell,
     };
     let (to_actor, from_hub) = mpsc::channel(4);
     let (to_hub, from_actor) = mpsc::channel(1);
-    Device { supervised, link: HubLink { from_hub, to_hub, from_peers }, to_actor, from_actor, _folder: folder }
+    let wires = Wires { link: HubLink { from_hub, to_hub, from_peers }, signals };
+    Device { supervised, wires, to_actor, from_actor, _folder: folder }
 }
 
 fn method(rid: &str) -> FromHub {
@@ -47,17 +51,17 @@ fn method(rid: &str) -> FromHub {
 
 #[tokio::test]
 async fn an_actor_that_panics_is_started_again_and_answers_on_a_new_connection() {
-    let Device { supervised, mut link, to_actor, mut from_actor, _folder } = device();
+    let Device { supervised, mut wires, to_actor, mut from_actor, _folder } = device();
     let mut runs = 0;
-    let supervising = supervise(&supervised, &mut link, |supervised, link, crashes| {
+    let supervising = supervise(&supervised, &mut wires, |supervised, wires, crashes| {
         runs += 1;
         match runs {
             1 => Box::pin(async move {
-                link.from_hub.recv().await;
+                wires.link.from_hub.recv().await;
                 panic!("a mistake with {}", "the first method");
             }),
             2 => Box::pin(async { Err("no disk".to_owned()) }),
-            _ => Box::pin(supervised.run_once(None, link, crashes)),
+            _ => Box::pin(supervised.run_once(None, wires, crashes)),
         }
     });
     let hub = async {
@@ -76,7 +80,7 @@ async fn an_actor_that_panics_is_started_again_and_answers_on_a_new_connection()
         }
         let answer = from_actor.recv().await;
         assert!(matches!(&answer, Some(ToHub::MethodResponse { rid, status: 404, .. }) if rid.as_str() == "2"));
-        let view = supervised.view.borrow().clone();
+        let view = supervised.showing.shown().view().expect("it runs");
         assert_eq!((view.restarts, view.connected), (2, true));
         assert_eq!(view.last_crash.map(|crash| crash.reason.clone()).as_deref(), Some("no disk"));
         drop(to_actor);
@@ -87,11 +91,11 @@ async fn an_actor_that_panics_is_started_again_and_answers_on_a_new_connection()
 
 #[tokio::test]
 async fn a_connection_that_waits_for_the_actor_does_not_hang_with_it() {
-    let Device { supervised, mut link, to_actor, mut from_actor, _folder } = device();
+    let Device { supervised, mut wires, to_actor, mut from_actor, _folder } = device();
     // Both channels are full, and the connection's end takes nothing before it has given what it has.
-    link.to_hub.try_send(ToHub::Reconnect { after: Duration::MAX }).expect("room");
+    wires.link.to_hub.try_send(ToHub::Reconnect { after: Duration::MAX }).expect("room");
     (0..4).for_each(|_| to_actor.try_send(method("1")).expect("room"));
-    let panics = supervise(&supervised, &mut link, |_, _, _| Box::pin(async { panic!("each time") }));
+    let panics = supervise(&supervised, &mut wires, |_, _, _| Box::pin(async { panic!("each time") }));
     let connection = async {
         for _ in 0..4 {
             to_actor.send(method("2")).await.expect("the actor is there");
@@ -99,7 +103,7 @@ async fn a_connection_that_waits_for_the_actor_does_not_hang_with_it() {
         for _ in 0..3 {
             from_actor.recv().await.expect("asked to connect anew");
         }
-        supervised.stop.cancel();
+        supervised.bell.ring(Signal::Stop);
         // The last one may wait for room again.
         while from_actor.recv().await.is_some() {}
     };

@@ -142,7 +142,7 @@ async fn a_flood_of_log_lines_is_cut_and_harms_nobody() {
 
 #[tokio::test]
 async fn a_panic_of_the_host_ends_the_call_only() {
-    let outcome: Outcome<()> = in_time(Duration::from_secs(5), async { panic!("a fault of ours") }).await;
+    let outcome: Outcome<()> = in_time(Duration::from_secs(5), pin!(async { panic!("a fault of ours") })).await;
     let error = outcome.expect("in time").expect_err("a panic");
     assert!(error.to_string().contains("panicked"), "{error}");
 }
