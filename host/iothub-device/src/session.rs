@@ -116,8 +116,7 @@ pub enum Output {
     },
     Publish(Publication),
     /// Send the PUBACK of a publication of the hub. Not always in the order in which these came, as MQTT has it: a
-    /// message is acknowledged when it is dealt with, and must not hold up the rest. A hub
-    /// pairs them by packet id.
+    /// message is acknowledged when it is dealt with, and must not hold up the rest. A hub pairs them by packet id.
     Acknowledge {
         packet_id: u16,
     },
