@@ -172,7 +172,7 @@ impl<'a> Driver<'a> {
 
     fn on(&mut self, event: Event) {
         match event {
-            Event::Called(finished) => self.on_called(finished),
+            Event::Called(finished) => self.on_called(*finished),
             Event::Signal(Signal::Recorded { id, written }) => self.handle(Input::Recorded { id, written }),
             Event::Signal(Signal::Evict) => self.handle(Input::Evict),
             Event::Signal(Signal::Plugins) => self.take_newer_plugins(),
@@ -225,10 +225,10 @@ impl<'a> Driver<'a> {
         self.handle(Input::Limits(limits));
     }
 
-    fn on_called(&mut self, finished: Box<Finished>) {
+    fn on_called(&mut self, finished: Finished) {
         tracing::trace!(device = %self.device, "call is over");
         self.calling = false;
-        let Finished { id, resident, outcome } = *finished;
+        let Finished { id, resident, outcome } = finished;
         if let Some(mut resident) = resident {
             if resident.place.park() {
                 self.instances.push((id, resident));
