@@ -63,8 +63,10 @@ fn main() {
     }
 }
 
+type Part = fn(&Asked);
+
 /// The last one listens to spans from then on, for which the others would pay.
-const PARTS: &[(&str, fn(&Asked))] = &[
+const PARTS: &[(&str, Part)] = &[
     ("call", call_cost::run),
     ("many", many::run),
     ("swaps", swaps::run),
