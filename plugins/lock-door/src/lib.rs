@@ -77,21 +77,21 @@ fn announce(door: &Door) {
     }
 }
 
-/// What a caller is told.
+/// What a caller is told. In the order of the names, as this plugin in other languages writes it too.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body<'a> {
-    locked: bool,
     count: u64,
-    version: &'static str,
     /// Since 2.0.0.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_moved_by: Option<&'a Option<String>>,
+    locked: bool,
+    version: &'static str,
 }
 
 fn body(door: &Door) -> Body<'_> {
     let last_moved_by = cfg!(feature = "v2").then_some(&door.moved_by);
-    Body { locked: door.locked, count: door.count, version: VERSION, last_moved_by }
+    Body { count: door.count, last_moved_by, locked: door.locked, version: VERSION }
 }
 
 fn answer(status: i32, payload: &impl Serialize) -> Response {
