@@ -146,7 +146,7 @@ async fn load_bad(fleet: &Fleet, evil: Evil, enough: &CancellationToken) -> Vec<
         let as_it_should = match evil {
             Evil::WrongWorld => matches!(refused, LoadError::World { .. }),
             Evil::Truncated => matches!(refused, LoadError::Truncated { .. }),
-            _ => matches!(refused, LoadError::NotWasm { .. }),
+            _ => matches!(refused, LoadError::NotWasm { .. } | LoadError::Text { .. }),
         };
         assert!(as_it_should, "{evil:?}: {refused}");
     }
