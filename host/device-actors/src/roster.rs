@@ -220,24 +220,25 @@ impl Running {
     }
 }
 
-/// Tell every device when there are other plugins, or other bounds, and when to stop, which is the end of it. One task that rings many
-/// bells: were each device to listen by itself, each of its messages would pay for that.
+/// Tell every device when there are other plugins, or other bounds, and when to stop, which is the end of it. One task
+/// that rings many bells: were each device to listen by itself, each of its messages would pay for that.
 async fn announce(
     running: Arc<Running>,
     mut plugins: watch::Receiver<Arc<PluginSet>>,
     mut limits: watch::Receiver<Limits>,
     stop: CancellationToken,
 ) {
-    let (mut plugins_open, mut limits_open) = (true, true);
+    let mut plugins_open = true;
     loop {
         tokio::select! {
             changed = plugins.changed(), if plugins_open => match changed {
                 Ok(()) => ring_all(&running, Signal::Plugins).await,
                 Err(_) => plugins_open = false,
             },
-            changed = limits.changed(), if limits_open => match changed {
+            changed = limits.changed() => match changed {
                 Ok(()) => ring_all(&running, Signal::Limits).await,
-                Err(_) => limits_open = false,
+                // The roster is gone, and the last device with it.
+                Err(_) => return,
             },
             () = stop.cancelled() => return ring_all(&running, Signal::Stop).await,
         }
