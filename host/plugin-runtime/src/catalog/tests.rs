@@ -528,6 +528,7 @@ async fn other_terms_are_another_version_of_the_same_code() {
     catalog.canary(&lock_door, plugin("lockDoor", "2.0.0"), CanaryPolicy::default()).await.expect("a canary");
     let (before, kept_before) = (catalog.current(), kept(&catalog));
     before.loaded().for_each(|version| version.tally().failed());
+    catalog.keep_trials().await;
 
     let loaded = catalog.set_plans(plans(&[("lock-door", &with_setting("one"))])).await;
     assert_eq!((loaded, kept(&catalog)), (Ok(vec![lock_door.clone()]), kept_before));
@@ -539,6 +540,8 @@ async fn other_terms_are_another_version_of_the_same_code() {
         assert_eq!(version.terms().config["key"], "one", "{}", version.label());
         assert_eq!(version.tally().counts().calls, 0, "counting begins anew");
     }
+    let canary = catalog.list().remove(0).canary.expect("still on trial");
+    assert_eq!(canary.counts, Counts { calls: 0, failures: 0 }, "so does its trial");
     assert!(before.loaded().all(|version| version.terms().config.is_empty()), "what runs is not changed");
     let again = catalog.set_plans(plans(&[("lock-door", &with_setting("one"))])).await;
     assert_eq!((again, catalog.current().generation), (Ok(vec![]), after.generation), "the same plans are no news");
