@@ -28,7 +28,8 @@ impl Component {
     /// Answers `method` by running `body`.
     pub(crate) fn method(method: &str, body: &str) -> Component {
         let length = format!("\\{:02x}\\00\\00\\00", method.len());
-        let text = TEXT.replace("METHOD_LENGTH", &length).replace("METHOD", method).replace("BODY", body);
+        let text = TEXT.replace(";; methods", METHODS);
+        let text = text.replace("METHOD_LENGTH", &length).replace("METHOD", method).replace("BODY", body);
         Component { text }
     }
 
@@ -141,30 +142,11 @@ const TEXT: &str = r#"
   (core instance $guest (instantiate $guest
     (with "libc" (instance $libc))
     (with "host" (instance (export "delete" (func $delete))))))
-  (type $request (record (field "name" string) (field "payload" string)))
-  (type $response (record (field "status" s32) (field "payload" string)))
-  (func $names (result (list string)) (canon lift (core func $guest "names") (memory (core memory $libc "memory"))))
-  (func $call (param "request" $request) (result $response)
-    (canon lift (core func $guest "call") (memory (core memory $libc "memory")) (realloc (core func $libc "realloc"))))
-  (component $methods
-    (type $request (record (field "name" string) (field "payload" string)))
-    (import "import-request" (type $request' (eq $request)))
-    (type $response (record (field "status" s32) (field "payload" string)))
-    (import "import-response" (type $response' (eq $response)))
-    (import "import-names" (func $names (result (list string))))
-    (import "import-call" (func $call (param "request" $request') (result $response')))
-    (export $request'' "request" (type $request'))
-    (export $response'' "response" (type $response'))
-    (export "names" (func $names))
-    (export "call" (func $call) (func (param "request" $request'') (result $response''))))
-  (instance $methods (instantiate $methods
-    (with "import-request" (type $request))
-    (with "import-response" (type $response))
-    (with "import-names" (func $names))
-    (with "import-call" (func $call))))
-  (export "iothub:plugin/methods@0.1.0" (instance $methods))
+  ;; methods
   ;; more
 )"#;
+
+const METHODS: &str = include_str!("../../../tests/fixtures/methods.wat");
 
 const REACTIONS: &str = r#"
   (core module $reactor

@@ -15,15 +15,15 @@ use serde_json::json;
 use tokio::runtime::Builder;
 
 use crate::Asked;
-use crate::actors::channels::{Door, Ends, Fleet, Sizes, door_id, doors, in_time, method};
-use crate::actors::hostile::Vice;
 use crate::figures::{Times, verdict};
+use crate::fleet::channels::{Door, Ends, Fleet, Sizes, door_id, doors, in_time, method};
+use crate::fleet::vices::Vice;
 use crate::harness::plugin_folder;
 use door::Move;
 
 /// The rules of lock-door, which the plugin and the native handler share.
 #[path = "../../../plugins/lock-door/src/door.rs"]
-#[allow(dead_code, unused_imports, reason = "the plugin uses all of it, its tests included")]
+#[expect(unused_imports, reason = "the plugin uses them")]
 mod door;
 
 /// Pairs of batches.

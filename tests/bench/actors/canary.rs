@@ -3,7 +3,7 @@
 use tokio::runtime::Builder;
 
 use crate::Asked;
-use crate::actors::rollout::try_a_bad_canary;
+use crate::fleet::rollout::try_a_bad_canary;
 use crate::harness::plugin_folder;
 
 const DEVICES: usize = 1000;

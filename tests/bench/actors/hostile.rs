@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 
 use crate::Asked;
-use crate::actors::neighbours::{Evil, Load, Noticed, observe};
 use crate::figures::{Times, verdict};
+use crate::fleet::neighbours::{Evil, Load, Noticed, observe};
 use crate::harness::plugin_folder;
 
 const LOAD: Load = Load { devices: 100, pause: Duration::from_millis(40), calls: 100 };

@@ -15,8 +15,8 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::Asked;
-use crate::actors::channels::{Door, Fleet, Sizes, in_time, method};
 use crate::figures::{Times, resident, verdict};
+use crate::fleet::channels::{Door, Fleet, Sizes, in_time, method};
 use crate::harness::{guests, plugin_folder};
 
 const DEVICES: usize = 10_000;

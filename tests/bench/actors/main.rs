@@ -6,14 +6,13 @@
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
-#[path = "../../harness/actors/mod.rs"]
-mod actors;
 #[path = "../../harness/mod.rs"]
 mod harness;
 
 mod call_cost;
 mod canary;
 mod figures;
+mod fleet;
 mod hostile;
 mod landing;
 mod many;

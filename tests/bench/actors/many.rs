@@ -8,8 +8,8 @@ use rand::seq::SliceRandom;
 use tokio::runtime::Builder;
 
 use crate::Asked;
-use crate::actors::channels::{Door, Fleet, Sizes, in_time, method};
 use crate::figures::{Times, maps, resident, verdict};
+use crate::fleet::channels::{Door, Fleet, Sizes, in_time, method};
 use crate::harness::plugin_folder;
 
 const DEVICES: usize = 100_000;

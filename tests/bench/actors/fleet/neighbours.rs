@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use device_actors::Limits;
 use plugin_runtime::{DeviceGlob, LoadError, PluginName};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use super::channels::{Answer, Door, Fleet, Sizes, door_id, in_time, method};
-use super::hostile::Vice;
+use super::vices::Vice;
 use crate::harness::guests;
 
 /// What is wrong with what a device is to run.
@@ -51,8 +51,8 @@ pub(crate) struct Noticed {
     pub(crate) bad: Vec<Duration>,
 }
 
-/// Call all neighbours at a steady pace, and the bad device as fast as it answers, if there is one. Each call of a
-/// neighbour must be answered well; each call of the bad one must get the answer that it deserves.
+/// Call all devices at a steady pace, the bad one among them, if there is one; what cannot be loaded is brought at that
+/// pace. Each call of a neighbour must be answered well; each call of the bad one must get the answer that it deserves.
 pub(crate) async fn observe(
     data: &Path,
     plugins: &Path,
@@ -82,8 +82,8 @@ pub(crate) async fn observe(
     };
     let misbehave = async {
         match evil {
-            Some(Evil::Plugin(vice)) => call_bad(bad, vice, &enough).await,
-            Some(other) => load_bad(&fleet, other, &enough).await,
+            Some(Evil::Plugin(vice)) => call_bad(bad, vice, load.pause, &enough).await,
+            Some(other) => load_bad(&fleet, other, load.pause, &enough).await,
             None => Vec::new(),
         }
     };
@@ -104,8 +104,7 @@ async fn pin(fleet: &Fleet, vice: Vice) {
 
 async fn call_steadily(mut door: Door, load: Load, first: Instant) -> Vec<Duration> {
     let names = [method("lockDoor"), method("unlockDoor")];
-    let mut ticks = interval_at(first.into(), load.pause);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = paced(first, load.pause);
     let mut times = Vec::new();
     for (_, name) in (0..load.calls).zip(names.iter().cycle()) {
         ticks.tick().await;
@@ -117,10 +116,18 @@ async fn call_steadily(mut door: Door, load: Load, first: Instant) -> Vec<Durati
     times
 }
 
-async fn call_bad(mut door: Door, vice: Vice, enough: &CancellationToken) -> Vec<Duration> {
-    let lock = method("lockDoor");
+/// What is missed is not made up for, so that a slow device is called less often and not all at once.
+fn paced(first: Instant, pause: Duration) -> Interval {
+    let mut ticks = interval_at(first.into(), pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn call_bad(mut door: Door, vice: Vice, pause: Duration, enough: &CancellationToken) -> Vec<Duration> {
+    let (lock, mut ticks) = (method("lockDoor"), paced(Instant::now(), pause));
     let mut times = Vec::new();
     while times.is_empty() || !enough.is_cancelled() {
+        ticks.tick().await;
         let begun = Instant::now();
         let answer = door.call(&lock, "null").await;
         times.push(begun.elapsed());
@@ -131,15 +138,16 @@ async fn call_bad(mut door: Door, vice: Vice, enough: &CancellationToken) -> Vec
     times
 }
 
-async fn load_bad(fleet: &Fleet, evil: Evil, enough: &CancellationToken) -> Vec<Duration> {
+async fn load_bad(fleet: &Fleet, evil: Evil, pause: Duration, enough: &CancellationToken) -> Vec<Duration> {
     let good = fs::read(guests().join("lock-door.wasm")).expect("a component");
     let bytes = match evil {
         Evil::WrongWorld => fs::read(guests().join("fixtures/wrong-world.wasm")).expect("a component"),
         Evil::Truncated => good[..good.len() / 2].to_owned(),
         _ => good.iter().rev().copied().collect(),
     };
-    let mut times = Vec::new();
+    let (mut times, mut ticks) = (Vec::new(), paced(Instant::now(), pause));
     while times.is_empty() || !enough.is_cancelled() {
+        ticks.tick().await;
         let begun = Instant::now();
         let refused = fleet.catalog.swap(&lock_door(), bytes.clone()).await.expect_err("no good version");
         times.push(begun.elapsed());

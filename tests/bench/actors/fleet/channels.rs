@@ -46,7 +46,7 @@ pub(crate) struct Fleet {
     pub(crate) runtime: Runtime,
     pub(crate) roster: Roster,
     pub(crate) catalog: Catalog,
-    pub(crate) store: StateStore,
+    store: StateStore,
     watcher: JoinHandle<()>,
 }
 
@@ -85,16 +85,10 @@ impl Fleet {
         let store = open_store(data);
         let (doors, ends) = doors(sizes.devices);
         let roster = start_roster(&sizes, runtime.clone(), &store, catalog.subscribe(), ends).await;
-        let mut fleet = Fleet { runtime, roster, catalog, store, watcher };
-        let doors = fleet.connect(doors).await;
-        (fleet, doors)
-    }
-
-    async fn connect(&mut self, mut doors: Vec<Door>) -> Vec<Door> {
-        for door in &mut doors {
+        for door in &doors {
             door.connect().await;
         }
-        doors
+        (Fleet { runtime, roster, catalog, store, watcher }, doors)
     }
 
     /// Finish what is in hand and close the store, for whoever opens it again.
@@ -108,11 +102,11 @@ impl Fleet {
 /// A device's ends of its channels.
 pub(crate) type Ends = (DeviceId, mpsc::Receiver<FromHub>, mpsc::Sender<ToHub>);
 
-pub(crate) fn open_store(data: &Path) -> StateStore {
+fn open_store(data: &Path) -> StateStore {
     StateStore::open(&data.join("state.db"), Durability::Process).expect("the store opens")
 }
 
-pub(crate) async fn start_roster(
+async fn start_roster(
     sizes: &Sizes,
     runtime: Runtime,
     store: &StateStore,
@@ -166,7 +160,7 @@ impl Door {
     }
 
     /// Connect with an empty desired document, as a device does that was just created.
-    pub(crate) async fn connect(&mut self) {
+    pub(crate) async fn connect(&self) {
         let reported = self.reported.clone();
         let twin = TwinDocument { desired: Map::new(), desired_version: 1, reported, reported_version: 1 };
         self.tell(FromHub::Connected).await;

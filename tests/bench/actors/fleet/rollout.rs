@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::channels::{Door, Fleet, Sizes, in_time, method};
-use super::hostile::Vice;
+use super::vices::Vice;
 
 /// Whoever calls the devices, all of them again and again.
 const CALLERS: usize = 8;
