@@ -13,8 +13,8 @@ use crate::lineup::{Lineup, Plugin};
 
 #[derive(Debug)]
 pub(crate) struct Activations {
-    /// The version of each plugin whose changes were recorded last.
-    recorded: BTreeMap<PluginName, VersionTag>,
+    /// The version of each plugin whose changes were recorded last; a device has few.
+    recorded: Vec<(PluginName, VersionTag)>,
     /// What is current, whether the device runs it or not.
     offered: Arc<Lineup>,
     failed: BTreeMap<PluginName, Failed>,
@@ -39,7 +39,7 @@ pub struct HeldBack {
 
 impl Activations {
     pub(crate) fn new(recorded: BTreeMap<PluginName, VersionTag>) -> Activations {
-        Activations { recorded, offered: Arc::default(), failed: BTreeMap::new() }
+        Activations { recorded: recorded.into_iter().collect(), offered: Arc::default(), failed: BTreeMap::new() }
     }
 
     /// Other versions are current. Failures of versions that are not among them are forgotten.
@@ -68,7 +68,7 @@ impl Activations {
 
     /// Whether the version's changes were the last to be recorded.
     pub(crate) fn is_recorded(&self, plugin: &Plugin) -> bool {
-        self.recorded.get(&plugin.name).is_some_and(|tag| tag.hash == plugin.hash)
+        self.last(&plugin.name).is_some_and(|tag| tag.hash == plugin.hash)
     }
 
     /// The version that is to be activated first, and from when on; `None` is at once.
@@ -79,6 +79,10 @@ impl Activations {
             None => Some((None, plugin)),
         });
         waiting.min_by_key(|(from, _)| *from)
+    }
+
+    fn last(&self, name: &PluginName) -> Option<&VersionTag> {
+        self.recorded.iter().find(|(recorded, _)| recorded == name).map(|(_, tag)| tag)
     }
 
     /// Until when the version runs nothing because its activation failed.
@@ -92,13 +96,14 @@ impl Activations {
             let before = running.plugins.iter().find(|before| before.name == plugin.name && before.id != plugin.id);
             before.map(|before| before.tag())
         };
-        self.recorded.get(&plugin.name).cloned().or_else(ran)
+        self.last(&plugin.name).cloned().or_else(ran)
     }
 
     /// Changes of the version are recorded.
     pub(crate) fn recorded(&mut self, plugin: &Plugin) {
         if !self.is_recorded(plugin) {
-            self.recorded.insert(plugin.name.clone(), plugin.tag());
+            self.recorded.retain(|(name, _)| *name != plugin.name);
+            self.recorded.push((plugin.name.clone(), plugin.tag()));
         }
         if self.failed.get(&plugin.name).is_some_and(|failed| failed.plugin.id == plugin.id) {
             self.failed.remove(&plugin.name);

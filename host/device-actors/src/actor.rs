@@ -259,6 +259,12 @@ impl Actor {
         [idle, outbox, self.records.retry_at(), self.next_message_at()].into_iter().flatten().min()
     }
 
+    /// Give back memory that is needed only while there is much to do.
+    pub(crate) fn rest(&mut self) {
+        self.mailbox.shrink_to_fit();
+        self.outputs.shrink_to_fit();
+    }
+
     /// Whether the device runs the version with this [`Plugin::id`].
     pub(crate) fn runs(&self, id: &str) -> bool {
         self.lineup.has_version(id)

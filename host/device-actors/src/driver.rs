@@ -155,7 +155,7 @@ impl<'a> Driver<'a> {
         tokio::select! {
             biased;
             finished = called(&mut self.calls), if self.calling => Event::Called(finished),
-            Some(signal) = self.signals.next() => Event::Signal(signal),
+            signal = self.signals.next() => Event::Signal(signal),
             permit = self.link.to_hub.reserve(), if !self.outgoing.is_empty() => {
                 let open = permit.is_ok();
                 if let (Ok(permit), Some(message)) = (permit, self.outgoing.pop_front()) {
@@ -191,6 +191,8 @@ impl<'a> Driver<'a> {
                 // Made again when there is a deadline; a device without one needs no memory for it.
                 self.alarm = None;
                 self.handle(Input::Timeout);
+                self.actor.rest();
+                self.outgoing.shrink_to_fit();
             }
         }
     }

@@ -158,6 +158,7 @@ impl Outbox {
                 twin::merge(&mut confirmed, &in_flight.patch);
                 self.confirmed = Arc::new(confirmed);
                 self.failures = 0;
+                self.merge_reported();
                 ReportOutcome::Confirmed
             }
             429 | 500.. => {
@@ -216,7 +217,7 @@ impl Outbox {
     pub(crate) fn next_telemetry(&mut self, limits: &Limits) -> Option<ToHub> {
         let next = self.queue.get(self.sent).filter(|_| self.sent < limits.telemetry_window)?;
         self.sent += 1;
-        Some(ToHub::Telemetry { token: next.sequence, message: TelemetryMessage::clone(&next.message) })
+        Some(ToHub::Telemetry { token: next.sequence, message: Box::new(TelemetryMessage::clone(&next.message)) })
     }
 
     /// When reporting needs attention again, while connected.
@@ -246,9 +247,14 @@ impl Outbox {
     }
 
     fn merge_reported(&mut self) {
-        let mut reported = self.after_in_flight();
-        twin::merge(&mut reported, &self.pending);
-        self.reported = Arc::new(reported);
+        self.reported = if self.in_flight.is_none() && self.pending.is_empty() {
+            // One document for both, as for most devices most of the time.
+            self.confirmed.clone()
+        } else {
+            let mut reported = self.after_in_flight();
+            twin::merge(&mut reported, &self.pending);
+            Arc::new(reported)
+        };
     }
 }
 

@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn is_asked(owner: &mut Signals) -> bool {
-        now(owner.next()) == Some(Some(Signal::Evict))
+        now(owner.next()) == Some(Signal::Evict)
     }
 
     fn now<T>(future: impl Future<Output = T>) -> Option<T> {

@@ -30,7 +30,8 @@ pub(crate) struct Selection {
 /// How versions did on one device.
 #[derive(Debug, Default)]
 pub(crate) struct Past {
-    plugins: BTreeMap<PluginName, PluginPast>,
+    /// A device has few, so they are looked through.
+    plugins: Vec<(PluginName, PluginPast)>,
 }
 
 /// Choose for one device. `pins` are those of its twin, by plugin.
@@ -48,7 +49,7 @@ pub(crate) fn select(device: &DeviceId, offers: &Offers, pins: Option<&Map<Strin
             }
             continue;
         }
-        plugins.push(selection.choose(device, offer, pin, past.plugins.get(&offer.name)));
+        plugins.push(selection.choose(device, offer, pin, past.get(&offer.name)));
     }
     for name in pins.into_iter().flat_map(Map::keys) {
         if !offers.plugins.iter().any(|offer| offer.name.as_str() == name) {
@@ -178,7 +179,7 @@ impl Offer {
 
 impl Past {
     pub(crate) fn new(recovered: BTreeMap<PluginName, PluginPast>) -> Past {
-        Past { plugins: recovered }
+        Past { plugins: recovered.into_iter().collect() }
     }
 
     /// What a restart must not forget.
@@ -188,7 +189,7 @@ impl Past {
     }
 
     pub(crate) fn worked(&mut self, plugin: &Plugin) {
-        let good = &mut self.plugins.entry(plugin.name.clone()).or_default().good;
+        let good = &mut self.of(&plugin.name).good;
         if good.first() != Some(&plugin.hash) {
             good.retain(|hash| *hash != plugin.hash);
             good.insert(0, plugin.hash.clone());
@@ -199,7 +200,7 @@ impl Past {
     /// Stop running a version here, if there is another one to run instead. Tells whether it was stopped.
     pub(crate) fn quarantine(&mut self, offers: &Offers, plugin: &Plugin, failures: u32) -> bool {
         let Some(offer) = offers.plugins.iter().find(|offer| offer.name == plugin.name) else { return false };
-        let past = self.plugins.entry(plugin.name.clone()).or_default();
+        let past = self.of(&plugin.name);
         let reason = format!("failed {failures} times in a row");
         let (hash, label) = (plugin.hash.clone(), plugin.label.clone());
         past.quarantined.push(Quarantined { hash, label, reason });
@@ -221,7 +222,7 @@ impl Past {
     pub(crate) fn follow(&mut self, selection: &Selection) -> bool {
         let mut released = false;
         for (name, ruled) in &selection.ruled {
-            let past = self.plugins.entry(name.clone()).or_default();
+            let past = self.of(name);
             if past.ruled.as_ref() != Some(ruled) {
                 released |= !past.quarantined.is_empty();
                 past.quarantined.clear();
@@ -235,6 +236,18 @@ impl Past {
     pub(crate) fn quarantined(&self) -> Vec<(PluginName, Arc<str>)> {
         let all = self.plugins.iter().flat_map(|(name, past)| past.quarantined.iter().map(move |it| (name, it)));
         all.map(|(name, quarantined)| (name.clone(), quarantined.label.clone())).collect()
+    }
+
+    fn get(&self, name: &PluginName) -> Option<&PluginPast> {
+        self.plugins.iter().find(|(known, _)| known == name).map(|(_, past)| past)
+    }
+
+    fn of(&mut self, name: &PluginName) -> &mut PluginPast {
+        let place = self.plugins.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+            self.plugins.push((name.clone(), PluginPast::default()));
+            self.plugins.len() - 1
+        });
+        &mut self.plugins[place].1
     }
 }
 

@@ -385,7 +385,7 @@ impl Session {
         if token == self.next_message {
             self.next_message += 1;
         }
-        let delivery = FromHub::Message { token, message };
+        let delivery = FromHub::Message { token, message: Box::new(message) };
         if link.is_announced() {
             self.outputs.push_back(Output::Deliver(delivery));
         } else if !link.keep_early(delivery) {

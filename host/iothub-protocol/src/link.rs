@@ -12,7 +12,8 @@ use serde_json::{Map, Value};
 use crate::id::{MethodName, RequestId};
 use crate::time;
 
-/// From the hub, through the connection, to the device's actor.
+/// From the hub, through the connection, to the device's actor. A device's channels have room for many messages even
+/// when there are none, so those with many parts are on the heap.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FromHub {
     /// Connected, subscribed, and nothing received yet. A [`FromHub::Twin`] follows.
@@ -33,7 +34,7 @@ pub enum FromHub {
     /// A cloud-to-device message. Answer with [`ToHub::MessageTaken`] and the same `token` once it is dealt with for
     /// good; until then it stays in the hub's queue and may come again: with the same token on the same connection, or
     /// with another one.
-    Message { token: u64, message: CloudMessage },
+    Message { token: u64, message: Box<CloudMessage> },
 }
 
 /// From a device's actor, through the connection, to the hub.
@@ -44,7 +45,7 @@ pub enum ToHub {
     /// Merge into the reported properties. Dropped when not connected; after a connect the actor sends again.
     Report { token: u64, patch: Map<String, Value> },
     /// A device-to-cloud message, QoS 1. Dropped when not connected; after a connect the actor sends again.
-    Telemetry { token: u64, message: TelemetryMessage },
+    Telemetry { token: u64, message: Box<TelemetryMessage> },
     /// The message with this `token` ([`FromHub::Message`]) is dealt with: the hub may forget it, and tells whoever
     /// asked for feedback. There is no other answer, since a device on MQTT can complete a message but neither reject
     /// nor abandon it. Dropped if the link broke since, as the hub brings the message again.

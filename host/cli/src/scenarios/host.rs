@@ -227,7 +227,7 @@ impl<'a> Host<'a> {
                 self.queue.push((self.next_token, message.message.clone()));
                 self.next_token += 1;
                 if let Some((token, message)) = self.queue.last().cloned().filter(|_| self.subscribed) {
-                    self.take(Input::Hub(FromHub::Message { token, message })).await;
+                    self.take(Input::Hub(FromHub::Message { token, message: Box::new(message) })).await;
                 }
             }
         }
@@ -376,7 +376,7 @@ impl<'a> Host<'a> {
                 vec![FromHub::Reported { token, status: 204, version, message: String::new() }]
             }
             ToHub::Telemetry { token, message } => {
-                self.happened.telemetry.push(message);
+                self.happened.telemetry.push(*message);
                 vec![FromHub::TelemetryTaken { token }]
             }
             ToHub::MessageTaken { token } => {
@@ -398,7 +398,10 @@ impl<'a> Host<'a> {
             *token = self.next_token;
             self.next_token += 1;
         }
-        self.queue.iter().map(|(token, message)| FromHub::Message { token: *token, message: message.clone() }).collect()
+        self.queue
+            .iter()
+            .map(|(token, message)| FromHub::Message { token: *token, message: Box::new(message.clone()) })
+            .collect()
     }
 }
 

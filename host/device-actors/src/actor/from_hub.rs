@@ -26,7 +26,7 @@ impl Actor {
             FromHub::Desired { version, patch } => self.desired_notice(now, version, patch),
             FromHub::Method { rid, name, payload } => self.method(now, rid, name, payload),
             FromHub::Reported { token, status, message, .. } => self.report_answered(now, token, status, &message),
-            FromHub::Message { token, message } => self.message(now, token, message),
+            FromHub::Message { token, message } => self.message(now, token, *message),
             FromHub::TelemetryTaken { token } => {
                 if self.outbox.taken(token) {
                     self.records.dirty.telemetry_taken.push(token);

@@ -33,7 +33,7 @@ impl Session {
                 self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
             }
             (ToHub::SubscribeMessages, _) => self.subscribe_messages(),
-            (ToHub::Telemetry { token, message }, _) => self.send_telemetry(token, message),
+            (ToHub::Telemetry { token, message }, _) => self.send_telemetry(token, *message),
         }
     }
 

@@ -174,7 +174,7 @@ fn method(id: &str) -> Output {
 
 fn message(token: u64, id: &str) -> Output {
     let message = CloudMessage { message_id: Some(id.into()), body: id.into(), ..CloudMessage::default() };
-    Output::Deliver(FromHub::Message { token, message })
+    Output::Deliver(FromHub::Message { token, message: Box::new(message) })
 }
 
 fn acknowledge(packet_id: u16) -> Output {
@@ -320,7 +320,7 @@ fn telemetry_is_taken_once_acknowledged() {
         properties: vec![("a b".into(), "#".into())],
         body: vec![b'x'; size],
     };
-    let telemetry = |token, size| Input::Send(ToHub::Telemetry { token, message: message(size) });
+    let telemetry = |token, size| Input::Send(ToHub::Telemetry { token, message: Box::new(message(size)) });
     let topic = "devices/d1/messages/events/%24.mid=m%2B1&%24.ct=application%2Fjson&a%20b=%23";
     let publication = Publication { topic: topic.into(), payload: vec![b'x'; 2], token: Some(3) };
     assert_eq!(bench.on(telemetry(3, 2)), [Output::Publish(publication)]);

@@ -130,7 +130,7 @@ impl Bench {
 
     /// A message from the cloud, whose body is its id.
     pub(super) fn message(&mut self, token: u64, id: &str) {
-        self.hub(FromHub::Message { token, message: cloud_message(id) });
+        self.hub(FromHub::Message { token, message: Box::new(cloud_message(id)) });
     }
 
     /// A message from a plugin on the device `lamp`.

@@ -70,7 +70,7 @@ fn a_recorded_message_is_not_handled_again_and_an_unrecorded_one_is() {
 fn only_what_has_an_id_is_known_again() {
     let nameless = |token| FromHub::Message {
         token,
-        message: CloudMessage { body: b"toggle".to_vec(), ..CloudMessage::default() },
+        message: Box::new(CloudMessage { body: b"toggle".to_vec(), ..CloudMessage::default() }),
     };
     let mut bench = reading();
     bench.hub(nameless(1));
@@ -83,7 +83,7 @@ fn only_what_has_an_id_is_known_again() {
     bench.message(3, "m");
     read_all(&mut bench);
     let other = CloudMessage { body: b"another text".to_vec(), ..cloud_message("m") };
-    bench.hub(FromHub::Message { token: 4, message: other });
+    bench.hub(FromHub::Message { token: 4, message: Box::new(other) });
     assert_eq!(read_all(&mut bench).len(), 1, "a sender that uses an id again");
 }
 
@@ -239,7 +239,7 @@ fn an_expired_message_is_not_handled_late() {
     let expiry = i64::try_from(bench.wall + 1000).expect("a time");
     let expiry = chrono::DateTime::from_timestamp_millis(expiry);
     bench.message(1, "first");
-    bench.hub(FromHub::Message { token: 2, message: CloudMessage { expiry, ..cloud_message("late") } });
+    bench.hub(FromHub::Message { token: 2, message: Box::new(CloudMessage { expiry, ..cloud_message("late") }) });
     bench.wait(Duration::from_secs(1));
     assert_eq!(read_all(&mut bench), [("a".into(), "first".into())]);
     assert_eq!((bench.taken(), bench.actor.view().messages), (vec![1], 0));
