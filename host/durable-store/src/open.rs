@@ -34,6 +34,10 @@ pub(crate) struct Opened {
 }
 
 impl StoreFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn explain(&self, error: sql::Error) -> StoreError {
         StoreError::from_sql(&self.path, error)
     }
