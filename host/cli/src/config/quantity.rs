@@ -26,6 +26,14 @@ pub(crate) fn shown_size(bytes: u64) -> String {
     shown(bytes, &SIZES)
 }
 
+/// A duration as an argument.
+///
+/// # Errors
+/// Says how durations are written.
+pub(crate) fn duration_argument(text: &str) -> Result<Duration, String> {
+    duration(text).ok_or_else(|| "a duration is a whole number with ms, s, m, h or d, such as 90s".to_owned())
+}
+
 fn quantity(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
