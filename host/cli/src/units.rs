@@ -28,6 +28,14 @@ pub(crate) fn shown_size(bytes: u64) -> String {
     shown(bytes, SIZES).unwrap_or_else(|| "0B".to_owned())
 }
 
+/// A duration as an argument.
+///
+/// # Errors
+/// Says how durations are written.
+pub(crate) fn duration_argument(text: &str) -> Result<Duration, String> {
+    duration(text).ok_or_else(|| "a duration is whole numbers with d, h, m, s or ms, such as 90s or 1h 30m".to_owned())
+}
+
 /// The sum of the parts, each in a smaller unit than the one before.
 fn amount(text: &str, mut units: &Units) -> Option<u64> {
     let (mut rest, mut sum) = (text.trim(), None);
