@@ -31,7 +31,7 @@ use crate::driver::HubHandle;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
-pub(crate) use query::Walk;
+pub(crate) use query::{SCAN, Walk};
 pub(crate) use serve::serve;
 
 /// What every handler needs.
