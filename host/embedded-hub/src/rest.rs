@@ -33,7 +33,7 @@ use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
 pub(crate) use events::Streams;
-pub(crate) use query::Walk;
+pub(crate) use query::{SCAN, Walk};
 pub(crate) use serve::serve;
 
 /// What every handler needs.
