@@ -167,6 +167,8 @@ fn what_other_languages_have_is_refused_by_name() {
         assert!(error.message.contains("Unexpected character at input"), "{error}");
         assert!(error.message.ends_with(&format!("IoT Hub's query language has no {word}")), "{error}");
     }
+    refused("SELECT * FROM devices d", 1, 23, "Unexpected character at input 'd'");
+    refused("SELECT d.deviceId FROM devices AS d", 1, 32, "Unexpected character at input 'AS'");
     // They are names all the same.
     Query::parse("SELECT tags.order, [[1], value] AS x FROM devices WHERE limit = 1 GROUP BY tags.like")
         .expect_err("items");
