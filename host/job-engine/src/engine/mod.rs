@@ -34,7 +34,7 @@ use iothub_protocol::id::{DeviceId, JobId};
 use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::Condition;
+use iothub_protocol::query::{Condition, Source};
 
 pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{Job, Lack, Phase, State};
@@ -326,6 +326,10 @@ impl Engine {
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
         match Condition::parse_job(&job.condition) {
+            Ok(condition) if condition.source() == Source::Modules => {
+                let reason = "jobs over modules are not supported by this hub: select devices";
+                self.finish(now, id, JobStatus::Failed, Some(reason.to_owned()));
+            }
             Ok(condition) => self.outputs.push_back(Output::Select { job: id.clone(), condition }),
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }

@@ -291,6 +291,12 @@ fn a_job_without_devices_is_completed_and_one_that_cannot_select_is_failed() {
     world.is("wrong", JobStatus::Failed, 0, 0);
     let reason = world.job("wrong").failure_reason.expect("a reason");
     assert!(reason.contains("Line 1:29 Unexpected character at input 'SELECT'"), "{reason}");
+    let condition = "FROM devices.modules WHERE moduleId = 'm'";
+    world.create(JobRequest { query_condition: condition.into(), ..twin_job("modules") });
+    world.settle();
+    world.is("modules", JobStatus::Failed, 0, 0);
+    let reason = world.job("modules").failure_reason.expect("a reason");
+    assert!(reason.contains("jobs over modules are not supported"), "{reason}");
 }
 
 #[test]
