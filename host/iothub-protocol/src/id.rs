@@ -133,6 +133,15 @@ id!(
 );
 
 id!(
+    /// A configuration's name: up to 128 characters, lower-case letters among them, as Azure documents.
+    ConfigurationId,
+    "a configuration id",
+    128,
+    "lower-case ASCII letters, digits and - : . + % _ # * ? ! ( ) , = @ ; '",
+    |c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-:.+%_#*?!(),=@;'".contains(c)
+);
+
+id!(
     /// The `$rid` that pairs a request with its answer on a device connection. Opaque; kept short and safe for URLs
     /// by whoever makes one.
     RequestId,
