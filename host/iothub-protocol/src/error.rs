@@ -58,6 +58,7 @@ codes! {
     DeviceMessageLockLost = 412002,
     JobRunPreconditionFailed = 412003,
     MessageTooLarge = 413001,
+    TooManyDevices = 413002,
     GenericUnsupportedMediaType = 415000,
     ThrottlingException = 429001,
     ThrottlingMaxActiveJobCountExceeded = 429004,
