@@ -12,6 +12,8 @@ mod jobs;
 mod messages;
 pub(crate) mod operator;
 mod query;
+mod rehearsals;
+mod rehearse;
 mod reply;
 mod serve;
 mod tokens;
@@ -69,6 +71,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .merge(message_routes("devicebound", "servicebound"))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(state.clone(), rehearse::admit))
         .layer(middleware::from_fn(with_whole_body))
         .with_state(state)
 }
