@@ -141,6 +141,9 @@ impl Hub {
         if works.len() > self.recorded.len() || works[..] != self.recorded[..works.len()] {
             return Err(format!("the ledger is {shown:?}, and what is recorded {:?}", self.recorded));
         }
+        if let Some((_, entry)) = shown.iter().enumerate().find(|(at, entry)| shown[..*at].contains(entry)) {
+            return Err(format!("{entry} was dealt with twice: {shown:?}"));
+        }
         if shown.len() > self.ledger.len() {
             self.ledger = shown;
         }
@@ -225,9 +228,6 @@ impl Hub {
         }
         let place = |entry: &str| self.ledger.iter().position(|known| known == entry);
         for (at, entry) in self.ledger.iter().enumerate() {
-            if place(entry) != Some(at) {
-                return Err(format!("{entry} was dealt with twice"));
-            }
             if let Some(before) = timer_before(entry)
                 && !self.ledger[..at].iter().any(|other| before.contains(&other[..1]) && other[1..] == entry[1..])
             {

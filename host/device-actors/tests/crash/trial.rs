@@ -149,7 +149,7 @@ impl Host {
             Ok(_) if line.ends_with('\n') => Ok(Some(serde_json::from_str(&line).expect("what the host says"))),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
-            Err(error) => Err(format!("the host says nothing: {error}")),
+            Err(_) => Err(format!("the host has said nothing for {SILENCE:?}")),
         }
     }
 
