@@ -204,9 +204,16 @@ fn a_jobs_condition_is_no_query() {
 
 #[test]
 fn nesting_is_bounded_and_length_is_not_depth() {
-    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("-(", ")")] {
+    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("-(", ")"), ("[", "]")] {
         let deep = format!("{}1{}", open.repeat(1000), close.repeat(1000));
         assert!(Condition::parse_job(&deep).expect_err(open).message.contains("nested"), "{open}");
+    }
+    // As deep as may be is not too deep for a thread's stack: to read, to compute, to print and to read again.
+    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("[", "]"), ("1 - (", ")")] {
+        let deep = format!("{}a{}", open.repeat(63), close.repeat(63));
+        let condition = Condition::parse_job(&deep).expect(open);
+        assert!(!condition.matches(&json!({"a": 1})), "{open}");
+        assert_eq!(Condition::parse_job(&condition.to_string()), Ok(condition), "{open}");
     }
     for operator in ["+", "*", " OR ", " AND "] {
         let long = vec!["1"; 1300].join(operator);
