@@ -31,6 +31,7 @@ use sources::Sources;
 pub(crate) use file::{ConfigError, ConfigFile, FILE_NAME, Reading, Stamp};
 pub(crate) use limits::HostLimits;
 pub(crate) use mistake::{Mistake, Position};
+pub(crate) use quantity::duration;
 
 /// What a configuration says. Without one, the default.
 #[derive(Default)]
