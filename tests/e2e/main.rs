@@ -25,5 +25,6 @@ mod misbehaving;
 mod restart;
 mod rollout;
 mod scenarios;
+mod staged_rollout;
 mod swap;
 mod timers;

@@ -4,6 +4,7 @@ mod events;
 mod host;
 mod hub_command;
 mod message;
+mod policy;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
+pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -202,8 +204,9 @@ pub(crate) struct QueryArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Schedule a direct method
-    #[command(after_help = "Example:
-  latch job method lockDoor --query \"tags.site = 'A'\" --wait")]
+    #[command(after_help = "Examples:
+  latch job method lockDoor --query \"tags.site = 'A'\" --wait
+  latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait")]
     Method {
         /// The method's name
         name: MethodName,
@@ -211,15 +214,25 @@ pub(crate) enum JobCommand {
         call: CallArgs,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
     },
     /// Schedule an update of desired properties or tags
-    #[command(after_help = "Example:
-  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait")]
+    #[command(after_help = "Examples:
+  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait
+  latch job twin --desired '{\"latch\": {\"plugins\": {\"lock-door\": \"2.0.0\"}}}' --query '*' \\
+    --stage 5,50,100 --success-by plugin:lock-door --soak 1m --wait
+
+The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m --wait` does.")]
     Twin {
         #[command(flatten)]
         change: TwinChange,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
+        #[command(flatten)]
+        success: SuccessArgs,
     },
     /// List jobs, the newest first
     List,
@@ -360,6 +373,20 @@ Examples:
         /// The plugin's name
         name: String,
     },
+    /// Roll a version out, stage by stage, as long as the devices report that it does well
+    #[command(
+        after_help = "A twin job pins the version on the devices of --query (5%, 50%, then all, unless --stage says otherwise). A device \
+succeeds once it has reported for --soak that it runs the version; it fails if it reports that too many calls fail, that \
+the version is in quarantine, or that it has no such version. A stage with too many failures aborts the job: the devices \
+whose turn had not come never see the version. The plugin's host must keep the version: `latch plugin list` shows which \
+there are, and `latch plugin swap NAME FILE --devices none` brings one without running it anywhere.
+
+Examples:
+  latch plugin rollout lock-door 2.0.0 --query '*' --wait
+  latch plugin rollout lock-door 2.0.0 --query \"tags.site = 'A'\" --stage 10,100 --soak 10m --abort-failures 5% --unpin-on-abort
+  latch job watch JOB"
+    )]
+    Rollout(RolloutArgs),
     /// Keep devices on a version, whatever is current
     #[command(
         after_help = "A pin in a device's twin is stronger. The latest of several pins that match a device counts.

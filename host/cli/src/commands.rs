@@ -8,6 +8,7 @@ mod job;
 mod message;
 mod method;
 mod plugin;
+mod policy;
 mod query;
 mod rollout;
 mod run;

@@ -185,7 +185,8 @@ impl JobRequest {
                 .filter(|seconds| (1..=MAX_MAX_EXECUTION).contains(seconds))
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
-        let policy = body.get("latch").map_or(Ok(None), |latch| JobPolicy::from_json(latch, &action))?;
+        let policy = body.get("latch").unwrap_or(&Value::Null);
+        let policy = JobPolicy::from_json(policy, &action, max_execution_time_in_seconds)?;
         Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy })
     }
 

@@ -25,6 +25,9 @@ pub const UNKNOWN_VERSION: &str = "unknown-version";
 /// Digits with which a version is named by its hash at the least, and always where it has no semantic version.
 const HASH_DIGITS: usize = 12;
 
+/// Characters of each text of a report that are read: a device may report anything.
+const SHOWN: usize = 200;
+
 /// The pins in a document of desired properties, by plugin.
 pub fn pins(desired: &Map<String, Value>) -> Option<&Map<String, Value>> {
     desired.get(HOST_KEY)?.get(PLUGINS)?.as_object()
@@ -80,7 +83,10 @@ impl PinState {
             let entry = entry(section(name)?.get("$metadata"))?;
             time::parse(entry.get("$lastUpdated")?.as_str()?)
         };
-        let text = |report: &Value, name: &str| report.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text = |report: &Value, name: &str| {
+            let text = report.get(name).and_then(Value::as_str).unwrap_or_default();
+            text.chars().take(SHOWN).collect()
+        };
         let report = entry(section("reported")).map(|report| Report {
             version: text(&report, "version"),
             status: text(&report, "status"),

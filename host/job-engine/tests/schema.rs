@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 /// The field `latch` of a job that is created with this one and shown again; `None` if it is refused.
 fn shown(latch: &Value) -> Option<Value> {
     let body = json!({"type": "scheduleUpdateTwin", "queryCondition": "*", "latch": latch,
+        "maxExecutionTimeInSeconds": 2_592_000,
         "updateTwin": {"etag": "*", "properties": {"desired": {"latch": {"plugins": {"door": "1.0.0"}}}}}});
     let id = JobId::parse("j").expect("an id");
     let request = JobRequest::from_json(id, body.to_string().as_bytes()).ok()?;

@@ -137,8 +137,8 @@ impl JobPolicy {
     ///
     /// # Errors
     /// 400004, naming the place and what is allowed there: for another version, a field that is not known, a number
-    /// out of its range, and rules that do not fit the action.
-    pub(super) fn from_json(latch: &Value, action: &JobAction) -> Result<Option<JobPolicy>, HubError> {
+    /// out of its range, and rules that do not fit the action or the job's time of so many seconds.
+    pub(super) fn from_json(latch: &Value, action: &JobAction, window: u32) -> Result<Option<JobPolicy>, HubError> {
         if latch.is_null() {
             return Ok(None);
         }
@@ -156,6 +156,12 @@ impl JobPolicy {
             on_abort: part(fields, "onAbort")?.unwrap_or_default(),
         };
         policy.check(action)?;
+        let shortest = policy.shortest();
+        if shortest >= u64::from(window) {
+            return Err(invalid(format!(
+                "maxExecutionTimeInSeconds is {window}, and latch.policy alone pauses and soaks for {shortest} seconds"
+            )));
+        }
         Ok(Some(policy))
     }
 
@@ -169,6 +175,14 @@ impl JobPolicy {
         let plugin = self.succeed.as_ref()?.plugin.as_str();
         let JobAction::UpdateTwin(update) = action else { return None };
         Some((plugin, plugin_report::pins(update.desired.as_ref()?)?.get(plugin)?.as_str()?))
+    }
+
+    /// Seconds that pass even if every device succeeds as soon as it may.
+    fn shortest(&self) -> u64 {
+        let (stages, soak) =
+            (self.stages.len().max(1) as u64, self.succeed.as_ref().map_or(0, |it| it.soak_in_seconds));
+        let pauses = self.stages.iter().rev().skip(1).map(|stage| u64::from(stage.pause_in_seconds));
+        pauses.sum::<u64>() + stages * u64::from(soak)
     }
 
     fn check(&self, action: &JobAction) -> Result<(), HubError> {
@@ -197,7 +211,7 @@ impl JobPolicy {
         }
         if let Some(succeed) = &self.succeed {
             let at = |text: String| invalid(format!("latch.policy.succeed.{text}"));
-            range("soakInSeconds", succeed.soak_in_seconds, 0, MAX_MAX_EXECUTION).map_err(at)?;
+            range("soakInSeconds", succeed.soak_in_seconds, 0, MAX_MAX_EXECUTION - 1).map_err(at)?;
             range("timeoutInSeconds", succeed.timeout_in_seconds, 1, MAX_MAX_EXECUTION).map_err(at)?;
             if self.pinned(action).is_none() {
                 let name = &succeed.plugin;
@@ -250,7 +264,7 @@ mod tests {
 
     fn read(policy: &str) -> Result<JobPolicy, String> {
         let latch = serde_json::from_str(&format!(r#"{{"version": 1, "policy": {policy}}}"#)).expect(policy);
-        let read = JobPolicy::from_json(&latch, &pin()).map_err(|error| error.message)?;
+        let read = JobPolicy::from_json(&latch, &pin(), 1000).map_err(|error| error.message)?;
         Ok(read.expect("a policy"))
     }
 
@@ -287,9 +301,9 @@ mod tests {
             ),
         ] {
             assert_eq!(read(text).as_ref(), Ok(&expected), "{text}");
-            assert_eq!(JobPolicy::from_json(&expected.to_json(), &pin()), Ok(Some(expected)), "{text}");
+            assert_eq!(JobPolicy::from_json(&expected.to_json(), &pin(), 1000), Ok(Some(expected)), "{text}");
         }
-        assert_eq!(JobPolicy::from_json(&Value::Null, &pin()), Ok(None));
+        assert_eq!(JobPolicy::from_json(&Value::Null, &pin(), 1000), Ok(None));
     }
 
     #[test]
@@ -316,6 +330,11 @@ mod tests {
             (r#"{"succeed": {}}"#, "latch.policy.succeed: missing field `plugin`"),
             (r#"{"succeed": {"plugin": "lamp"}}"#, r#"plugin needs a scheduleUpdateTwin that pins it: {"properties""#),
             (r#"{"succeed": {"plugin": "lock-door", "timeoutInSeconds": 0}}"#, "timeoutInSeconds must be within"),
+            (
+                r#"{"stages": [{"percent": 50, "pauseInSeconds": 800}, {"percent": 100, "pauseInSeconds": 999}],
+                    "succeed": {"plugin": "lock-door", "soakInSeconds": 100}}"#,
+                "maxExecutionTimeInSeconds is 1000, and latch.policy alone pauses and soaks for 1000 seconds",
+            ),
             (r#"{"onAbort": "explode"}"#, "latch.policy.onAbort: unknown variant `explode`"),
             (r#"{"onAbort": "unpin"}"#, "onAbort \"unpin\" needs succeed"),
         ] {
@@ -323,7 +342,7 @@ mod tests {
             assert!(refused.contains(text), "{policy}: {refused}");
         }
         for latch in [json!(1), json!({}), json!({"version": 2, "policy": {}}), json!({"version": 1})] {
-            let refused = JobPolicy::from_json(&latch, &pin()).map_err(|error| error.code);
+            let refused = JobPolicy::from_json(&latch, &pin(), 1000).map_err(|error| error.code);
             assert_eq!(refused, Err(ErrorCode::ArgumentInvalid), "{latch}");
         }
     }

@@ -415,7 +415,9 @@ pub(super) fn some(number: u8, request: JobRequest) -> JobRequest {
     let staged = || JobPolicy { stages: vec![stage(20), stage(60), stage(100)], ..JobPolicy::default() };
     let rollout = |policy| {
         let JobRequest { action, policy, .. } = rollout(policy);
-        JobRequest { action, policy, ..request.clone() }
+        // What the soaks take is not refused.
+        let max_execution_time_in_seconds = request.max_execution_time_in_seconds + 15;
+        JobRequest { action, policy, max_execution_time_in_seconds, ..request.clone() }
     };
     match number {
         0 => request,
