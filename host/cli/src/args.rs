@@ -1,5 +1,6 @@
 //! The command line as it is typed.
 
+mod configuration;
 mod events;
 mod host;
 mod hub_command;
@@ -13,6 +14,7 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
+pub(crate) use configuration::ConfigurationCommand;
 pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{HubCommand, TokenArgs};
@@ -95,6 +97,9 @@ pub(crate) enum Command {
     /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
     #[command(after_help = events::HELP)]
     Events(EventsArgs),
+    /// Manage devices automatically: desired properties for all that a condition targets, now and later
+    #[command(subcommand)]
+    Configuration(ConfigurationCommand),
     /// Check a fleet's configuration
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -5,6 +5,7 @@
 
 mod auth;
 mod bulk;
+mod configurations;
 mod devices;
 mod events;
 mod extract;
@@ -31,6 +32,7 @@ use axum::routing::{delete, get, post, put};
 use iothub_protocol::error::{ErrorCode, HubError};
 use job_engine::JobEngine;
 
+use crate::configurations::Configurations;
 use crate::driver::HubHandle;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
@@ -46,6 +48,7 @@ pub(crate) struct RestState {
     pub(crate) jobs: JobEngine,
     pub(crate) policies: Arc<[Policy]>,
     pub(crate) streams: Streams,
+    pub(crate) configurations: Configurations,
 }
 
 /// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is
@@ -57,6 +60,9 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/devices/query", post(query::run))
         .route("/devices/{id}", put(devices::put).get(devices::get).delete(devices::delete))
         .route("/devices/{id}/commands", delete(messages::purge))
+        .route("/configurations", get(configurations::list))
+        .route("/configurations/testQueries", post(configurations::test))
+        .route("/configurations/{id}", put(configurations::put).get(configurations::get).delete(configurations::delete))
         .route("/statistics/devices", get(devices::statistics))
         .route("/statistics/service", get(devices::service_statistics))
         .route("/twins/{id}", get(twins::get).patch(twins::patch).put(twins::replace))

@@ -44,6 +44,12 @@ fn routes() -> Vec<(String, &'static str, Needs)> {
         ("PUT /devices/d1", "{}", RegistryWrite),
         ("DELETE /devices/d9", "", RegistryWrite),
         ("DELETE /devices/d1/commands", "", ServiceConnect),
+        ("GET /configurations", "", RegistryRead),
+        ("GET /configurations/c1", "", RegistryRead),
+        ("PUT /configurations/c1", "{}", RegistryWrite),
+        ("DELETE /configurations/c9", "", RegistryWrite),
+        ("POST /configurations/testQueries", "{}", RegistryRead),
+        ("GET /messages/events?kind=twins", "", ServiceConnect),
         ("GET /statistics/devices", "", RegistryRead),
         ("GET /statistics/service", "", ServiceConnect),
         ("GET /twins/d1", "", ServiceConnect),
@@ -140,7 +146,8 @@ async fn a_token_that_is_none_opens_nothing() {
     let registry = hub.token_for("iothubowner", "localhost/devices", TimeDelta::seconds(60));
     for (request, body, needs) in routes() {
         let reply = hub.with_token(&registry, &request, &[], body).await;
-        assert_eq!(reply.status == 401, needs == ServiceConnect, "{request}: {reply:?}");
+        let is_elsewhere = needs == ServiceConnect || request.contains("/configurations");
+        assert_eq!(reply.status == 401, is_elsewhere, "{request}: {reply:?}");
     }
     hub.hub.stop().await;
 }
@@ -151,7 +158,7 @@ async fn a_body_that_cannot_be_read_is_refused_wherever_there_is_one() {
     hub.owner("PUT /devices/d1", &[], "{}").await;
     let reads = |request: &str, body: &str| !body.is_empty() || request.starts_with("PUT");
     let bodies: Vec<_> = routes().into_iter().filter(|(request, body, _)| reads(request, body)).collect();
-    assert_eq!(bodies.len(), 7, "the routes that read a body");
+    assert_eq!(bodies.len(), 9, "the routes that read a body");
     let large = format!("\"{}\"", "x".repeat(1024 * 1024));
     for (request, body, _) in bodies {
         for broken in ["{", "", "\u{0}", "nul", "\"\\ud800\""] {
@@ -191,6 +198,7 @@ async fn each_mistake_has_its_code() {
     };
     let job = twin_job("");
     assert_eq!(hub.owner("PUT /jobs/v2/j1", &[], &job).await.status, 200);
+    assert_eq!(hub.owner("PUT /configurations/c1", &[], "{}").await.status, 200);
     let no_etag = job.replace(r#""etag":"*","#, "");
     let odd_type = job.replace("scheduleUpdateTwin", "scheduleTwinUpdate");
     let long_query = format!(r#"{{"query":"SELECT * FROM devices WHERE deviceId = '{}'"}}"#, "x".repeat(8192));
@@ -207,7 +215,13 @@ async fn each_mistake_has_its_code() {
         ("DELETE /devices/d9/commands", &[], "", 404, "DeviceNotFound"),
         ("GET /jobs/v2/j9", &[], "", 404, "JobNotFound"),
         ("POST /jobs/v2/j9/cancel", &[], "", 404, "JobNotFound"),
+        ("GET /configurations/c9", &[], "", 404, "ConfigurationNotFound"),
+        ("DELETE /configurations/c9", &[], "", 404, "ConfigurationNotFound"),
+        ("PUT /configurations/c9", &["If-Match: *"], "{}", 404, "ConfigurationNotFound"),
         // What is there already, or not any more as it was.
+        ("PUT /configurations/c1", &[], "{}", 409, "ConfigurationAlreadyExists"),
+        ("PUT /configurations/c1", &["If-Match: \"AAAA\""], "{}", 412, "PreconditionFailed"),
+        ("DELETE /configurations/c1", &["If-Match: AAAA"], "", 412, "PreconditionFailed"),
         ("PUT /devices/d1", &[], "{}", 409, "DeviceAlreadyExists"),
         ("PUT /jobs/v2/j1", &[], &job, 409, "JobAlreadyExists"),
         ("PUT /devices/d1", &["If-Match: \"AAAA\""], "{}", 412, "PreconditionFailed"),
@@ -223,7 +237,10 @@ async fn each_mistake_has_its_code() {
         ("GET /twins/d1/methods", &[], "", 405, "GenericMethodNotAllowed"),
         ("DELETE /jobs/v2/j1", &[], "", 405, "GenericMethodNotAllowed"),
         ("GET /devices/query", &[], "", 405, "GenericMethodNotAllowed"),
+        ("PATCH /configurations/c1", &[], "{}", 405, "GenericMethodNotAllowed"),
+        ("POST /devices/d1/applyConfigurationContent", &[], "{}", 404, "IotHubNotFound"),
         // Ids that are none.
+        ("PUT /configurations/Upper", &[], "{}", 400, "ArgumentInvalid"),
         ("GET /devices/a%2Fb", &[], "", 400, "ArgumentInvalid"),
         ("PUT /devices/a%20b", &[], "{}", 400, "ArgumentInvalid"),
         ("DELETE /devices/%c3%a9", &[], "", 400, "ArgumentInvalid"),
@@ -237,6 +254,8 @@ async fn each_mistake_has_its_code() {
         ("PUT /devices/d2", &[], r#"{"status":"asleep"}"#, 400, "ArgumentInvalid"),
         ("PATCH /twins/d1", &[], r#"{"tags":[]}"#, 400, "ArgumentInvalid"),
         ("PATCH /twins/d1", &[], r#"{"properties":{"desired":{"a.b":1}}}"#, 400, "ArgumentInvalid"),
+        ("PUT /configurations/c2", &[], r#"{"priority":-1}"#, 400, "ArgumentInvalid"),
+        ("PUT /configurations/c2", &[], r#"{"targetCondition":"tags.a ="}"#, 400, "ArgumentInvalid"),
         ("POST /devices", &[], &many, 413, "TooManyDevices"),
         ("POST /devices", &[], r#"[{"id":"a"},{"id":"a"}]"#, 400, "DeviceDefinedMultipleTimes"),
         ("POST /twins/d1/methods", &[], r#"{"methodName":"m","responseTimeoutInSeconds":4}"#, 400, "ArgumentInvalid"),
