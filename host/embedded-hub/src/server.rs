@@ -19,7 +19,7 @@ use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
 use crate::policy::{Policy, random_key};
 use crate::rehearsal::{INTRUDERS_POLICY, Rehearsal, RehearsalSettings};
-use crate::rest::{self, RestState};
+use crate::rest::{self, RestState, Streams};
 use crate::tls::{self, TlsError};
 use crate::{mqtt, store};
 
@@ -102,8 +102,9 @@ impl EmbeddedHub {
         }
         let jobs = JobEngine::start(fleet, jobs_store.clone(), jobs_settings, jobs_cancel.clone()).await?;
 
-        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone() };
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
+        let streams = Streams::new(https_cancel.clone());
+        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), streams };
         let mqtt = mqtt::serve(settings.mqtt, tls.clone(), handle.clone(), mqtt_cancel.clone());
         let https = rest::serve(settings.https, tls, rest::router(state), https_cancel.clone());
         Ok(EmbeddedHub {
@@ -124,9 +125,10 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, and feedback on them.
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages and feedback on them, and
+    /// tokens of policies.
     pub fn operator_router(&self) -> Router {
-        rest::operator::router(self.handle.clone())
+        rest::operator::router(self.handle.clone(), self.policies.clone())
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are

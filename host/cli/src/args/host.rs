@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
+use super::HubCommand;
+
 /// Where `--help` shows what bounds plugins.
 const LIMITS: &str = "Limits of plugins";
 
@@ -21,6 +23,8 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct HubArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<HubCommand>,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
     /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
