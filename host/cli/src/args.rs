@@ -4,6 +4,7 @@ mod events;
 mod host;
 mod hub_command;
 mod message;
+mod rehearse;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
+pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
