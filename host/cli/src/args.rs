@@ -6,6 +6,7 @@ mod host;
 mod hub_command;
 mod message;
 mod policy;
+mod rehearse;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,7 @@ pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
+pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
