@@ -56,6 +56,18 @@ fn python_gets_messages() {
     on_hub("python_gets_messages", Sdk::Python, "messages.py");
 }
 
+/// Configurations by the Node SDK's registry, and what they do to a connected device.
+#[test]
+fn node_configures_devices() {
+    on_hub("node_configures_devices", Sdk::Node, "configurations.js");
+}
+
+/// Configurations by the Python SDK's manager.
+#[test]
+fn python_configures_devices() {
+    on_hub("python_configures_devices", Sdk::Python, "configurations.py");
+}
+
 /// The hub is killed under a connected Node device, which must not notice more than a reconnect.
 #[test]
 fn node_device_survives_the_hub() {
