@@ -33,6 +33,10 @@ impl AdminClient {
         read(self.send(Method::PUT, path, body.into()).await?).await
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        read(self.send(Method::DELETE, path, Bytes::new()).await?).await
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         read(self.send(Method::POST, path, body.to_string().into()).await?).await
     }
@@ -78,8 +82,8 @@ impl AdminClient {
                 tracing::debug!(%error, "the admin connection ended");
             }
         });
-        // Only components are put.
-        let content_type = if method == Method::PUT { "application/wasm" } else { "application/json" };
+        // Components and certificates are put.
+        let content_type = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
         let request = Request::builder().method(method).uri(path).header("host", "latch");
         let request = request.header("content-type", content_type).body(Full::new(body))?;
         sender.send_request(request).await.context("the running latch does not answer")

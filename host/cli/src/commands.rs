@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod ca;
 mod config;
 mod demo;
 mod device;
@@ -17,13 +18,14 @@ mod up;
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
 
-use crate::args::{CallArgs, Command, TwinChange};
+use crate::args::{CallArgs, Command, HubArgs, HubCommand, TwinChange};
 use crate::context::Context;
 
 pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => demo::run(args, context).await,
         Command::Up(args) => up::up(args, context).await,
+        Command::Hub(HubArgs { command: Some(HubCommand::Ca(command)), .. }) => ca::run(command, context).await,
         Command::Hub(args) => up::hub(args, context).await,
         Command::Run(args) => run::run(args, context).await,
         Command::Device(command) => device::run(command, context).await,

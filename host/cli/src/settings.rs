@@ -15,6 +15,8 @@ pub(crate) struct HostSettings {
     pub(crate) plugins: Option<PathBuf>,
     pub(crate) plans: PluginPlans,
     pub(crate) admin: Option<SocketAddr>,
+    /// Where certificates of devices are.
+    pub(crate) certificates: Option<PathBuf>,
     pub(crate) limits: HostLimits,
 }
 
@@ -31,6 +33,7 @@ impl HostSettings {
             plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),
             plans: config.plugins.clone(),
             admin: args.admin.or(config.host.admin),
+            certificates: args.certificates.clone().or_else(|| config.host.certificates.clone()),
             limits,
         }
     }
@@ -38,7 +41,11 @@ impl HostSettings {
     /// What is other in `later` and holds only from the next start on, by its name in the file.
     pub(crate) fn needs_restart(&self, later: &HostSettings) -> Vec<&'static str> {
         let mut names = Vec::new();
-        let host = [("host.plugins", self.plugins != later.plugins), ("host.admin", self.admin != later.admin)];
+        let host = [
+            ("host.plugins", self.plugins != later.plugins),
+            ("host.admin", self.admin != later.admin),
+            ("host.certificates", self.certificates != later.certificates),
+        ];
         names.extend(host.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name));
         let limits = self.limits.differences(&later.limits).filter(|limit| !limit.is_live);
         names.extend(limits.map(|limit| limit.name));

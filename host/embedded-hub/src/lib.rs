@@ -8,6 +8,8 @@
 //! This crate knows nothing of plugins and actors: a Latch device connects to it like any other.
 
 mod accept;
+pub mod authorities;
+pub mod certificate;
 mod driver;
 pub mod events;
 pub mod feedback;
@@ -21,6 +23,7 @@ mod server;
 pub mod session;
 mod store;
 pub mod tls;
+mod websocket;
 
 pub use driver::HubHandle;
 pub use fleet::HubFleet;

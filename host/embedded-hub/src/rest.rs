@@ -5,6 +5,7 @@
 
 mod auth;
 mod bulk;
+pub(crate) mod certificates;
 mod devices;
 mod events;
 mod extract;
@@ -15,6 +16,7 @@ mod query;
 mod reply;
 mod serve;
 mod twins;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use job_engine::JobEngine;
 
 use crate::driver::HubHandle;
+use crate::mqtt::Door;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
@@ -40,6 +43,8 @@ pub(crate) struct RestState {
     pub(crate) hub: HubHandle,
     pub(crate) jobs: JobEngine,
     pub(crate) policies: Arc<[Policy]>,
+    /// Where devices go that come by WebSocket.
+    pub(crate) door: Door,
 }
 
 /// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is
@@ -61,6 +66,7 @@ pub(crate) fn router(state: RestState) -> Router {
         // Azure does not heed the letters' case in these, and neither do those who write them.
         .merge(message_routes("deviceBound", "serviceBound"))
         .merge(message_routes("devicebound", "servicebound"))
+        .route("/$iothub/websocket", get(websocket::upgrade))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(with_whole_body))

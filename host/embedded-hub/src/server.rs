@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use durable_store::{Durability, Store, StoreError};
+use iothub_protocol::connection_string::DeviceCredentials;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::IdentityRequest;
@@ -14,13 +15,16 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Peers;
+use crate::authorities::Authorities;
 use crate::driver::{self, HubHandle};
 use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
+use crate::mqtt::Door;
 use crate::policy::{Policy, random_key};
 use crate::rest::{self, RestState};
+use crate::store;
 use crate::tls::{self, TlsError};
-use crate::{mqtt, store};
 
 /// What a hub is made of.
 pub struct HubSettings {
@@ -61,6 +65,7 @@ pub struct EmbeddedHub {
     pub handle: HubHandle,
     pub jobs: JobEngine,
     policies: Arc<[Policy]>,
+    authorities: Authorities,
     stores: [Store; 2],
     /// `None` once no more work is taken.
     https: Option<Part>,
@@ -89,14 +94,18 @@ impl EmbeddedHub {
         let jobs_cancel = CancellationToken::new();
         let jobs = JobEngine::start(fleet, jobs_store.clone(), settings.jobs, jobs_cancel.clone()).await?;
 
-        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone() };
+        let authorities = Authorities::load(hub_store.clone()).await?;
+        let peers = Peers(authorities.clone());
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
-        let mqtt = mqtt::serve(settings.mqtt, tls.clone(), handle.clone(), mqtt_cancel.clone());
-        let https = rest::serve(settings.https, tls, rest::router(state), https_cancel.clone());
+        let door = Door::new(handle.clone(), mqtt_cancel.clone());
+        let mqtt = door.clone().serve(settings.mqtt, tls.clone(), peers.clone());
+        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), door };
+        let https = rest::serve(settings.https, tls, rest::router(state), peers, https_cancel.clone());
         Ok(EmbeddedHub {
             handle,
             jobs,
             policies,
+            authorities,
             stores: [hub_store, jobs_store],
             https: Some(Part { cancel: https_cancel, task: tokio::spawn(https) }),
             mqtt: Part { cancel: mqtt_cancel, task: tokio::spawn(mqtt) },
@@ -110,9 +119,10 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, and feedback on them.
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, feedback on them, and the
+    /// authorities that sign devices' certificates.
     pub fn operator_router(&self) -> Router {
-        rest::operator::router(self.handle.clone())
+        rest::operator::router(self.handle.clone()).merge(rest::certificates::router(self.authorities.clone()))
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are
@@ -137,8 +147,8 @@ impl EmbeddedHub {
 }
 
 impl HubHandle {
-    /// Make sure that a device exists; its primary key either way.
-    pub async fn ensure_device(&self, id: &DeviceId) -> Result<SharedKey, HubError> {
+    /// Make sure that a device exists; what it connects with either way.
+    pub async fn ensure_device(&self, id: &DeviceId) -> Result<DeviceCredentials, HubError> {
         let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
         let created = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
         match self.request(created).await {
@@ -147,19 +157,24 @@ impl HubHandle {
             Err(error) => return Err(error),
         }
         let gone = || HubError::new(ErrorCode::DeviceNotFound, format!("{id} was deleted meanwhile"));
-        self.device_key(id).await?.ok_or_else(gone)
+        self.device_credentials(id).await?.ok_or_else(gone)
     }
 
-    /// A device's primary key; `None` if there is no such device.
-    pub async fn device_key(&self, id: &DeviceId) -> Result<Option<SharedKey>, HubError> {
+    /// What a device connects with: its primary key, where it has one. `None` if there is no such device.
+    pub async fn device_credentials(&self, id: &DeviceId) -> Result<Option<DeviceCredentials>, HubError> {
         let identity = match self.request(Operation::GetDevice(id.clone())).await {
             Ok(Answer::Document(identity)) => identity,
             Ok(_) => return Ok(None),
             Err(error) if error.code == ErrorCode::DeviceNotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let key = identity["authentication"]["symmetricKey"]["primaryKey"].as_str().unwrap_or_default();
-        Ok(Some(SharedKey::parse(key).expect("the registry keeps keys that were parsed")))
+        let credentials = match identity["authentication"]["symmetricKey"]["primaryKey"].as_str() {
+            Some(key) => {
+                DeviceCredentials::Key(SharedKey::parse(key).expect("the registry keeps keys that were parsed"))
+            }
+            None => DeviceCredentials::X509,
+        };
+        Ok(Some(credentials))
     }
 
     /// All devices, in order of their ids.

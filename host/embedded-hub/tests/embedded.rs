@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use chrono::Utc;
 use embedded_hub::hub::{Answer, Operation};
 use embedded_hub::{EmbeddedHub, HubSettings, tls};
+use iothub_protocol::connection_string::DeviceCredentials;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{CloudMessage, Feedback};
 use iothub_protocol::sas::SharedKey;
@@ -116,7 +117,10 @@ impl Fixture {
     }
 
     async fn key(&self, id: &str) -> SharedKey {
-        self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device")
+        match self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device") {
+            DeviceCredentials::Key(key) => key,
+            DeviceCredentials::X509 => panic!("{id} has no key"),
+        }
     }
 }
 

@@ -57,6 +57,7 @@ pub(crate) struct HostSection {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) https: Option<SocketAddr>,
     pub(crate) mqtt: Option<SocketAddr>,
+    pub(crate) certificates: Option<PathBuf>,
 }
 
 impl FleetConfig {
@@ -96,10 +97,10 @@ fn read_sections(document: &Section<'_>) -> FleetConfig {
 }
 
 fn host(section: &Section<'_>) -> HostSection {
-    let plugins = section.get("plugins");
-    let plugins = plugins.and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let path = |key| section.get(key).and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let (plugins, certificates) = (path("plugins"), path("certificates"));
     let address = |key| section.get(key).and_then(|entry| address(&entry));
-    HostSection { plugins, admin: address("admin"), https: address("https"), mqtt: address("mqtt") }
+    HostSection { plugins, admin: address("admin"), https: address("https"), mqtt: address("mqtt"), certificates }
 }
 
 fn address(entry: &Entry<'_>) -> Option<SocketAddr> {

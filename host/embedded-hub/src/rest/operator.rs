@@ -45,7 +45,7 @@ pub(crate) fn router(hub: HubHandle) -> Router {
 }
 
 /// An error for the operator.
-struct OperatorError(HubError);
+pub(super) struct OperatorError(HubError);
 
 impl From<HubError> for OperatorError {
     fn from(error: HubError) -> OperatorError {
