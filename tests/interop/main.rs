@@ -1,9 +1,10 @@
-//! Microsoft's unmodified SDKs as clients of `latch`.
+//! Microsoft's unmodified SDKs as clients of `latch`: tours and mishaps here, single rules in [`conformance`].
 //!
 //! Each test starts `latch` once and lets a script of `node/` or `python/` drive it; the script ends with a message and
 //! a status other than zero if anything is not as Azure does it. The SDKs fix the ports 443 and 8883, so each test runs
 //! in a network of its own (see [`isolation`]); the SDKs are installed once, before (see [`sdk`]).
 
+mod conformance;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod isolation;

@@ -1,6 +1,8 @@
 //! The command line as it is typed.
 
+mod events;
 mod host;
+mod hub_command;
 mod message;
 
 use std::path::PathBuf;
@@ -11,7 +13,9 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
-pub(crate) use host::{CaCommand, HostArgs, HubArgs, HubCommand, ListenArgs, RunArgs, UpArgs};
+pub(crate) use events::EventsArgs;
+pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
+pub(crate) use hub_command::{CaCommand, HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
 
 /// Where `--help` shows what every command has.
@@ -56,7 +60,8 @@ pub(crate) enum Command {
   latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
   latch up --config fleet/latch.toml")]
     Up(UpArgs),
-    /// Run the embedded hub alone, for devices and back ends of your own, or see to the one that runs
+    /// Run the embedded hub alone, for devices and back ends of your own; or see to one that runs
+    #[command(args_conflicts_with_subcommands = true)]
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
     #[command(after_help = "Examples:
@@ -86,10 +91,8 @@ pub(crate) enum Command {
     /// Schedule jobs over many devices, and follow them
     #[command(subcommand)]
     Job(JobCommand),
-    /// Follow what happens on the embedded hub: telemetry, reported properties, messages, devices coming and going
-    #[command(after_help = "Examples:
-  latch events --follow
-  latch events --device door-0001 --kind telemetry,reported --json")]
+    /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
+    #[command(after_help = events::HELP)]
     Events(EventsArgs),
     /// Check a fleet's configuration
     #[command(subcommand)]
@@ -272,33 +275,6 @@ pub(crate) struct ScheduleArgs {
     /// Follow the job until it ends
     #[arg(long)]
     pub(crate) wait: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct EventsArgs {
-    /// Keep following
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-    /// Only of this device
-    #[arg(long, value_name = "ID")]
-    pub(crate) device: Option<DeviceId>,
-    /// Only these kinds
-    #[arg(long, value_delimiter = ',', value_name = "KIND")]
-    pub(crate) kind: Vec<EventKind>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EventKind {
-    Telemetry,
-    Reported,
-    Connected,
-    Disconnected,
-    Created,
-    Deleted,
-    /// A cloud-to-device message was queued
-    Queued,
-    /// A cloud-to-device message has left its queue
-    Settled,
 }
 
 #[derive(Debug, Subcommand)]

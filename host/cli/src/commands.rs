@@ -12,21 +12,25 @@ mod plugin;
 mod query;
 mod rollout;
 mod run;
+mod token;
 mod twin;
 mod up;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
 
-use crate::args::{CallArgs, Command, HubArgs, HubCommand, TwinChange};
+use crate::args::{CallArgs, Command, HubCommand, TwinChange};
 use crate::context::Context;
 
 pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => demo::run(args, context).await,
         Command::Up(args) => up::up(args, context).await,
-        Command::Hub(HubArgs { command: Some(HubCommand::Ca(command)), .. }) => ca::run(command, context).await,
-        Command::Hub(args) => up::hub(args, context).await,
+        Command::Hub(args) => match args.command {
+            Some(HubCommand::Token(args)) => token::run(args, context).await,
+            Some(HubCommand::Ca(command)) => ca::run(command, context).await,
+            None => up::hub(args, context).await,
+        },
         Command::Run(args) => run::run(args, context).await,
         Command::Device(command) => device::run(command, context).await,
         Command::Twin(command) => twin::run(command, context).await,

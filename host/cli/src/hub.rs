@@ -133,8 +133,8 @@ impl FileKeeper {
             }
             for (_, event) in page.events {
                 let done = match event.kind {
-                    EventKind::Created => self.write(&event.device).await,
-                    EventKind::Deleted => self.data.remove_device(&event.device),
+                    EventKind::Created { .. } => self.write(&event.device).await,
+                    EventKind::Deleted { .. } => self.data.remove_device(&event.device),
                     _ => Ok(()),
                 };
                 result = result.and(done);

@@ -23,6 +23,7 @@ mod reload;
 mod scenarios;
 mod settings;
 mod signals;
+mod units;
 
 use std::process::ExitCode;
 

@@ -31,7 +31,7 @@ use iothub_protocol::topic::{FromDevice, Subscription};
 use iothub_protocol::twin::{Twin, TwinFacts, TwinPatch};
 use serde_json::Value;
 
-use crate::events::HubEvent;
+use crate::events::{HubEvent, TwinChange};
 use crate::feedback::FeedbackQueue;
 use crate::policy::Policy;
 use crate::queue::{Disposition, Queue, Queued};
@@ -471,10 +471,10 @@ impl<R> Hub<R> {
             Operation::ListDevices { after, limit } => Ok(self.documents(after, limit, Device::identity_json)),
             Operation::GetTwin(id) => self.device(&id).map(|device| Answer::Document(device.twin_json())),
             Operation::PatchTwin { id, patch, if_match } => {
-                self.change_twin(&id, if_match.as_deref(), |twin| twin.patch(&patch, now.wall))
+                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated)
             }
             Operation::ReplaceTwin { id, patch, if_match } => {
-                self.change_twin(&id, if_match.as_deref(), |twin| twin.replace(&patch, now.wall))
+                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Replaced)
             }
             Operation::ScanTwins { after, limit } => Ok(self.documents(after, limit, Device::twin_json)),
             Operation::Twins(ids) => {

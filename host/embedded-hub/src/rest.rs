@@ -15,6 +15,7 @@ pub(crate) mod operator;
 mod query;
 mod reply;
 mod serve;
+mod tokens;
 mod twins;
 mod websocket;
 
@@ -34,6 +35,7 @@ use crate::mqtt::Door;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
+pub(crate) use events::Streams;
 pub(crate) use query::Walk;
 pub(crate) use serve::serve;
 
@@ -45,6 +47,7 @@ pub(crate) struct RestState {
     pub(crate) policies: Arc<[Policy]>,
     /// Where devices go that come by WebSocket.
     pub(crate) door: Door,
+    pub(crate) streams: Streams,
 }
 
 /// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is
@@ -60,6 +63,8 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/statistics/service", get(devices::service_statistics))
         .route("/twins/{id}", get(twins::get).patch(twins::patch).put(twins::replace))
         .route("/twins/{id}/methods", post(twins::call))
+        // Ours: Azure has these under the same path, but over AMQP.
+        .route("/messages/events", get(events::stream))
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))

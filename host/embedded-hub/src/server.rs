@@ -22,7 +22,7 @@ use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
 use crate::mqtt::Door;
 use crate::policy::{Policy, random_key};
-use crate::rest::{self, RestState};
+use crate::rest::{self, RestState, Streams};
 use crate::store;
 use crate::tls::{self, TlsError};
 
@@ -99,7 +99,8 @@ impl EmbeddedHub {
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
         let door = Door::new(handle.clone(), mqtt_cancel.clone());
         let mqtt = door.clone().serve(settings.mqtt, tls.clone(), peers.clone());
-        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), door };
+        let streams = Streams::new(https_cancel.clone());
+        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), door, streams };
         let https = rest::serve(settings.https, tls, rest::router(state), peers, https_cancel.clone());
         Ok(EmbeddedHub {
             handle,
@@ -119,10 +120,11 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, feedback on them, and the
-    /// authorities that sign devices' certificates.
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages and feedback on them,
+    /// tokens of policies, and the authorities that sign devices' certificates.
     pub fn operator_router(&self) -> Router {
-        rest::operator::router(self.handle.clone()).merge(rest::certificates::router(self.authorities.clone()))
+        rest::operator::router(self.handle.clone(), self.policies.clone())
+            .merge(rest::certificates::router(self.authorities.clone()))
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Subcommand};
+use clap::Args as ClapArgs;
+
+use super::HubCommand;
 
 /// Where `--help` shows what bounds plugins.
 const LIMITS: &str = "Limits of plugins";
@@ -20,7 +22,6 @@ pub(crate) struct UpArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct HubArgs {
     #[command(subcommand)]
     pub(crate) command: Option<HubCommand>,
@@ -32,36 +33,6 @@ pub(crate) struct HubArgs {
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
-}
-
-/// On the hub that runs on the data folder.
-#[derive(Debug, Subcommand)]
-pub(crate) enum HubCommand {
-    /// The authorities whose devices may connect with a certificate that names them
-    #[command(subcommand)]
-    Ca(CaCommand),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum CaCommand {
-    /// Trust an authority: devices of type certificateAuthority connect with what it has signed
-    #[command(after_help = "Example:
-  latch hub ca add factory.pem
-  latch device create door-0001 --x509-ca")]
-    Add {
-        /// The authority's certificate, in PEM or DER
-        file: PathBuf,
-        /// What to call it [default: the file's name without its ending]
-        #[arg(long)]
-        name: Option<String>,
-    },
-    /// List the authorities
-    List,
-    /// Trust an authority no more; devices that are connected stay so
-    Remove {
-        /// What it is called
-        name: String,
-    },
 }
 
 #[derive(Debug, ClapArgs)]

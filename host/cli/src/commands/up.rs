@@ -11,7 +11,7 @@ use crate::hub::RunningHub;
 use crate::listeners;
 use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
-use crate::settings::{self, HostSettings};
+use crate::settings::{Flags, HostSettings};
 use crate::signals::{self, drain};
 
 /// Each device has both ends of its connection in the process.
@@ -19,13 +19,13 @@ const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let configuration = Configuration::read(&args.host)?;
-    let settings = HostSettings::new(&args.host, &configuration.config);
+    let flags = Flags { host: args.host, listen: args.listen };
+    let settings = HostSettings::new(&flags, &configuration.config);
     let count = args.devices.map_or(configuration.config.devices.len(), |devices| devices as usize);
     check_descriptors(count, DESCRIPTORS_OF_A_DEVICE)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let plugins = Plugins::load(&settings, &data).await?;
-    let listen = settings::listen(&args.listen, &configuration.config);
-    let mut hub = RunningHub::start(data.clone(), listeners::bind(&listen).await?).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&settings.listen).await?).await?;
     let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
     let devices = match configuration.connect(&connections).await? {
         Some(devices) => devices,
@@ -36,7 +36,7 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let router = admin::router(fleet.admin_state()).merge(hub.hub.operator_router());
     let admin = AdminServer::start(&data, router, settings.admin).await?;
     let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
-    let reload = configuration.follow(args.host, connections, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
+    let reload = configuration.follow(flags, connections, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
 
     let stop = signals::stop()?;
     let result = tokio::select! {

@@ -11,7 +11,6 @@ mod limits;
 mod mistake;
 mod pattern;
 mod plugins;
-mod quantity;
 mod sources;
 #[cfg(test)]
 mod tests;

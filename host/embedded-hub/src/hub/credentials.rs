@@ -11,6 +11,7 @@ use iothub_protocol::sas::Token;
 
 use super::{Device, Hub, Now};
 use crate::certificate::ClientCertificate;
+use crate::events::AuthMethod;
 use crate::policy::Rights;
 
 /// What whoever connects as a device shows. The token is never shown on.
@@ -31,28 +32,26 @@ impl fmt::Debug for Credentials {
 /// Why a device may not connect; holds no secret.
 pub(super) type Denial = Cow<'static, str>;
 
+/// Until when a device may be connected, and by what.
+pub(super) type Proof = (DateTime<Utc>, AuthMethod);
+
 impl<R> Hub<R> {
-    /// When what the device shows expires, or why it may not connect. A token is judged where there is one, else the
-    /// certificate.
-    pub(super) fn authenticate(
-        &self,
-        now: Now,
-        id: &DeviceId,
-        credentials: &Credentials,
-    ) -> Result<DateTime<Utc>, Denial> {
+    /// When what the device shows expires, and what it is; or why it may not connect. A token is judged where there is
+    /// one, else the certificate.
+    pub(super) fn authenticate(&self, now: Now, id: &DeviceId, credentials: &Credentials) -> Result<Proof, Denial> {
         let device = self.devices.get(id).ok_or("the device is not registered")?;
-        let expiry = match (&credentials.token, &credentials.certificate) {
+        let proof = match (&credentials.token, &credentials.certificate) {
             (Some(token), _) => self.judge_token(now, device, token)?,
-            (None, Some(certificate)) => judge_certificate(now, device, certificate)?,
+            (None, Some(certificate)) => (judge_certificate(now, device, certificate)?, AuthMethod::Certificate),
             (None, None) => return Err("there is neither a SAS token nor a certificate".into()),
         };
         if !device.identity.enabled {
             return Err("the device is disabled".into());
         }
-        Ok(expiry)
+        Ok(proof)
     }
 
-    fn judge_token(&self, now: Now, device: &Device, text: &str) -> Result<DateTime<Utc>, Denial> {
+    fn judge_token(&self, now: Now, device: &Device, text: &str) -> Result<Proof, Denial> {
         let token = Token::parse(text).map_err(|_| "the password is no SAS token")?;
         let signed = match (token.policy(), &device.identity.authentication) {
             (None, Authentication::Sas { primary, secondary }) => {
@@ -75,7 +74,9 @@ impl<R> Hub<R> {
             return Err("the token is for another resource".into());
         }
         // A token made to last forever is no error: it is cut at the end of time.
-        Ok(DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<Utc>::MAX_UTC))
+        let expiry = DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let method = if token.policy().is_some() { AuthMethod::PolicyKey } else { AuthMethod::DeviceKey };
+        Ok((expiry, method))
     }
 }
 

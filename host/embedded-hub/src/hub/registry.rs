@@ -6,10 +6,10 @@ use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::{Identity, IdentityRequest};
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{Subscription, ToDevice};
-use iothub_protocol::twin::{DesiredNotice, Twin, etag_matches};
+use iothub_protocol::twin::{Twin, TwinPatch, etag_matches};
 
 use super::{Answer, Device, Hub, LinkOutput, Now, Output, Subscriptions, Unwritten, not_found};
-use crate::events::HubEvent;
+use crate::events::{HubEvent, TwinChange};
 use crate::queue::Queue;
 
 /// Ticks of 100 ns between year 1 and 1970: generation ids look like .NET ticks, 18 digits.
@@ -58,8 +58,9 @@ impl<R> Hub<R> {
         unwritten.twin = true;
         let device = Device::new(identity, twin, Subscriptions::new(), Queue::default());
         let answer = Answer::Document(device.identity_json());
+        let event = HubEvent::created(id.clone(), now.wall, &device.twin.whole_body(id));
         self.devices.insert(id.clone(), device);
-        self.gated.push_back(Output::Event(HubEvent::created(id.clone(), now.wall)));
+        self.gated.push_back(Output::Event(event));
         answer
     }
 
@@ -102,28 +103,42 @@ impl<R> Hub<R> {
         }
         self.end_calls_to(id, &not_found(id));
         self.drop_messages(id);
-        self.devices.remove(id);
+        let twin = self.devices.remove(id).map(|device| device.twin.whole_body(id)).unwrap_or_default();
         // What is still to be written of it must not be taken for what is made anew under its name.
         self.unwritten.insert(id.clone(), Unwritten { deletion: true, ..Unwritten::default() });
-        self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall)));
+        self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall, &twin)));
         Ok(Answer::Done)
     }
 
+    /// A back end's change of tags or desired properties: told to the device if it listens, and to who follows events.
     pub(super) fn change_twin(
         &mut self,
+        now: Now,
         id: &DeviceId,
         if_match: Option<&str>,
-        change: impl FnOnce(&mut Twin) -> Result<Option<DesiredNotice>, HubError>,
+        patch: &TwinPatch,
+        change: TwinChange,
     ) -> Result<Answer, HubError> {
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
         if !device.twin.matches(if_match) {
             return Err(etag_mismatch());
         }
-        let notice = change(&mut device.twin)?;
+        let version = device.twin.version;
+        let notice = match change {
+            TwinChange::Replaced => device.twin.replace(patch, now.wall)?,
+            TwinChange::Updated | TwinChange::Reported => device.twin.patch(patch, now.wall)?,
+        };
         if let (Some(notice), Some(link)) = (notice, device.listening(Subscription::Desired)) {
             let topic = ToDevice::Desired { version: notice.version }.format();
             let payload = notice.to_json().to_string().into();
             self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+        }
+        if device.twin.version != version {
+            let body = match change {
+                TwinChange::Replaced => device.twin.whole_body(id),
+                TwinChange::Updated | TwinChange::Reported => device.twin.updated_body(patch),
+            };
+            self.gated.push_back(Output::Event(HubEvent::twin(id.clone(), now.wall, change, &body)));
         }
         let answer = Answer::Document(device.twin_json());
         self.unwritten(id).twin = true;

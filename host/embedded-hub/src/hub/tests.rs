@@ -437,7 +437,7 @@ fn many_changes_of_a_device_make_one_row() {
     }
     hub.collect();
     assert_eq!(hub.changes, ["deleted a", "identity a", "twin a 1"]);
-    assert_eq!(hub.events, ["deleted", "created"]);
+    assert_eq!(hub.events, ["updated", "updated", "updated", "deleted", "created"]);
 }
 
 #[test]

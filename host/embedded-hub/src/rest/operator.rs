@@ -2,12 +2,13 @@
 //! which at Azure go by AMQP. Whoever reaches the socket may; there are no tokens here.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,11 +21,13 @@ use iothub_protocol::link::{CloudMessage, Feedback};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::events;
+use super::events::{self, EventQuery};
 use super::extract::{Path, Query};
+use super::tokens;
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
 use crate::hub::{Answer, Operation, numbered};
+use crate::policy::Policy;
 
 /// Largest request: a message of 64 KiB in base64 with room for escapes.
 const MAX_BODY: usize = 512 * 1024;
@@ -33,15 +36,17 @@ const BATCH: usize = 100;
 
 /// The routes:
 /// `GET /events`; `POST /messages/{device}` with a message, or with `?wait=true` its end, and `GET /messages/{device}`, the
-/// queue; `GET /feedback`, one JSON object a line, which takes nothing away from back ends.
+/// queue; `GET /feedback`, one JSON object a line, which takes nothing away from back ends; `POST /policies/{name}/token`, a
+/// token of that policy.
 /// Errors are `{"error": "…", "code": "…"}` with a status of 400 and above.
-pub(crate) fn router(hub: HubHandle) -> Router {
+pub(crate) fn router(hub: HubHandle, policies: Arc<[Policy]>) -> Router {
     Router::new()
-        .route("/events", get(events::follow))
+        .route("/events", get(follow))
         .route("/messages/{device}", get(list).post(send))
         .route("/feedback", get(feedback))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(hub)
+        .merge(Router::new().route("/policies/{policy}/token", post(tokens::make)).with_state(policies))
 }
 
 /// An error for the operator.
@@ -64,6 +69,10 @@ impl IntoResponse for OperatorError {
         let status = StatusCode::from_u16(self.0.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(json!({"error": self.0.to_string(), "code": self.0.code.name()}))).into_response()
     }
+}
+
+async fn follow(hub: State<HubHandle>, query: Query<EventQuery>) -> Result<Response, OperatorError> {
+    Ok(events::follow(hub, query).await?)
 }
 
 async fn list(State(hub): State<HubHandle>, Path(device): Path) -> Result<Response, OperatorError> {

@@ -2,10 +2,9 @@
 
 use std::fmt;
 
+use super::functions::Function;
 use super::lexer::{is_first_name, is_name, keyword};
-use super::{
-    Aggregate, Condition, Constant, Expression, Fold, Function, Item, ItemValue, List, Operator, Path, Query, Source,
-};
+use super::{Aggregate, Condition, Constant, Expression, Fold, Item, ItemValue, List, Operator, Path, Query, Source};
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,9 +96,11 @@ fn binding(expression: &Expression) -> Binding {
         Expression::Arithmetic { .. } => Binding::Product,
         Expression::Negate(_) => Binding::Signed,
         Expression::Constant(Constant::Number(number)) if number.is_sign_negative() => Binding::Signed,
-        Expression::Undefined | Expression::Constant(_) | Expression::Path(_) | Expression::Call { .. } => {
-            Binding::Primary
-        }
+        Expression::Undefined
+        | Expression::Constant(_)
+        | Expression::Path(_)
+        | Expression::Call { .. }
+        | Expression::Array(_) => Binding::Primary,
     }
 }
 
@@ -132,6 +133,11 @@ fn write_expression(f: &mut fmt::Formatter<'_>, expression: &Expression, source:
             write!(f, "{function}(")?;
             separated(f, arguments, ", ", |f, argument| write_expression(f, argument, source))?;
             f.write_str(")")
+        }
+        Expression::Array(elements) => {
+            f.write_str("[")?;
+            separated(f, elements, ", ", |f, element| write_expression(f, element, source))?;
+            f.write_str("]")
         }
         Expression::Or(any) => separated(f, any, " OR ", |f, one| write_bound(f, one, Binding::And, source)),
         Expression::And(all) => separated(f, all, " AND ", |f, one| write_bound(f, one, Binding::Not, source)),
@@ -177,15 +183,12 @@ fn write_bound(f: &mut fmt::Formatter<'_>, expression: &Expression, wanted: Bind
 
 /// With the source's prefix where the path would be read as something else without it.
 fn write_path(f: &mut fmt::Formatter<'_>, path: &Path, source: Source) -> fmt::Result {
-    let prefix = source.prefix();
-    let looks_prefixed = path.0.len() > prefix.len()
-        && path.0.iter().zip(prefix).all(|(part, wanted)| part.eq_ignore_ascii_case(wanted));
     let is_ambiguous = match path.0.as_slice() {
         [name] => !is_first_name(name) || keyword(name).is_some(),
-        [first, ..] => !is_first_name(first),
+        [first, ..] => !is_first_name(first) || first.eq_ignore_ascii_case("devices"),
         [] => false,
     };
-    let prefix = if looks_prefixed || is_ambiguous { prefix } else { &[] };
+    let prefix = if is_ambiguous { source.prefix() } else { &[] };
     let parts = prefix.iter().copied().chain(path.0.iter().map(String::as_str));
     for (place, part) in parts.enumerate() {
         if place > 0 {

@@ -1,9 +1,10 @@
 //! Tokens to a tree, by recursive descent.
 
+use super::functions::Function;
 use super::lexer::{Kind, Position, Token, error, tokens};
 use super::{
-    Aggregate, Comparison, Condition, Constant, Expression, Fold, Function, Item, ItemValue, List, Operator, Path,
-    Query, QueryError, Source,
+    Aggregate, Comparison, Condition, Constant, Expression, Fold, Item, ItemValue, List, Operator, Path, Query,
+    QueryError, Source,
 };
 
 /// How deeply parentheses, calls, `NOT` and signs may nest: more than a person reads, and a small part of the smallest
@@ -79,7 +80,11 @@ impl Parser {
         let expression = if self.eat_keyword("WHERE") { Some(self.expression()?) } else { None };
         let group_by = if self.eat_keyword("GROUP") {
             self.expect_keyword("BY")?;
-            Some(self.path()?)
+            let path = self.path()?;
+            if self.token().kind == Kind::Symbol(",") {
+                return Err(self.unexpected(", GROUP BY takes one path"));
+            }
+            Some(path)
         } else {
             None
         };
@@ -134,7 +139,9 @@ impl Parser {
         if name.eq_ignore_ascii_case("COUNT") {
             self.advance();
             self.expect("(")?;
-            self.expect(")")?;
+            if !self.eat(")") {
+                return Err(self.unexpected(", COUNT() takes no argument"));
+            }
             return Ok(Some(Aggregate::Count));
         }
         let Some(fold) = Fold::ALL.into_iter().find(|fold| fold.name().eq_ignore_ascii_case(name)) else {
@@ -290,6 +297,9 @@ impl Parser {
             self.expect(")")?;
             return Ok(inner);
         }
+        if self.eat("[") {
+            return Ok(Expression::Array(self.expressions("]")?));
+        }
         if self.called_name().is_some() {
             return self.call();
         }
@@ -308,7 +318,7 @@ impl Parser {
 
     fn call(&mut self) -> Result<Expression, QueryError> {
         let name = self.called_name().unwrap_or_default();
-        let Some(&function) = Function::ALL.iter().find(|f| f.name().eq_ignore_ascii_case(name)) else {
+        let Some(function) = Function::by_name(name) else {
             let is_aggregate =
                 name.eq_ignore_ascii_case("COUNT") || Fold::ALL.iter().any(|f| f.name().eq_ignore_ascii_case(name));
             return Err(self.error(match is_aggregate {
@@ -319,16 +329,7 @@ impl Parser {
         let at = self.token().at;
         self.advance();
         self.expect("(")?;
-        let mut arguments = Vec::new();
-        if !self.eat(")") {
-            loop {
-                arguments.push(self.expression()?);
-                if !self.eat(",") {
-                    break;
-                }
-            }
-            self.expect(")")?;
-        }
+        let arguments = self.expressions(")")?;
         if !function.arity().contains(&arguments.len()) {
             let text = format!("{} does not take {} arguments", function.name(), arguments.len());
             return Err(error(at, text));
@@ -336,15 +337,32 @@ impl Parser {
         Ok(Expression::Call { function, arguments })
     }
 
-    fn path(&mut self) -> Result<Path, QueryError> {
-        match &self.token().kind {
-            Kind::Path(parts) => {
-                let path = Path(self.rooted(parts));
-                self.advance();
-                Ok(path)
-            }
-            _ => Err(self.unexpected(", expected a path")),
+    /// Expressions with commas between them, and what closes them.
+    fn expressions(&mut self, close: &'static str) -> Result<Vec<Expression>, QueryError> {
+        let mut expressions = Vec::new();
+        if self.eat(close) {
+            return Ok(expressions);
         }
+        loop {
+            expressions.push(self.expression()?);
+            if !self.eat(",") {
+                self.expect(close)?;
+                return Ok(expressions);
+            }
+        }
+    }
+
+    fn path(&mut self) -> Result<Path, QueryError> {
+        let Kind::Path(parts) = &self.token().kind else { return Err(self.unexpected(", expected a path")) };
+        let path = Path(self.rooted(parts));
+        if self.source == Source::Jobs
+            && let Some(root) = path.0.first()
+            && TWIN_ONLY.contains(&root.as_str())
+        {
+            return Err(self.error(format!("Queries FROM devices.jobs cannot refer to the device's twin ('{root}')")));
+        }
+        self.advance();
+        Ok(path)
     }
 
     /// A path without its source's prefix, its first part as the row has it.
@@ -353,8 +371,9 @@ impl Parser {
             parts.len() > prefix.len()
                 && prefix.iter().zip(parts).all(|(wanted, part)| part.eq_ignore_ascii_case(wanted))
         };
-        let prefix = self.source.prefix();
-        let skipped = if begins_with(prefix) { prefix.len() } else { usize::from(self.aliased && begins_with(&["c"])) };
+        let alias: &[&str] = if self.aliased { &["c"] } else { &[] };
+        let prefixes = [self.source.prefix(), Source::Devices.prefix(), alias];
+        let skipped = prefixes.into_iter().find(|prefix| begins_with(prefix)).map_or(0, <[_]>::len);
         let mut parts: Vec<String> = parts.iter().skip(skipped).cloned().collect();
         if let Some(root) = parts.first_mut()
             && let Some(&(_, attribute)) = ROOTS.iter().find(|(written, _)| written.eq_ignore_ascii_case(root))
@@ -404,8 +423,26 @@ impl Parser {
     fn unexpected(&self, hint: &str) -> QueryError {
         match self.token() {
             Token { kind: Kind::End, .. } => self.error(format!("Unexpected end of the text{hint}")),
-            Token { text, .. } => self.error(format!("Unexpected character at input '{text}'{hint}")),
+            Token { text, .. } => {
+                let foreign = self.foreign();
+                let hint = foreign.as_deref().unwrap_or(hint);
+                self.error(format!("Unexpected character at input '{text}'{hint}"))
+            }
         }
+    }
+
+    /// What to say of words and signs that other query languages have, which stand here or just before.
+    fn foreign(&self) -> Option<String> {
+        let before = self.next.checked_sub(1).and_then(|before| self.tokens.get(before));
+        if let Some(Token { kind: Kind::Path(_), .. }) = before
+            && self.token().kind == Kind::Symbol("[")
+        {
+            return Some(", odd names in a path are written .[[name]]".into());
+        }
+        [Some(self.token()), before].into_iter().flatten().find_map(|token| {
+            let word = FOREIGN.into_iter().find(|word| word.eq_ignore_ascii_case(&token.text))?;
+            Some(format!(", IoT Hub's query language has no {word}"))
+        })
     }
 
     fn error(&self, message: impl Into<String>) -> QueryError {
@@ -435,6 +472,13 @@ fn source(parts: &[String]) -> Option<Source> {
     }
     [Source::Devices, Source::Modules, Source::Jobs].into_iter().find(|source| is(source.prefix()))
 }
+
+/// Words of other query languages, for a better message: paths may be called so.
+const FOREIGN: [&str; 11] =
+    ["ORDER", "HAVING", "DISTINCT", "JOIN", "LIMIT", "OFFSET", "LIKE", "BETWEEN", "UNION", "EXISTS", "VALUE"];
+
+/// What a twin has and the rows of its jobs have not.
+const TWIN_ONLY: [&str; 2] = ["tags", "properties"];
 
 /// What a list may hold depends on the rest of the query.
 fn check_list(list: &List, group_by: Option<&Path>, source: Source) -> Result<(), String> {
@@ -497,6 +541,8 @@ const ROOTS: &[(&str, &str)] = &[
     ("jobType", "jobType"),
     ("startTimeUtc", "startTimeUtc"),
     ("endTimeUtc", "endTimeUtc"),
+    // As identities, and with them Azure's own tools, call it.
+    ("statusUpdatedTime", "statusUpdateTime"),
     // The documentation's queries call it otherwise than its rows.
     ("createdTimeUtc", "createdDateTimeUtc"),
     ("createdDateTimeUtc", "createdDateTimeUtc"),

@@ -10,6 +10,7 @@ use crate::error::{ErrorCode, HubError};
 use crate::link::TwinDocument;
 use crate::time;
 
+mod change;
 mod limits;
 mod merge;
 mod section;
