@@ -17,6 +17,7 @@ mod bad_input;
 mod capacity;
 mod command_line;
 mod config;
+mod events;
 mod fleet_job;
 mod languages;
 mod messages;

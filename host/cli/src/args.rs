@@ -85,7 +85,7 @@ pub(crate) enum Command {
     /// Query twins or job results in IoT Hub's query language
     #[command(after_help = "Examples:
   latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
-  latch query \"SELECT COUNT() AS n FROM devices\"
+  latch query \"SELECT tags.site AS site, COUNT() AS n FROM devices GROUP BY tags.site\"
   latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
@@ -204,7 +204,7 @@ pub(crate) struct CallArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct QueryArgs {
-    /// SELECT … FROM devices | devices.jobs …
+    /// SELECT … FROM devices | devices.modules | devices.jobs …
     pub(crate) query: String,
 }
 

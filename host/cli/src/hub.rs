@@ -39,6 +39,7 @@ impl RunningHub {
             https: listeners.https,
             machine_name: machine_name(),
             jobs: Default::default(),
+            rehearsal: Default::default(),
         };
         let hub = EmbeddedHub::start(settings).await.context("the hub cannot start")?;
         let key = hub.policy_key(OWNER).context("the hub has lost its policies")?;

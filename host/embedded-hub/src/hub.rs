@@ -40,6 +40,7 @@ use links::Link;
 use messages::Waiters;
 
 pub use credentials::Credentials;
+pub(crate) use links::properties_size;
 pub(crate) use messages::numbered;
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.

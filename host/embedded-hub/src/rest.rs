@@ -13,6 +13,8 @@ mod jobs;
 mod messages;
 pub(crate) mod operator;
 mod query;
+mod rehearsals;
+mod rehearse;
 mod reply;
 mod serve;
 mod tokens;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
@@ -36,7 +39,7 @@ use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
 pub(crate) use events::Streams;
-pub(crate) use query::Walk;
+pub(crate) use query::{SCAN, Walk};
 pub(crate) use serve::serve;
 
 /// What every handler needs.
@@ -74,6 +77,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/$iothub/websocket", get(websocket::upgrade))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(state.clone(), rehearse::admit))
         .layer(middleware::from_fn(with_whole_body))
         .with_state(state)
 }
@@ -94,11 +98,27 @@ fn message_routes(device_bound: &str, service_bound: &str) -> Router<RestState> 
 /// on it, and a client that sends everything before it listens hears of that and not of the refusal.
 async fn with_whole_body(request: Request, next: Next) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
-    match read_body(body).await {
+    let whole = read_body(body).await.and_then(|whole| check_type(&head.headers, &whole).map(|()| whole));
+    match whole {
         Ok(whole) => Ok(next.run(Request::from_parts(head, Body::from(whole))).await),
         Err(error) if head.uri.path().ends_with("/methods") => Err(Refusal::of_method(error, None)),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Every body of this API is JSON. One without a type is taken for that, one of another is not read.
+///
+/// # Errors
+/// 415000, saying what to send.
+fn check_type(headers: &HeaderMap, body: &[u8]) -> Result<(), HubError> {
+    let Some(found) = headers.get(header::CONTENT_TYPE).filter(|_| !body.is_empty()) else { return Ok(()) };
+    let found = String::from_utf8_lossy(found.as_bytes());
+    let essence = found.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let text = format!("the body is {essence:?}: send JSON, with the header Content-Type: application/json");
+    Err(HubError::new(ErrorCode::GenericUnsupportedMediaType, text))
 }
 
 async fn no_such_route() -> Refusal {

@@ -7,7 +7,6 @@ use bytes::BytesMut;
 use chrono::Utc;
 use embedded_hub::hub::{Answer, Operation};
 use embedded_hub::{EmbeddedHub, HubSettings, tls};
-use iothub_protocol::connection_string::DeviceCredentials;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{CloudMessage, Feedback};
 use iothub_protocol::sas::SharedKey;
@@ -45,7 +44,14 @@ impl Fixture {
         let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ports = [&mqtt, &https].map(|listener| listener.local_addr().expect("an address").port());
         let data = folder.path().to_owned();
-        let settings = HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default() };
+        let settings = HubSettings {
+            data,
+            mqtt,
+            https,
+            machine_name: None,
+            jobs: Default::default(),
+            rehearsal: Default::default(),
+        };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Fixture { hub, mqtt: ports[0], https: ports[1], folder }
     }
@@ -126,10 +132,8 @@ impl Fixture {
     }
 
     async fn key(&self, id: &str) -> SharedKey {
-        match self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device") {
-            DeviceCredentials::Key(key) => key,
-            DeviceCredentials::X509 => panic!("{id} has no key"),
-        }
+        let credentials = self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device");
+        credentials.key().expect("a key").clone()
     }
 }
 

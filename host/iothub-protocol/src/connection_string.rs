@@ -79,10 +79,7 @@ impl DeviceConnectionString {
 
     /// The key of a device that has one.
     pub fn key(&self) -> Option<&SharedKey> {
-        match &self.credentials {
-            DeviceCredentials::Key(key) => Some(key),
-            DeviceCredentials::X509 => None,
-        }
+        self.credentials.key()
     }
 
     /// The whole string, key included: for a file with mode 0600 and nowhere else.
@@ -92,6 +89,16 @@ impl DeviceConnectionString {
             DeviceCredentials::X509 => "x509=true".to_owned(),
         };
         format!("HostName={};DeviceId={};{proof}", self.host.authority(), self.device_id)
+    }
+}
+
+impl DeviceCredentials {
+    /// The key of a device that has one.
+    pub fn key(&self) -> Option<&SharedKey> {
+        match self {
+            DeviceCredentials::Key(key) => Some(key),
+            DeviceCredentials::X509 => None,
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //! MQTT, and [`job`] for what a back end schedules.
 
 pub mod authentication;
+pub mod configuration;
 pub mod connection_string;
 pub mod error;
 pub mod feedback;
@@ -16,6 +17,7 @@ pub mod identity;
 pub mod job;
 pub mod link;
 pub mod method;
+pub mod plugin_report;
 pub mod query;
 pub mod sas;
 pub mod time;

@@ -50,6 +50,7 @@ async fn create(action: JobAction, schedule: ScheduleArgs, context: &Context) ->
         query_condition: schedule.query,
         start_time,
         max_execution_time_in_seconds: schedule.max_execution,
+        policy: None,
     };
     let service = context.service()?;
     let created = service.create_job(&request).await?;

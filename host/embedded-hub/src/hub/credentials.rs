@@ -1,11 +1,11 @@
 //! Who a device is: what it shows, and what the registry has of it.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use iothub_protocol::authentication::{Authentication, Thumbprint};
+use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::sas::Token;
 
@@ -29,8 +29,37 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Why a device may not connect; holds no secret.
-pub(super) type Denial = Cow<'static, str>;
+/// Why a device may not connect, for the log; holds no secret.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Denial {
+    #[error("{0}")]
+    Reason(&'static str),
+    /// In Azure's words.
+    #[error(
+        "Thumbprint does not match configuration: Thumbprint: SHA1Hash={sha1}, SHA2Hash={sha256}; Configuration: \
+         PrimaryThumbprint={primary}, SecondaryThumbprint={secondary}"
+    )]
+    Thumbprint { sha1: Thumbprint, sha256: Thumbprint, primary: String, secondary: String },
+}
+
+impl From<&'static str> for Denial {
+    fn from(reason: &'static str) -> Denial {
+        Denial::Reason(reason)
+    }
+}
+
+impl Denial {
+    /// For a request over HTTPS. Over MQTT there is a code only.
+    pub(super) fn answer(&self) -> HubError {
+        let text = match self {
+            Denial::Thumbprint { .. } => self.to_string(),
+            Denial::Reason(_) => {
+                "Authentication failed for this device, renew token or certificate and reconnect".to_owned()
+            }
+        };
+        HubError::new(ErrorCode::IotHubUnauthorized, text)
+    }
+}
 
 /// Until when a device may be connected, and by what.
 pub(super) type Proof = (DateTime<Utc>, AuthMethod);
@@ -86,7 +115,7 @@ fn judge_certificate(now: Now, device: &Device, certificate: &ClientCertificate)
         Authentication::SelfSigned { primary, secondary } => {
             let known = [primary.as_ref(), secondary.as_ref()];
             if !known.into_iter().flatten().any(|thumbprint| certificate.has_thumbprint(thumbprint)) {
-                return Err(wrong_thumbprint(certificate, known).into());
+                return Err(wrong_thumbprint(certificate, known));
             }
         }
         Authentication::CertificateAuthority => {
@@ -106,15 +135,7 @@ fn judge_certificate(now: Now, device: &Device, certificate: &ClientCertificate)
     Ok(certificate.not_after)
 }
 
-/// In Azure's words.
-fn wrong_thumbprint(certificate: &ClientCertificate, [primary, secondary]: [Option<&Thumbprint>; 2]) -> String {
-    let text = |thumbprint: Option<&Thumbprint>| thumbprint.map(ToString::to_string).unwrap_or_default();
-    format!(
-        "Thumbprint does not match configuration: Thumbprint: SHA1Hash={}, SHA2Hash={}; Configuration: \
-         PrimaryThumbprint={}, SecondaryThumbprint={}",
-        certificate.sha1,
-        certificate.sha256,
-        text(primary),
-        text(secondary)
-    )
+fn wrong_thumbprint(certificate: &ClientCertificate, known: [Option<&Thumbprint>; 2]) -> Denial {
+    let [primary, secondary] = known.map(|known| known.map(ToString::to_string).unwrap_or_default());
+    Denial::Thumbprint { sha1: certificate.sha1.clone(), sha256: certificate.sha256.clone(), primary, secondary }
 }

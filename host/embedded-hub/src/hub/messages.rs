@@ -279,8 +279,7 @@ impl<R> Hub<R> {
     fn admit(&mut self, now: Now, id: &DeviceId, credentials: &Credentials) -> Result<(), HubError> {
         self.authenticate(now, id, credentials).map_err(|reason| {
             tracing::info!(device = %id, %reason, "request refused");
-            let text = "Authentication failed for this device, renew token or certificate and reconnect";
-            HubError::new(ErrorCode::IotHubUnauthorized, text)
+            reason.answer()
         })?;
         if let Some(device) = self.devices.get_mut(id) {
             device.last_activity = Some(now.wall);

@@ -1,5 +1,6 @@
 //! The hub with a fake clock: what each party hears, and when.
 
+mod credentials;
 mod messages;
 
 use std::time::Duration;

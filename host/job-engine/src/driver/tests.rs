@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -5,6 +6,7 @@ use durable_store::Durability;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
 use serde_json::json;
 
 use super::*;
@@ -54,6 +56,10 @@ impl Fleet for Scripted {
 
     async fn patch_twin(&self, _: &DeviceId, _: &TwinUpdate) -> Result<(), HubError> {
         Ok(())
+    }
+
+    async fn pin_states(&self, _: &str, _: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
+        Ok(HashMap::new())
     }
 }
 

@@ -1,0 +1,5 @@
+//! What is rehearsed, as devices and back ends meet it at a whole hub's sockets.
+
+mod bad_days;
+mod fixture;
+mod tiers;
