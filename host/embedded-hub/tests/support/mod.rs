@@ -72,7 +72,14 @@ impl Service {
         let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ports = [&mqtt, &https].map(|listener| listener.local_addr().expect("an address").port());
         let data = folder.path().to_owned();
-        let settings = HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default() };
+        let settings = HubSettings {
+            data,
+            mqtt,
+            https,
+            machine_name: None,
+            jobs: Default::default(),
+            rehearsal: Default::default(),
+        };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Service { hub, mqtt: ports[0], https: ports[1], folder }
     }
