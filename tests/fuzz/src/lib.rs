@@ -8,7 +8,7 @@ mod bodies;
 mod mqtt;
 mod texts;
 
-/// A target: panics when something does not hold.
+/// Takes any bytes, and panics only if they show a fault.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is also that of its program and of its folder of seeds.
