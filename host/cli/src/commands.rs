@@ -9,7 +9,9 @@ mod job;
 mod message;
 mod method;
 mod plugin;
+mod policy;
 mod query;
+mod rehearse;
 mod rollout;
 mod run;
 mod token;
@@ -28,6 +30,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Up(args) => up::up(args, context).await,
         Command::Hub(args) => match args.command {
             Some(HubCommand::Token(args)) => token::run(args, context).await,
+            Some(HubCommand::Rehearse(command)) => rehearse::run(command, context).await,
             None => up::hub(args, context).await,
         },
         Command::Run(args) => run::run(args, context).await,

@@ -22,6 +22,7 @@ mod reload;
 mod scenarios;
 mod settings;
 mod signals;
+mod units;
 
 use std::process::ExitCode;
 

@@ -23,6 +23,9 @@ pub enum StoreError {
         path.display()
     )]
     NewerSchema { path: PathBuf, found: usize, known: usize },
+    /// The file was written by an earlier version, and may only be read.
+    #[error("{} was written by an older version: start that which owns it once, so that it is converted", path.display())]
+    OlderSchema { path: PathBuf },
     /// The file is damaged, or is no database.
     #[error("{} is damaged ({detail}): move it away and put a backup in its place", path.display())]
     Corrupt { path: PathBuf, detail: String },

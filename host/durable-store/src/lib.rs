@@ -3,10 +3,12 @@
 //! A [`Store`] is a handle to a writer thread and a few reader threads. [`Store::write`] queues a closure; the writer
 //! runs whatever is queued in one transaction, commits once and only then answers each caller ("group commit"), so
 //! that a thousand waiting callers pay for one commit. It never waits for more work: a lone write is committed at
-//! once. Readers have connections of their own and see committed data only.
+//! once. Readers have connections of their own and see committed data only. There are two sets of them, so that what
+//! takes long ([`Store::scan`], [`Store::backup`], the check of a large file) holds up no short [`Store::read`].
 //!
 //! The crate does not know what it keeps: tables are the caller's migrations, rows the caller's closures.
 
+mod closed;
 mod error;
 mod open;
 mod reader;
@@ -19,9 +21,11 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 
 pub use rusqlite as sql;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+pub use closed::ClosedStore;
 pub use error::StoreError;
+pub use open::CHECKED_AT_OPENING;
 
 /// What a committed write survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,20 +48,55 @@ pub struct Store {
 struct Shared {
     writer: mpsc::Sender<writer::Message>,
     readers: mpsc::Sender<reader::Message>,
+    scanners: mpsc::Sender<reader::Message>,
     file: open::StoreFile,
+    /// What the check of the whole file found, once it is done.
+    checked: watch::Receiver<Option<Result<(), StoreError>>>,
 }
 
 impl Store {
     /// Opens or creates the file, checks its integrity and applies the migrations that it lacks.
     ///
     /// `migrations` only ever grows at its end: the file remembers how many it has had, and a file that has had more
-    /// than there are is refused. Blocks: the check reads the whole file.
+    /// than there are is refused. Blocks: the check reads a file of up to [`CHECKED_AT_OPENING`] bytes whole. Of a larger
+    /// one only the header is read here; the rest is checked while it is in use, see [`Store::checked`].
     pub fn open(path: &Path, migrations: &'static [&'static str], durability: Durability) -> Result<Store, StoreError> {
         let opened = open::open(path, migrations, durability)?;
         let file = opened.file.clone();
-        let readers = reader::start(&file)?;
+        let is_checked = opened.is_checked;
+        let readers = reader::start(&file, "store-reader")?;
+        let scanners = reader::start(&file, "store-scanner")?;
         let writer = writer::start(opened)?;
-        Ok(Store { shared: Arc::new(Shared { writer, readers, file }) })
+        let (found, checked) = watch::channel(is_checked.then_some(Ok(())));
+        let store = Store { shared: Arc::new(Shared { writer, readers, scanners, file, checked }) };
+        if !is_checked {
+            store.check_in_the_background(found);
+        }
+        Ok(store)
+    }
+
+    /// Resolves once the whole file has been checked: at once, unless the file is large.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if it is damaged: what was read or will be read of it may be wrong.
+    pub fn checked(&self) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let mut checked = self.shared.checked.clone();
+        async move {
+            let found = checked.wait_for(Option::is_some).await.map_err(|_| StoreError::Closed)?;
+            found.clone().unwrap_or(Err(StoreError::Closed))
+        }
+    }
+
+    fn check_in_the_background(&self, found: watch::Sender<Option<Result<(), StoreError>>>) {
+        // What it finds is told on the reader's thread; there is nobody to wait for the answer.
+        drop(self.on_reader(&self.shared.scanners, move |connection, file| {
+            let outcome = open::check_integrity(connection, file);
+            if let Err(error) = &outcome {
+                tracing::error!(%error, "the check of a store has found damage");
+            }
+            found.send_replace(Some(outcome));
+            Ok(())
+        }));
     }
 
     /// Runs `job` in a transaction; resolves after its commit.
@@ -97,11 +136,16 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&sql::Connection) -> sql::Result<T> + Send + 'static,
     {
-        self.on_reader(move |connection, file| {
-            // A failed query has no state to undo: the view ends with the transaction either way.
-            let view = connection.unchecked_transaction().map_err(|error| file.explain(error))?;
-            query(&view).map_err(|error| file.explain(error))
-        })
+        self.on_reader(&self.shared.readers, move |connection, file| reader::on_one_view(connection, file, query))
+    }
+
+    /// Like [`Store::read`], for what may take long: it waits for others of its kind, and [`Store::read`] not for it.
+    pub fn scan<T, F>(&self, query: F) -> impl Future<Output = Result<T, StoreError>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce(&sql::Connection) -> sql::Result<T> + Send + 'static,
+    {
+        self.on_reader(&self.shared.scanners, move |connection, file| reader::on_one_view(connection, file, query))
     }
 
     /// Writes a consistent copy to `path`, which must not exist, while reads and writes go on.
@@ -109,15 +153,15 @@ impl Store {
     /// The copy appears under its name only when it is complete and on the disk.
     pub fn backup(&self, path: &Path) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
         let target = path.to_owned();
-        self.on_reader(move |connection, _| reader::back_up(connection, &target))
+        self.on_reader(&self.shared.scanners, move |connection, _| reader::back_up(connection, &target))
     }
 
     /// Finishes what is queued, folds the log into the file and closes it; the file may be opened again afterwards.
     /// Later calls on any clone answer [`StoreError::Closed`].
     pub async fn close(&self) {
         // The readers first, so that the writer's connection is the last and can remove the log.
-        let readers = reader::stop(&self.shared.readers);
-        for stopped in readers {
+        let readers = [&self.shared.readers, &self.shared.scanners].map(reader::stop);
+        for stopped in readers.into_iter().flatten() {
             // An error means that it has stopped already.
             drop(stopped.await);
         }
@@ -126,7 +170,11 @@ impl Store {
         drop(closing.await);
     }
 
-    fn on_reader<T, F>(&self, query: F) -> impl Future<Output = Result<T, StoreError>> + Send + use<T, F>
+    fn on_reader<T, F>(
+        &self,
+        readers: &mpsc::Sender<reader::Message>,
+        query: F,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce(&sql::Connection, &open::StoreFile) -> Result<T, StoreError> + Send + 'static,
@@ -137,7 +185,7 @@ impl Store {
             let outcome = error::catching(|| query(connection, &file));
             drop(answer.send(outcome));
         }));
-        drop(self.shared.readers.send(message));
+        drop(readers.send(message));
         async move { answered.await.unwrap_or(Err(StoreError::Closed)) }
     }
 }

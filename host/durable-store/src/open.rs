@@ -16,6 +16,11 @@ pub(crate) const FILE_MODE: u32 = 0o600;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The log is cut back to this size after a burst; it would otherwise keep its largest size for ever.
 const LOG_SIZE_LIMIT: i64 = 64 * 1024 * 1024;
+/// Files up to this size are checked whole when they are opened, which takes less than a second. A larger one would keep
+/// its owner from starting for long, so it is checked while it is in use.
+pub const CHECKED_AT_OPENING: u64 = 64 * 1024 * 1024;
+/// Marks a file as a store of this crate; it stands in SQLite's header.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"Ltch");
 /// Enough for every statement of one kind of store.
 const CACHED_STATEMENTS: usize = 64;
 
@@ -29,17 +34,31 @@ pub(crate) struct StoreFile {
 pub(crate) struct Opened {
     pub(crate) file: StoreFile,
     pub(crate) connection: Connection,
+    /// Whether the whole file was checked, not only its header.
+    pub(crate) is_checked: bool,
     /// Held as long as the connection lives.
     pub(crate) lock: File,
 }
 
 impl StoreFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn new(path: &Path) -> StoreFile {
+        StoreFile { path: Arc::from(path) }
+    }
+
     pub(crate) fn explain(&self, error: sql::Error) -> StoreError {
         StoreError::from_sql(&self.path, error)
     }
 
     pub(crate) fn explain_io(&self, error: io::Error) -> StoreError {
         StoreError::from_io(&self.path, error)
+    }
+
+    pub(crate) fn corrupt(&self, detail: String) -> StoreError {
+        StoreError::Corrupt { path: self.path.to_path_buf(), detail }
     }
 
     /// A connection that cannot write.
@@ -57,15 +76,19 @@ impl StoreFile {
 }
 
 pub(crate) fn open(path: &Path, migrations: &[&str], durability: Durability) -> Result<Opened, StoreError> {
-    let file = StoreFile { path: Arc::from(path) };
+    let file = StoreFile::new(path);
     let lock = lock(path)?;
     create(path)?;
     let mut connection = file.connect(OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|error| file.explain(error))?;
+    check_owner(&connection, &file)?;
     configure(&connection, durability).map_err(|error| file.explain(error))?;
-    check_integrity(&connection, &file)?;
+    let is_checked = fs::metadata(path).map_err(|error| StoreError::from_io(path, error))?.len() <= CHECKED_AT_OPENING;
+    if is_checked {
+        check_integrity(&connection, &file)?;
+    }
     migrate(&mut connection, &file, migrations)?;
     tracing::debug!(path = %path.display(), ?durability, schema = migrations.len(), "store opened");
-    Ok(Opened { file, connection, lock })
+    Ok(Opened { file, connection, is_checked, lock })
 }
 
 /// Takes the file for this store alone.
@@ -107,23 +130,32 @@ fn configure(connection: &Connection, durability: Durability) -> sql::Result<()>
     connection.pragma_update(None, "foreign_keys", true)
 }
 
-fn check_integrity(connection: &Connection, file: &StoreFile) -> Result<(), StoreError> {
+/// Reads the header, which tells a database from anything else, and whether it is one of ours.
+fn check_owner(connection: &Connection, file: &StoreFile) -> Result<(), StoreError> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    match number("application_id").map_err(|error| file.explain(error))? {
+        // A file from before there was a mark, or a new one.
+        0 => {
+            connection.pragma_update(None, "application_id", APPLICATION_ID).map_err(|error| file.explain(error))?;
+            Ok(())
+        }
+        APPLICATION_ID => Ok(()),
+        _ => Err(file.corrupt("it is a database of another program".to_owned())),
+    }
+}
+
+/// Reads the whole file.
+pub(crate) fn check_integrity(connection: &Connection, file: &StoreFile) -> Result<(), StoreError> {
     let finding: String =
         connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(|error| file.explain(error))?;
     if finding == "ok" {
         return Ok(());
     }
-    Err(StoreError::Corrupt { path: file.path.to_path_buf(), detail: finding })
+    Err(file.corrupt(finding))
 }
 
 fn migrate(connection: &mut Connection, file: &StoreFile, migrations: &[&str]) -> Result<(), StoreError> {
-    let applied: u32 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(|error| file.explain(error))?;
-    let applied = usize::try_from(applied).unwrap_or(usize::MAX);
-    if applied > migrations.len() {
-        let path = file.path.to_path_buf();
-        return Err(StoreError::NewerSchema { path, found: applied, known: migrations.len() });
-    }
+    let applied = schema(connection, file, migrations)?;
     for (index, migration) in migrations.iter().enumerate().skip(applied) {
         let step = index + 1;
         apply(connection, migration, step).map_err(|error| {
@@ -132,6 +164,18 @@ fn migrate(connection: &mut Connection, file: &StoreFile, migrations: &[&str]) -
         })?;
     }
     Ok(())
+}
+
+/// How many of the migrations the file has had.
+pub(crate) fn schema(connection: &Connection, file: &StoreFile, migrations: &[&str]) -> Result<usize, StoreError> {
+    let applied: u32 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(|error| file.explain(error))?;
+    let applied = usize::try_from(applied).unwrap_or(usize::MAX);
+    if applied > migrations.len() {
+        let path = file.path.to_path_buf();
+        return Err(StoreError::NewerSchema { path, found: applied, known: migrations.len() });
+    }
+    Ok(applied)
 }
 
 fn apply(connection: &mut Connection, migration: &str, step: usize) -> sql::Result<()> {

@@ -12,10 +12,10 @@ use tokio::sync::oneshot;
 
 use crate::StoreError;
 use crate::open::{FILE_MODE, StoreFile, with_suffix};
-use crate::sql::Connection;
 use crate::sql::backup::{Backup, StepResult};
+use crate::sql::{self, Connection};
 
-/// Two, so that a backup or a slow query leaves one for the rest.
+/// Of each kind, so that one slow query leaves a thread for the rest.
 const READERS: usize = 2;
 
 pub(crate) enum Message {
@@ -24,14 +24,15 @@ pub(crate) enum Message {
     Stop(oneshot::Sender<()>),
 }
 
-pub(crate) fn start(file: &StoreFile) -> Result<Sender<Message>, StoreError> {
+/// Starts a set of readers; `name` is what the operating system shows of their threads.
+pub(crate) fn start(file: &StoreFile, name: &str) -> Result<Sender<Message>, StoreError> {
     let (sender, receiver) = mpsc::channel();
     let queue = Arc::new(Mutex::new(receiver));
     for _ in 0..READERS {
         let connection = file.connect_reader()?;
         let queue = Arc::clone(&queue);
         thread::Builder::new()
-            .name("store-reader".to_owned())
+            .name(name.to_owned())
             .spawn(move || run(connection, &queue))
             .map_err(|error| file.explain_io(error))?;
     }
@@ -63,6 +64,17 @@ fn run(connection: Connection, queue: &Mutex<Receiver<Message>>) {
             Err(_) => return,
         }
     }
+}
+
+/// Runs `query` on one consistent view of what is committed.
+pub(crate) fn on_one_view<T>(
+    connection: &Connection,
+    file: &StoreFile,
+    query: impl FnOnce(&Connection) -> sql::Result<T>,
+) -> Result<T, StoreError> {
+    // A failed query has no state to undo: the view ends with the transaction either way.
+    let view = connection.unchecked_transaction().map_err(|error| file.explain(error))?;
+    query(&view).map_err(|error| file.explain(error))
 }
 
 /// Copies the database of `connection` to `target`, which appears whole or not at all.

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 
 use tempfile::TempDir;
 
-use crate::{Durability, Store, StoreError, sql};
+use crate::{CHECKED_AT_OPENING, ClosedStore, Durability, Store, StoreError, sql};
 
 const MIGRATIONS: &[&str] = &["CREATE TABLE item (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE)"];
 /// Names the file that `kill_leaves_everything_acknowledged` writes to in its child process.
@@ -216,6 +216,82 @@ async fn backup_is_a_whole_store_and_never_overwrites() {
         let mode = fs::metadata(folder.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
+}
+
+#[tokio::test]
+async fn another_process_s_store_is_read_and_copied_while_it_is_written() {
+    let Fixture { folder, store } = fixture();
+    let path = folder.path().join("s.db");
+    store.write(insert("a")).await.unwrap();
+    let other = ClosedStore::open(&path, MIGRATIONS).unwrap();
+    let count = |connection: &sql::Connection| {
+        connection.query_row("SELECT COUNT(*) FROM item", [], |row| row.get::<_, i64>(0))
+    };
+    assert_eq!(other.read(count).unwrap(), 1);
+    store.write(insert("b")).await.unwrap();
+    assert_eq!(other.read(count).unwrap(), 2, "each read is of what is committed then");
+    other.backup(&folder.path().join("copy.db")).unwrap();
+    store.write(insert("c")).await.unwrap();
+    assert_eq!(names(&open(&folder.path().join("copy.db")).unwrap()).await, ["a", "b"]);
+    assert!(other.read(|connection| connection.execute("DELETE FROM item", [])).is_err());
+
+    let older = ClosedStore::open(&path, &[MIGRATIONS[0], "SELECT 1"]).err();
+    assert!(matches!(older, Some(StoreError::OlderSchema { .. })), "{older:?}");
+    let missing = ClosedStore::open(&folder.path().join("none.db"), MIGRATIONS).err();
+    assert!(matches!(missing, Some(StoreError::Io { .. })), "{missing:?}");
+}
+
+#[tokio::test]
+async fn a_scan_that_takes_long_holds_up_no_read() {
+    let Fixture { folder: _folder, store } = fixture();
+    let (release, held) = mpsc::channel::<()>();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let scans = [held.clone(), held.clone(), held].map(|held| {
+        store.scan(move |_| {
+            let _ = held.lock().unwrap().recv();
+            Ok(())
+        })
+    });
+    assert!(names(&store).await.is_empty());
+    drop(release);
+    for scan in scans {
+        scan.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_large_file_is_checked_while_it_is_in_use() {
+    let Fixture { folder, store } = fixture();
+    store.checked().await.unwrap();
+    let large = "x".repeat(1024 * 1024);
+    for number in 0..CHECKED_AT_OPENING / 1_000_000 {
+        drop(store.write(insert(format!("{number}{large}"))));
+    }
+    store.close().await;
+    let path = folder.path().join("s.db");
+    let whole = open(&path).unwrap();
+    whole.checked().await.unwrap();
+    whole.close().await;
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    // The second page is the root of the table.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0x5a; 4096], 4096).unwrap();
+    let damaged = open(&path).unwrap();
+    let found = damaged.checked().await;
+    assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{found:?}");
+    damaged.close().await;
+}
+
+#[tokio::test]
+async fn a_database_of_another_program_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.db");
+    let other = sql::Connection::open(&path).unwrap();
+    other.execute_batch("PRAGMA application_id = 7; CREATE TABLE theirs (a)").unwrap();
+    drop(other);
+    let before = fs::read(&path).unwrap();
+    let refused = open(&path).err();
+    assert!(matches!(refused, Some(StoreError::Corrupt { .. })), "{refused:?}");
+    assert_eq!(fs::read(&path).unwrap(), before);
 }
 
 /// The child writes until it is killed and prints each number once it is answered.

@@ -86,7 +86,7 @@ impl<T, F> Drop for Write<T, F> {
 
 pub(crate) fn start(opened: Opened) -> Result<Sender<Message>, StoreError> {
     let (sender, queue) = mpsc::channel();
-    let Opened { file, connection, lock } = opened;
+    let Opened { file, connection, lock, is_checked: _ } = opened;
     let path = file.clone();
     let writer = Writer { file, connection, queue, lock };
     thread::Builder::new()
@@ -148,6 +148,7 @@ impl Writer {
                 Err(_) => {}
             }
         }
+        tracing::trace!(path = %self.file.path().display(), writes = group.settled.len(), "commit begins");
         let committed = whole.and_then(|()| transaction.commit().map_err(|error| self.file.explain(error)));
         group.settle(committed);
         closing

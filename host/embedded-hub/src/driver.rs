@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
 use crate::hub::{Answer, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::rehearsal::Rehearsal;
 use crate::store;
 
 /// Inputs waiting for the hub. Senders wait when it is full, which slows sockets down rather than growing.
@@ -41,6 +42,7 @@ pub struct HubHandle {
     next_link: Arc<AtomicU64>,
     events: EventLog,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
+    rehearsal: Rehearsal,
 }
 
 /// The hub's way to a connection.
@@ -87,6 +89,15 @@ impl HubHandle {
         &self.events
     }
 
+    /// What is rehearsed on this hub.
+    pub fn rehearsal(&self) -> &Rehearsal {
+        &self.rehearsal
+    }
+
+    pub(crate) fn rehearsing(self, rehearsal: Rehearsal) -> HubHandle {
+        HubHandle { rehearsal, ..self }
+    }
+
     /// Announce a new connection.
     pub(crate) async fn attach(&self) -> Option<LinkEnd> {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
@@ -112,7 +123,9 @@ pub(crate) fn spawn(
     let (inputs, receiver) = mpsc::channel(INPUT_QUEUE);
     let (failed, failure) = watch::channel(None);
     let events = EventLog::new();
-    let handle = HubHandle { inputs, next_link: Arc::new(AtomicU64::new(1)), events: events.clone(), failure };
+    let rehearsal = Rehearsal::default();
+    let next_link = Arc::new(AtomicU64::new(1));
+    let handle = HubHandle { inputs, next_link, events: events.clone(), failure, rehearsal };
     let driver = Driver {
         hub,
         store,

@@ -40,6 +40,7 @@ use calls::Calls;
 use links::Link;
 use messages::Waiters;
 
+pub(crate) use links::properties_size;
 pub(crate) use messages::numbered;
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.

@@ -13,6 +13,8 @@ mod jobs;
 mod messages;
 pub(crate) mod operator;
 mod query;
+mod rehearsals;
+mod rehearse;
 mod reply;
 mod serve;
 mod tokens;
@@ -36,7 +38,7 @@ use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
 pub(crate) use events::Streams;
-pub(crate) use query::Walk;
+pub(crate) use query::{SCAN, Walk};
 pub(crate) use serve::serve;
 
 /// What every handler needs.
@@ -75,6 +77,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .merge(message_routes("devicebound", "servicebound"))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(state.clone(), rehearse::admit))
         .layer(middleware::from_fn(with_whole_body))
         .with_state(state)
 }

@@ -19,6 +19,7 @@ use crate::driver::{self, HubHandle};
 use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
 use crate::policy::{Policy, random_key};
+use crate::rehearsal::{INTRUDERS_POLICY, Rehearsal, RehearsalSettings};
 use crate::rest::{self, RestState, Streams};
 use crate::tls::{self, TlsError};
 use crate::{mqtt, store};
@@ -32,6 +33,8 @@ pub struct HubSettings {
     /// This machine's name, to be named in the certificate.
     pub machine_name: Option<String>,
     pub jobs: JobSettings,
+    /// Limits of a tier; without one there are none.
+    pub rehearsal: RehearsalSettings,
 }
 
 /// Why there is no hub.
@@ -68,6 +71,7 @@ pub struct EmbeddedHub {
     mqtt: Part,
     /// Of jobs and configurations, which are work on devices.
     jobs_cancel: CancellationToken,
+    rehearsal: Part,
     applying: Option<JoinHandle<()>>,
     hub: Part,
 }
@@ -85,12 +89,21 @@ impl EmbeddedHub {
         let hub_cancel = CancellationToken::new();
         let hub = Hub::new(policies.to_vec(), devices, feedback);
         let (handle, driver) = driver::spawn(hub, hub_store.clone(), hub_cancel.clone());
+        let intruder = policies.iter().find(|policy| policy.name == INTRUDERS_POLICY).cloned();
+        let rehearsal = Rehearsal::new(settings.rehearsal, &settings.data, intruder).await;
+        let handle = handle.rehearsing(rehearsal.clone());
+        let rehearsal_cancel = CancellationToken::new();
+        let keeper = tokio::spawn(rehearsal.clone().keep(rehearsal_cancel.clone()));
 
         let jobs_path = settings.data.join("jobs.db");
         let jobs_store = blocking(move || Store::open(&jobs_path, job_engine::MIGRATIONS, Durability::Power)).await?;
         let fleet = Arc::new(HubFleet::new(handle.clone()));
         let jobs_cancel = CancellationToken::new();
-        let jobs = JobEngine::start(fleet, jobs_store.clone(), settings.jobs, jobs_cancel.clone()).await?;
+        let mut jobs_settings = settings.jobs;
+        if let Some(sku) = rehearsal.sku() {
+            jobs_settings.limits.concurrent_jobs = sku.concurrent_jobs();
+        }
+        let jobs = JobEngine::start(fleet, jobs_store.clone(), jobs_settings, jobs_cancel.clone()).await?;
 
         let configurations = Configurations::load(hub_store.clone()).await?;
         let applying = apply::run(configurations.clone(), handle.clone(), jobs_cancel.clone());
@@ -110,6 +123,7 @@ impl EmbeddedHub {
             https: Some(Part { cancel: https_cancel, task: tokio::spawn(https) }),
             mqtt: Part { cancel: mqtt_cancel, task: tokio::spawn(mqtt) },
             jobs_cancel,
+            rehearsal: Part { cancel: rehearsal_cancel, task: keeper },
             applying: Some(applying),
             hub: Part { cancel: hub_cancel, task: driver },
         })
@@ -144,6 +158,7 @@ impl EmbeddedHub {
     pub async fn stop(mut self) {
         self.finish_work().await;
         self.mqtt.stop().await;
+        self.rehearsal.stop().await;
         self.hub.stop().await;
         for store in self.stores {
             store.close().await;

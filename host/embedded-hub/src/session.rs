@@ -65,6 +65,11 @@ impl Session {
         self.last_heard + self.silence
     }
 
+    /// The hub did not listen until now, so nothing is wrong with a client that it did not hear.
+    pub fn forgive_silence(&mut self, now: Instant) {
+        self.last_heard = now;
+    }
+
     /// Whether to give packets now. A client need not wait for the answer to its CONNECT; the connection does.
     pub fn takes_packets(&self) -> bool {
         !matches!(self.state, State::AwaitVerdict(_))

@@ -5,7 +5,7 @@
 //! repeated.
 //!
 //! On each connect the rule of the SDKs holds: subscribe, GET the twin, then let through the notices that are newer
-//! than what the GET brought. What the hub sends before that is kept, within a bound, and given to the actor in order.
+//! than what the GET brought, and a GET again where one of those did not come. What the hub sends before that is kept, within a bound, and given to the actor in order.
 //! When the link breaks everything in flight is forgotten: the actor keeps what must arrive and sends it again.
 
 use std::collections::VecDeque;
@@ -259,7 +259,7 @@ impl Session {
             Input::Received { topic, payload, packet_id } => {
                 self.received(now.monotonic, &topic, payload, packet_id);
             }
-            Input::Taken { token } => self.taken(token),
+            Input::Taken { token } => self.taken(now.monotonic, token),
             Input::Send(message) => self.send(now.monotonic, message),
             Input::Elapsed => self.elapsed(now),
         }
@@ -275,6 +275,9 @@ impl Session {
             Phase::Online(link) => match link.stage {
                 Stage::Subscribing { deadline, .. } if deadline <= now.monotonic => {
                     self.close("the hub did not answer the subscriptions".to_owned(), Again::BackOff);
+                }
+                _ if link.telemetry_is_overdue(now.monotonic) => {
+                    self.close("the hub did not acknowledge a message in time".to_owned(), Again::BackOff);
                 }
                 Stage::GettingTwin { retry_at, .. } if retry_at <= now.monotonic => self.get_twin(now.monotonic),
                 _ => self.expire_reports(now.monotonic),
@@ -431,15 +434,20 @@ impl Session {
             TwinAnswer::Failed { message, retry_in } => {
                 warn!(device = %self.settings.device_id, status, message, ?retry_in, "no twin from the hub");
             }
-            TwinAnswer::Twin { deliveries } => {
+            TwinAnswer::Twin { deliveries, gap } => {
                 self.outputs.extend(deliveries.into_iter().map(Output::Deliver));
                 self.outputs.push_back(Output::State(LinkState::Ready));
+                if gap {
+                    warn!(device = %self.settings.device_id, "a notice did not come, asking for the whole twin");
+                    self.get_twin(now);
+                }
             }
         }
     }
 
-    fn taken(&mut self, token: u64) {
-        if let Phase::Online(_) = self.phase {
+    fn taken(&mut self, now: Instant, token: u64) {
+        if let Phase::Online(link) = &mut self.phase {
+            link.telemetry_taken(token, now);
             self.outputs.push_back(Output::Deliver(FromHub::TelemetryTaken { token }));
         }
     }

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod job;
 pub mod link;
 pub mod method;
+pub mod plugin_report;
 pub mod query;
 pub mod sas;
 pub mod time;

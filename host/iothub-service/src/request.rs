@@ -286,6 +286,7 @@ mod tests {
             query_condition: "*".into(),
             start_time: None,
             max_execution_time_in_seconds: 60,
+            policy: None,
         };
         let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
         check(&ServiceRequest::create_job(&request), line, &[], request.to_json());

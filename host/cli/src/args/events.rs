@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
-use crate::config::duration_argument;
+use crate::units::duration_argument;
 
 pub(crate) const HELP: &str = "The hub keeps the latest 10,000 events, at most 16 MiB of them, until it stops. While following, a hub that goes is waited
 for, and what was missed is told. Interrupting ends with code 0.

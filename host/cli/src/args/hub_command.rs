@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use crate::config::duration_argument;
+use super::RehearseCommand;
+use crate::units::duration_argument;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HubCommand {
@@ -17,6 +18,9 @@ Examples:
   latch hub token --policy registryRead --ttl 5m"
     )]
     Token(TokenArgs),
+    /// Let the running hub have a bad day, to see how devices and back ends bear it
+    #[command(subcommand, after_help = super::rehearse::HELP)]
+    Rehearse(RehearseCommand),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -11,11 +11,11 @@ use serde_json::{Map, Value};
 
 use crate::admin_client::AdminClient;
 use crate::args::EventsArgs;
-use crate::config::{duration_argument, shown_duration};
 use crate::context::Context;
 use crate::exit::{EndedBadly, Unreachable};
 use crate::output::{cell, line, say};
 use crate::signals;
+use crate::units::{duration_argument, shown_duration};
 
 /// How often to look for a hub that has gone.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);

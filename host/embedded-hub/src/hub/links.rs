@@ -257,7 +257,7 @@ impl<R> Hub<R> {
 }
 
 /// What a message's properties count: of the system's own, whose names begin with `$.`, the values only.
-pub(super) fn properties_size(properties: &[(String, String)]) -> usize {
+pub(crate) fn properties_size(properties: &[(String, String)]) -> usize {
     let name_size = |name: &str| if name.starts_with("$.") { 0 } else { name.len() };
     properties.iter().map(|(name, value)| name_size(name) + value.len()).sum()
 }

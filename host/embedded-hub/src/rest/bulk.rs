@@ -63,7 +63,7 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
     if item.get("moduleId").is_some_and(|module| !module.is_null()) {
         return Err(invalid("modules are not supported by this hub".into()));
     }
-    let etag = |name: &str| match item[name].as_str().filter(|etag| !etag.is_empty()) {
+    let etag = |name: &str| match etag_of(item, name) {
         Some(etag) => Ok(Some(etag.to_owned())),
         None => Err(HubError::new(ErrorCode::ArgumentNull, format!("{name} is missing"))),
     };
@@ -87,6 +87,12 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
         "updatetwinifmatchetag" => patch_twin(state, id, item, etag("twinETag")?).await,
         other => Err(invalid(format!("there is no importMode {other:?}"))),
     }
+}
+
+/// The Python SDK writes `eTag`, as the documentation does; the Node SDK leaves the identity's own `etag` in.
+fn etag_of<'a>(item: &'a Value, name: &str) -> Option<&'a str> {
+    let (_, etag) = item.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    etag.as_str().filter(|etag| !etag.is_empty())
 }
 
 async fn put(state: &RestState, id: &DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
@@ -120,6 +126,16 @@ fn twin_patch(item: &Value) -> Result<TwinPatch, HubError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_sdks_spellings_of_an_etag_are_read() {
+        for item in [json!({"eTag": "MQ=="}), json!({"etag": "MQ=="})] {
+            assert_eq!(etag_of(&item, "eTag"), Some("MQ=="), "{item}");
+        }
+        for item in [json!({}), json!({"eTag": ""}), json!({"eTag": 1}), json!({"twinETag": "MQ=="}), json!([])] {
+            assert_eq!(etag_of(&item, "eTag"), None, "{item}");
+        }
+    }
 
     #[test]
     fn a_device_comes_once() {

@@ -23,11 +23,12 @@ use serde_json::{Value, json};
 
 use super::events::{self, EventQuery};
 use super::extract::{Path, Query};
-use super::tokens;
+use super::{rehearsals, tokens};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
-use crate::hub::{Answer, Operation, numbered};
+use crate::hub::{Answer, Operation, numbered, properties_size};
 use crate::policy::Policy;
+use crate::rehearsal::tier::Class;
 
 /// Largest request: a message of 64 KiB in base64 with room for escapes.
 const MAX_BODY: usize = 512 * 1024;
@@ -37,13 +38,14 @@ const BATCH: usize = 100;
 /// The routes:
 /// `GET /events`; `POST /messages/{device}` with a message, or with `?wait=true` its end, and `GET /messages/{device}`, the
 /// queue; `GET /feedback`, one JSON object a line, which takes nothing away from back ends; `POST /policies/{name}/token`, a
-/// token of that policy.
+/// token of that policy; and those of `rehearsals`.
 /// Errors are `{"error": "…", "code": "…"}` with a status of 400 and above.
 pub(crate) fn router(hub: HubHandle, policies: Arc<[Policy]>) -> Router {
     Router::new()
         .route("/events", get(follow))
         .route("/messages/{device}", get(list).post(send))
         .route("/feedback", get(feedback))
+        .merge(rehearsals::router())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(hub)
         .merge(Router::new().route("/policies/{policy}/token", post(tokens::make)).with_state(policies))
@@ -94,6 +96,8 @@ async fn send(
 ) -> Result<Response, OperatorError> {
     let id = DeviceId::parse(&device)?;
     let message = Box::new(read_message(&body)?);
+    hub.rehearsal().pass_or_fail(Class::CloudSends, 1).await?;
+    hub.rehearsal().charge(|| message.body.len() + properties_size(&message.properties));
     document(hub.request(Operation::SendMessage { id, message, wait: query.wait }).await?)
 }
 
