@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use chrono::DateTime;
+use embedded_hub::events::EventLog;
 use embedded_hub::feedback::FeedbackQueue;
 use embedded_hub::hub::{Answer, Hub, Input, LinkId, LinkInput, Now, Operation, Output};
 use embedded_hub::session::{Action, MAX_PACKET, Session};
@@ -117,7 +118,7 @@ impl Peer {
                         self.perform(actions);
                     }
                     Output::Reply((), answer) => self.answers.extend(answer),
-                    Output::Event(event) => drop(event.to_json(1).to_string()),
+                    Output::Event(event) => drop(EventLog::new().to_json(1, &event).to_string()),
                 }
             }
         }
