@@ -1,9 +1,11 @@
 //! The command line as it is typed.
 
+mod configuration;
 mod events;
 mod host;
 mod hub_command;
 mod message;
+mod policy;
 mod rehearse;
 
 use std::path::PathBuf;
@@ -13,10 +15,12 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
+pub(crate) use configuration::ConfigurationCommand;
 pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
+pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
@@ -86,7 +90,7 @@ pub(crate) enum Command {
     /// Query twins or job results in IoT Hub's query language
     #[command(after_help = "Examples:
   latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
-  latch query \"SELECT COUNT() AS n FROM devices\"
+  latch query \"SELECT tags.site AS site, COUNT() AS n FROM devices GROUP BY tags.site\"
   latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
@@ -95,6 +99,9 @@ pub(crate) enum Command {
     /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
     #[command(after_help = events::HELP)]
     Events(EventsArgs),
+    /// Manage devices automatically: desired properties for all that a condition targets, now and later
+    #[command(subcommand)]
+    Configuration(ConfigurationCommand),
     /// Check a fleet's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -197,15 +204,16 @@ pub(crate) struct CallArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct QueryArgs {
-    /// SELECT … FROM devices | devices.jobs …
+    /// SELECT … FROM devices | devices.modules | devices.jobs …
     pub(crate) query: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Schedule a direct method
-    #[command(after_help = "Example:
-  latch job method lockDoor --query \"tags.site = 'A'\" --wait")]
+    #[command(after_help = "Examples:
+  latch job method lockDoor --query \"tags.site = 'A'\" --wait
+  latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait")]
     Method {
         /// The method's name
         name: MethodName,
@@ -213,15 +221,25 @@ pub(crate) enum JobCommand {
         call: CallArgs,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
     },
     /// Schedule an update of desired properties or tags
-    #[command(after_help = "Example:
-  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait")]
+    #[command(after_help = "Examples:
+  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait
+  latch job twin --desired '{\"latch\": {\"plugins\": {\"lock-door\": \"2.0.0\"}}}' --query '*' \\
+    --stage 5,50,100 --success-by plugin:lock-door --soak 1m --wait
+
+The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m --wait` does.")]
     Twin {
         #[command(flatten)]
         change: TwinChange,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
+        #[command(flatten)]
+        success: SuccessArgs,
     },
     /// List jobs, the newest first
     List,
@@ -362,6 +380,20 @@ Examples:
         /// The plugin's name
         name: String,
     },
+    /// Roll a version out, stage by stage, as long as the devices report that it does well
+    #[command(
+        after_help = "A twin job pins the version on the devices of --query (5%, 50%, then all, unless --stage says otherwise). A device \
+succeeds once it has reported for --soak that it runs the version; it fails if it reports that too many calls fail, that \
+the version is in quarantine, or that it has no such version. A stage with too many failures aborts the job: the devices \
+whose turn had not come never see the version. The plugin's host must keep the version: `latch plugin list` shows which \
+there are, and `latch plugin swap NAME FILE --devices none` brings one without running it anywhere.
+
+Examples:
+  latch plugin rollout lock-door 2.0.0 --query '*' --wait
+  latch plugin rollout lock-door 2.0.0 --query \"tags.site = 'A'\" --stage 10,100 --soak 10m --abort-failures 5% --unpin-on-abort
+  latch job watch JOB"
+    )]
+    Rollout(RolloutArgs),
     /// Keep devices on a version, whatever is current
     #[command(
         after_help = "A pin in a device's twin is stronger. The latest of several pins that match a device counts.

@@ -1,6 +1,7 @@
 //! One module for each command.
 
 mod config;
+mod configuration;
 mod demo;
 mod device;
 mod events;
@@ -8,6 +9,7 @@ mod job;
 mod message;
 mod method;
 mod plugin;
+mod policy;
 mod query;
 mod rehearse;
 mod rollout;
@@ -39,6 +41,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Query(args) => query::run(args, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Events(args) => events::run(args, context).await,
+        Command::Configuration(command) => configuration::run(command, context).await,
         Command::Config(command) => config::run(&command, context),
         Command::Plugin(command) => plugin::run(command, context).await,
     }

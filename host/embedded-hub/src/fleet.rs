@@ -1,9 +1,12 @@
 //! The embedded hub as the job engine sees it.
 
+use std::collections::HashMap;
+
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 use iothub_protocol::twin::TwinPatch;
 use job_engine::Fleet;
@@ -12,7 +15,7 @@ use serde_json::json;
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
 use crate::rehearsal::tier::Class;
-use crate::rest::Walk;
+use crate::rest::{SCAN, Walk};
 
 /// Jobs act on the hub's devices through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
@@ -68,5 +71,15 @@ impl Fleet for HubFleet {
         let patch = TwinPatch { tags: update.tags.clone(), desired: update.desired.clone() };
         self.hub.request(Operation::PatchTwin { id: device.clone(), patch, if_match: None }).await?;
         Ok(())
+    }
+
+    async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
+        let mut states = HashMap::with_capacity(devices.len());
+        for some in devices.chunks(SCAN) {
+            if let Answer::Documents(twins) = self.hub.request(Operation::Twins(some.to_vec())).await? {
+                states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
+            }
+        }
+        Ok(states)
     }
 }

@@ -6,6 +6,7 @@
 //! calls change nothing that is stored and pass at once.
 
 mod calls;
+mod configure;
 mod links;
 mod messages;
 mod registry;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
 use iothub_protocol::id::DeviceId;
@@ -167,6 +169,13 @@ pub enum Operation {
     ReplaceTwin {
         id: DeviceId,
         patch: TwinPatch,
+        if_match: Option<String>,
+    },
+    /// What configurations make of a twin: desired properties to merge, and all that target the device.
+    Configure {
+        id: DeviceId,
+        patch: TwinPatch,
+        marks: ConfigurationMarks,
         if_match: Option<String>,
     },
     CallMethod {
@@ -482,6 +491,9 @@ impl<R> Hub<R> {
             }
             Operation::ReplaceTwin { id, patch, if_match } => {
                 self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Replaced)
+            }
+            Operation::Configure { id, patch, marks, if_match } => {
+                self.configure(now, &id, &patch, marks, if_match.as_deref())
             }
             Operation::ScanTwins { after, limit } => Ok(self.documents(after, limit, Device::twin_json)),
             Operation::Twins(ids) => {

@@ -3,11 +3,14 @@
 //! [`hub`] decides, without I/O: registry, twins, sessions, direct methods. [`session`] is one MQTT connection, also
 //! without I/O. Around them: `driver` feeds the hub and writes what it decides to [`store`] before anyone hears of it,
 //! `mqtt` and `rest` are the two listeners (`accept` is what they share), `fleet` lets the job engine act on the hub's devices, [`tls`] makes the
-//! local certificate authority, [`rehearsal`] plays the limits of an Azure tier and the bad days of a hub, [`events`] keeps what back ends may follow. Start with [`EmbeddedHub::start`].
+//! local certificate authority, `configurations` gives devices their desired properties, [`rehearsal`] plays the limits
+//! of an Azure tier and the bad days of a hub, [`events`] keeps what back ends may follow. Start with
+//! [`EmbeddedHub::start`].
 //!
 //! This crate knows nothing of plugins and actors: a Latch device connects to it like any other.
 
 mod accept;
+mod configurations;
 mod driver;
 pub mod events;
 pub mod feedback;

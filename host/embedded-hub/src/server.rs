@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::configurations::{Configurations, apply};
 use crate::driver::{self, HubHandle};
 use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
@@ -68,8 +69,10 @@ pub struct EmbeddedHub {
     /// `None` once no more work is taken.
     https: Option<Part>,
     mqtt: Part,
+    /// Of jobs and configurations, which are work on devices.
     jobs_cancel: CancellationToken,
     rehearsal: Part,
+    applying: Option<JoinHandle<()>>,
     hub: Part,
 }
 
@@ -102,9 +105,14 @@ impl EmbeddedHub {
         }
         let jobs = JobEngine::start(fleet, jobs_store.clone(), jobs_settings, jobs_cancel.clone()).await?;
 
+        let configurations = Configurations::load(hub_store.clone()).await?;
+        let applying = apply::run(configurations.clone(), handle.clone(), jobs_cancel.clone());
+        let applying = tokio::spawn(applying);
+
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
         let streams = Streams::new(https_cancel.clone());
-        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), streams };
+        let state =
+            RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone(), streams, configurations };
         let mqtt = mqtt::serve(settings.mqtt, tls.clone(), handle.clone(), mqtt_cancel.clone());
         let https = rest::serve(settings.https, tls, rest::router(state), https_cancel.clone());
         Ok(EmbeddedHub {
@@ -116,6 +124,7 @@ impl EmbeddedHub {
             mqtt: Part { cancel: mqtt_cancel, task: tokio::spawn(mqtt) },
             jobs_cancel,
             rehearsal: Part { cancel: rehearsal_cancel, task: keeper },
+            applying: Some(applying),
             hub: Part { cancel: hub_cancel, task: driver },
         })
     }
@@ -139,6 +148,10 @@ impl EmbeddedHub {
         }
         self.jobs_cancel.cancel();
         self.jobs.stopped().await;
+        if let Some(applying) = self.applying.take() {
+            // One that panicked has nothing left to wait for.
+            drop(applying.await);
+        }
     }
 
     /// Stop from the outside in, so that each part can finish what it has in hand: work, then the devices, then the hub.

@@ -1,5 +1,6 @@
 //! `hub.db`: policies, devices, twins, subscriptions, cloud-to-device messages and feedback on them.
 
+pub(crate) mod configurations;
 mod messages;
 
 use std::path::Path;
@@ -63,6 +64,7 @@ const MIGRATIONS: &[&str] = &[
         ended TEXT NOT NULL
     );
 ",
+    configurations::TABLES,
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {

@@ -8,7 +8,7 @@ use iothub_protocol::connection_string::{
     ConnectionStringError, DeviceConnectionString, HostName, ServiceConnectionString,
 };
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -172,6 +172,29 @@ impl ServiceClient {
     /// Each device's row of a job.
     pub async fn device_jobs(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
         self.page(ServiceRequest::device_jobs(job, page)).await
+    }
+
+    /// The hub applies it to the devices that it targets from then on.
+    pub async fn create_configuration(
+        &self,
+        id: &ConfigurationId,
+        configuration: Value,
+    ) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::create_configuration(id, configuration)).await
+    }
+
+    pub async fn get_configuration(&self, id: &ConfigurationId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_configuration(id)).await
+    }
+
+    /// All of them; there are no pages.
+    pub async fn list_configurations(&self) -> Result<Vec<Value>, ServiceError> {
+        Ok(self.page(ServiceRequest::list_configurations()).await?.items)
+    }
+
+    /// Without an etag, whatever its state. Devices keep what it has set.
+    pub async fn delete_configuration(&self, id: &ConfigurationId, etag: Option<&str>) -> Result<(), ServiceError> {
+        self.send(&ServiceRequest::delete_configuration(id, etag)).await.map(|_| ())
     }
 
     async fn object(&self, request: ServiceRequest) -> Result<Value, ServiceError> {

@@ -163,6 +163,7 @@ impl Stage {
             query_condition: "status = 'enabled'".to_owned(),
             start_time: None,
             max_execution_time_in_seconds: DEFAULT_MAX_EXECUTION,
+            policy: None,
         };
         let begun = Instant::now();
         self.service.create_job(&request).await?;

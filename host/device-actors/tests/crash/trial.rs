@@ -19,6 +19,8 @@ use crate::wire::{FromHost, Step, ToHost};
 
 /// How long a host may be silent; only one that fails is for so long.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Steps of one host. Ten times what the longest of these lives takes.
+const MOST_STEPS: usize = 10_000;
 
 /// How a host ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +59,7 @@ impl Trial {
         let mut host = Host::start(self.data.path(), &self.shared, last);
         let greeting = self.hub.connected();
         host.tell(greeting);
-        let mut hung_up = false;
+        let (mut taken, mut hung_up) = (0, false);
         loop {
             let line = match host.next() {
                 Ok(Some(line)) => line,
@@ -69,6 +71,10 @@ impl Trial {
                 self.fail("something is sent when there is nothing left to send");
             }
             self.steps.push(line.step());
+            taken += 1;
+            if taken > MOST_STEPS {
+                self.fail(&format!("the host does not come to rest, and the hub waits for {:?}", self.hub.waits_for()));
+            }
             match self.hub.hear(line) {
                 Ok(said) => host.tell(said),
                 Err(wrong) => self.fail(&wrong),
@@ -143,7 +149,7 @@ impl Host {
             Ok(_) if line.ends_with('\n') => Ok(Some(serde_json::from_str(&line).expect("what the host says"))),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
-            Err(error) => Err(format!("the host says nothing: {error}")),
+            Err(_) => Err(format!("the host has said nothing for {SILENCE:?}")),
         }
     }
 

@@ -44,10 +44,8 @@ fn read_items(body: &[u8]) -> Result<Vec<Value>, HubError> {
     let items: Vec<Value> = serde_json::from_slice(body)
         .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is no array of devices: {e}")))?;
     if items.len() > MAX_ITEMS {
-        return Err(HubError::new(
-            ErrorCode::ArgumentInvalid,
-            format!("at most {MAX_ITEMS} devices go in one request"),
-        ));
+        let text = format!("at most {MAX_ITEMS} devices go in one request");
+        return Err(HubError::new(ErrorCode::TooManyDevices, text));
     }
     let mut seen = BTreeSet::new();
     match items.iter().filter_map(|item| item["id"].as_str()).find(|id| !seen.insert(*id)) {
@@ -145,7 +143,8 @@ mod tests {
         let twice = read_items(br#"[{"id":"a"},{"id":"a"}]"#).expect_err("twice");
         assert_eq!(twice.code, ErrorCode::DeviceDefinedMultipleTimes);
         let many: Vec<Value> = (0..101).map(|n| json!({"id": n.to_string()})).collect();
-        assert!(read_items(Value::Array(many).to_string().as_bytes()).is_err());
+        let refused = read_items(Value::Array(many).to_string().as_bytes()).expect_err("too many");
+        assert_eq!(refused.code, ErrorCode::TooManyDevices);
         assert!(read_items(b"{}").is_err());
     }
 }

@@ -17,11 +17,8 @@ impl fmt::Display for Query {
             List::All => f.write_str("*")?,
             List::Items(items) => separated(f, items, ", ", |f, item| write_item(f, item, source))?,
         }
-        write!(f, " FROM {}", source.prefix().join("."))?;
-        if let Some(expression) = &self.condition.expression {
-            f.write_str(" WHERE ")?;
-            write_expression(f, expression, source)?;
-        }
+        f.write_str(" ")?;
+        write_source(f, &self.condition)?;
         if let Some(path) = &self.group_by {
             f.write_str(" GROUP BY ")?;
             write_path(f, path, source)?;
@@ -32,9 +29,10 @@ impl fmt::Display for Query {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.expression {
-            None => f.write_str("*"),
-            Some(expression) => write_expression(f, expression, self.source),
+        match (self.source, &self.expression) {
+            (Source::Devices, None) => f.write_str("*"),
+            (Source::Devices, Some(expression)) => write_expression(f, expression, self.source),
+            _ => write_source(f, self),
         }
     }
 }
@@ -106,6 +104,17 @@ fn binding(expression: &Expression) -> Binding {
 
 fn is_sum(rest: &[(Operator, Expression)]) -> bool {
     rest.first().is_some_and(|(operator, _)| operator.is_additive())
+}
+
+fn write_source(f: &mut fmt::Formatter<'_>, condition: &Condition) -> fmt::Result {
+    write!(f, "FROM {}", condition.source.prefix().join("."))?;
+    match &condition.expression {
+        None => Ok(()),
+        Some(expression) => {
+            f.write_str(" WHERE ")?;
+            write_expression(f, expression, condition.source)
+        }
+    }
 }
 
 fn write_item(f: &mut fmt::Formatter<'_>, item: &Item, source: Source) -> fmt::Result {

@@ -164,11 +164,12 @@ impl Condition {
         Condition { source: Source::Devices, expression: None }
     }
 
-    /// Read the `queryCondition` of a job: `*` for all devices, else what would follow `WHERE`.
+    /// Read the `queryCondition` of a job: `*` for all devices, else what would follow `WHERE`. One over modules names
+    /// its source: `FROM devices.modules WHERE moduleId = 'm'`. The target condition of a configuration is written so,
+    /// too.
     ///
     /// # Errors
-    /// As [`Query::parse`]. A whole `SELECT` is refused, as Azure does when such a job starts. Conditions that begin
-    /// with `FROM devices.modules` are Azure's for jobs over modules, which this hub does not have.
+    /// As [`Query::parse`]. A whole `SELECT` is refused, as Azure does when such a job starts.
     pub fn parse_job(text: &str) -> Result<Condition, QueryError> {
         parse::job_condition(text)
     }

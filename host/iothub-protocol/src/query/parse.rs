@@ -11,8 +11,9 @@ use super::{
 /// thread's stack.
 const MAX_NESTING: usize = 64;
 
-/// What a job's condition completes.
+/// What a job's condition completes, and what one that names its source does.
 const JOB_QUERY: &str = "SELECT * FROM devices WHERE ";
+const SOURCE_QUERY: &str = "SELECT * ";
 
 pub(super) fn query(text: &str) -> Result<Query, QueryError> {
     let mut parser = Parser::new(text, Position { line: 1, column: 1 })?;
@@ -23,7 +24,9 @@ pub(super) fn query(text: &str) -> Result<Query, QueryError> {
 }
 
 pub(super) fn job_condition(text: &str) -> Result<Condition, QueryError> {
-    let mut parser = Parser::new(text, Position { line: 1, column: JOB_QUERY.chars().count() + 1 })?;
+    let names_source = text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("FROM"));
+    let completes = if names_source { SOURCE_QUERY } else { JOB_QUERY };
+    let mut parser = Parser::new(text, Position { line: 1, column: completes.chars().count() + 1 })?;
     match &parser.token().kind {
         Kind::Symbol("*") => {
             parser.advance();
@@ -31,7 +34,15 @@ pub(super) fn job_condition(text: &str) -> Result<Condition, QueryError> {
             Ok(Condition::all())
         }
         Kind::Keyword("SELECT") => Err(parser.unexpected(", the condition of a job is what follows WHERE")),
-        Kind::Keyword("FROM") => Err(parser.unexpected(", jobs over modules are not supported by this hub")),
+        Kind::Keyword("FROM") => {
+            parser.source = parser.find_source();
+            if parser.source == Source::Jobs {
+                return Err(parser.error("A condition is FROM devices or FROM devices.modules"));
+            }
+            let condition = parser.source_and_condition()?;
+            parser.end()?;
+            Ok(condition)
+        }
         Kind::End => Err(parser.error("The condition is empty, * selects all devices")),
         _ => {
             let expression = Some(parser.expression()?);
@@ -72,12 +83,7 @@ impl Parser {
         let top = if self.eat_keyword("TOP") { Some(self.count()?) } else { None };
         let list_at = self.token().at;
         let list = self.list()?;
-        self.expect_keyword("FROM")?;
-        match &self.token().kind {
-            Kind::Path(parts) if source(parts).is_some() => self.advance(),
-            _ => return Err(self.unexpected(", expected devices, devices.modules or devices.jobs")),
-        };
-        let expression = if self.eat_keyword("WHERE") { Some(self.expression()?) } else { None };
+        let condition = self.source_and_condition()?;
         let group_by = if self.eat_keyword("GROUP") {
             self.expect_keyword("BY")?;
             let path = self.path()?;
@@ -89,7 +95,17 @@ impl Parser {
             None
         };
         check_list(&list, group_by.as_ref(), self.source).map_err(|message| error(list_at, message))?;
-        Ok(Query { top, list, condition: Condition { source: self.source, expression }, group_by })
+        Ok(Query { top, list, condition, group_by })
+    }
+
+    fn source_and_condition(&mut self) -> Result<Condition, QueryError> {
+        self.expect_keyword("FROM")?;
+        match &self.token().kind {
+            Kind::Path(parts) if source(parts).is_some() => self.advance(),
+            _ => return Err(self.unexpected(", expected devices, devices.modules or devices.jobs")),
+        };
+        let expression = if self.eat_keyword("WHERE") { Some(self.expression()?) } else { None };
+        Ok(Condition { source: self.source, expression })
     }
 
     fn count(&mut self) -> Result<u64, QueryError> {

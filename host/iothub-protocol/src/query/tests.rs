@@ -167,6 +167,8 @@ fn what_other_languages_have_is_refused_by_name() {
         assert!(error.message.contains("Unexpected character at input"), "{error}");
         assert!(error.message.ends_with(&format!("IoT Hub's query language has no {word}")), "{error}");
     }
+    refused("SELECT * FROM devices d", 1, 23, "Unexpected character at input 'd'");
+    refused("SELECT d.deviceId FROM devices AS d", 1, 32, "Unexpected character at input 'AS'");
     // They are names all the same.
     Query::parse("SELECT tags.order, [[1], value] AS x FROM devices WHERE limit = 1 GROUP BY tags.like")
         .expect_err("items");
@@ -179,17 +181,39 @@ fn a_jobs_condition_is_no_query() {
     let text = "SQL query parse failed due to following errors: Line 1:29 Unexpected character at input 'SELECT'";
     assert!(error.to_string().starts_with(text), "{error}");
     assert_eq!(HubError::from(error).code, ErrorCode::ArgumentInvalid);
-    let error = Condition::parse_job("FROM devices.modules WHERE moduleId = 'm'").expect_err("modules");
-    assert!(error.message.contains("modules are not supported"), "{error}");
+    let error = Condition::parse_job("FROM devices.jobs WHERE jobId = 'j'").expect_err("jobs");
+    assert_eq!((error.column, error.message.as_str()), (10, "A condition is FROM devices or FROM devices.modules"));
+    assert_eq!(Condition::parse_job("fromage =").expect_err("half of one").column, 38);
+    let error = Condition::parse_job("from devices.modules where moduleId =").expect_err("half of one");
+    assert_eq!((error.column, error.message.as_str()), (47, "Unexpected end of the text, expected a value"));
     assert!(Condition::parse_job(" ").is_err());
     assert!(Condition::parse_job("* AND x").is_err());
+    let module = json!({"deviceId": "d", "moduleId": "m", "tags": {"building": 9}});
+    for (text, source, matches) in [
+        ("FROM devices.modules WHERE ModuleId = 'm'", Source::Modules, true),
+        ("from devices.modules where tags.building = 8", Source::Modules, false),
+        ("FROM devices.modules", Source::Modules, true),
+        ("FROM devices WHERE tags.building = 9", Source::Devices, true),
+        ("FROM devices", Source::Devices, true),
+    ] {
+        let condition = Condition::parse_job(text).expect(text);
+        assert_eq!((condition.source(), condition.matches(&module)), (source, matches), "{text}");
+        assert_eq!(Condition::parse_job(&condition.to_string()).as_ref(), Ok(&condition), "{condition}");
+    }
 }
 
 #[test]
 fn nesting_is_bounded_and_length_is_not_depth() {
-    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("-(", ")")] {
+    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("-(", ")"), ("[", "]")] {
         let deep = format!("{}1{}", open.repeat(1000), close.repeat(1000));
         assert!(Condition::parse_job(&deep).expect_err(open).message.contains("nested"), "{open}");
+    }
+    // As deep as may be is not too deep for a thread's stack: to read, to compute, to print and to read again.
+    for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("ABS(", ")"), ("[", "]"), ("1 - (", ")")] {
+        let deep = format!("{}a{}", open.repeat(63), close.repeat(63));
+        let condition = Condition::parse_job(&deep).expect(open);
+        assert!(!condition.matches(&json!({"a": 1})), "{open}");
+        assert_eq!(Condition::parse_job(&condition.to_string()), Ok(condition), "{open}");
     }
     for operator in ["+", "*", " OR ", " AND "] {
         let long = vec!["1"; 1300].join(operator);
