@@ -92,8 +92,8 @@ impl DeviceMaker {
     pub(crate) async fn ensure(&self, devices: Vec<DeviceId>) -> anyhow::Result<Vec<DeviceConnectionString>> {
         stream::iter(devices)
             .map(|device_id| async move {
-                let key = self.hub.ensure_device(&device_id).await?;
-                let connection = DeviceConnectionString { host: self.host.clone(), device_id, key };
+                let credentials = self.hub.ensure_device(&device_id).await?;
+                let connection = DeviceConnectionString { host: self.host.clone(), device_id, credentials };
                 self.data.write_device(&connection)?;
                 anyhow::Ok(connection)
             })
@@ -125,8 +125,9 @@ impl FileKeeper {
 
     async fn write(&self, device_id: &DeviceId) -> anyhow::Result<()> {
         // It may have been deleted since.
-        let Some(key) = self.hub.device_key(device_id).await? else { return Ok(()) };
-        self.data.write_device(&DeviceConnectionString { host: self.host.clone(), device_id: device_id.clone(), key })
+        let Some(credentials) = self.hub.device_credentials(device_id).await? else { return Ok(()) };
+        let (host, device_id) = (self.host.clone(), device_id.clone());
+        self.data.write_device(&DeviceConnectionString { host, device_id, credentials })
     }
 
     async fn follow(self, events: EventLog, mut next: u64) {

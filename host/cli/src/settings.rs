@@ -24,6 +24,8 @@ pub(crate) struct HostSettings {
     pub(crate) plugins: Option<PathBuf>,
     pub(crate) plans: PluginPlans,
     pub(crate) admin: Option<SocketAddr>,
+    /// Where certificates of devices are.
+    pub(crate) certificates: Option<PathBuf>,
     /// Where its own hub listens, if it has one.
     pub(crate) listen: ListenArgs,
     /// Whose quotas and throttles it has.
@@ -45,6 +47,7 @@ impl HostSettings {
             plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),
             plans: config.plugins.clone(),
             admin: args.admin.or(config.host.admin),
+            certificates: args.certificates.clone().or_else(|| config.host.certificates.clone()),
             listen: ListenArgs { https: listen.https.or(config.host.https), mqtt: listen.mqtt.or(config.host.mqtt) },
             tier: tier.or(config.host.tier),
             limits,
@@ -57,6 +60,7 @@ impl HostSettings {
         let host = [
             ("host.plugins", self.plugins != later.plugins),
             ("host.admin", self.admin != later.admin),
+            ("host.certificates", self.certificates != later.certificates),
             ("host.https", self.listen.https != later.listen.https),
             ("host.mqtt", self.listen.mqtt != later.listen.mqtt),
             ("host.tier", self.tier != later.tier),

@@ -15,10 +15,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::connection_string::HostName;
+use iothub_protocol::connection_string::{DeviceCredentials, HostName};
 use iothub_protocol::id::{DeviceId, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -46,6 +45,8 @@ const MAX_REPORTS: usize = 32;
 const STABLE: Duration = Duration::from_secs(30);
 /// How long a due renewal waits for methods in flight, whose callers it would fail.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(30);
+/// A connection by certificate has nothing to renew.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const API_VERSION: &str = "2021-04-12";
 const CLIENT_TYPE: &str = concat!("latch%2F", env!("CARGO_PKG_VERSION"));
 
@@ -55,8 +56,8 @@ pub struct SessionSettings {
     pub device_id: DeviceId,
     /// As in the connection string: it stands in the user name and in the token.
     pub host: HostName,
-    pub key: SharedKey,
-    /// How long a token is valid; it is renewed after four fifths of that.
+    pub credentials: DeviceCredentials,
+    /// How long a token is valid; it is renewed after four fifths of that. A certificate needs none.
     pub token_lifetime: Duration,
     /// Spreads waits and renewals; different for each device, so that a fleet does not act in step.
     pub seed: u64,
@@ -104,7 +105,8 @@ pub enum Refusal {
     #[error("the hub refused the user name or the token (CONNACK 4)")]
     Credentials,
     #[error(
-        "the hub refused the device (CONNACK 5): it is unknown or disabled there, its key differs or the clock is off"
+        "the hub refused the device (CONNACK 5): it is unknown or disabled there, its key or certificate differs or the \
+         clock is off"
     )]
     NotAuthorized,
 }
@@ -289,9 +291,15 @@ impl Session {
     }
 
     fn connect(&mut self, now: Now, after: Option<Failure>) {
-        let SessionSettings { device_id, host, key, token_lifetime, .. } = &self.settings;
+        let SessionSettings { device_id, host, credentials, token_lifetime, .. } = &self.settings;
         let authority = host.authority();
-        let password = key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime);
+        let password = match credentials {
+            DeviceCredentials::Key(key) => {
+                key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime)
+            }
+            // TLS has shown the certificate.
+            DeviceCredentials::X509 => String::new(),
+        };
         let username = format!("{authority}/{device_id}/?api-version={API_VERSION}&DeviceClientType={CLIENT_TYPE}");
         self.phase = Phase::Connecting { token_made: now.monotonic };
         self.outputs.push_back(Output::State(LinkState::Connecting { after }));
@@ -301,7 +309,10 @@ impl Session {
     fn accepted(&mut self, now: Instant) {
         let Phase::Connecting { token_made } = self.phase else { return };
         let share = self.rng.random_range(0.76..0.84);
-        let renewal = token_made + self.settings.token_lifetime.mul_f64(share);
+        let renewal = match self.settings.credentials {
+            DeviceCredentials::Key(_) => token_made + self.settings.token_lifetime.mul_f64(share),
+            DeviceCredentials::X509 => now + NEVER,
+        };
         let wanted = [Subscription::Methods, Subscription::TwinResponses, Subscription::Desired];
         let stage = Stage::Subscribing { missing: wanted.len(), deadline: now + SUBSCRIBE_TIMEOUT };
         self.phase = Phase::Online(Box::new(Link::new(now, renewal, stage)));

@@ -8,8 +8,11 @@ mod bodies;
 mod mqtt;
 mod texts;
 
+/// Takes any bytes, and panics only if they show a fault.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is also that of its program and of its folder of seeds.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("mqtt", mqtt::stranger),
     ("session", mqtt::device),
     ("topic", texts::topic),

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use chrono::DateTime;
+use embedded_hub::events::EventLog;
 use embedded_hub::feedback::FeedbackQueue;
 use embedded_hub::hub::{Answer, Hub, Input, LinkId, LinkInput, Now, Operation, Output};
 use embedded_hub::session::{Action, MAX_PACKET, Session};
@@ -48,6 +49,7 @@ pub(crate) fn device(data: &[u8]) {
 struct Peer {
     hub: Hub<()>,
     session: Session,
+    events: EventLog,
     now: Now,
     is_open: bool,
     acts: usize,
@@ -59,8 +61,8 @@ impl Peer {
     fn new() -> Peer {
         let now = Now { wall: DateTime::from_timestamp(1_800_000_000, 0).expect("a time"), steady: Instant::now() };
         let hub = Hub::new(vec![], vec![], FeedbackQueue::default());
-        let session = Session::new(now.steady);
-        let mut peer = Peer { hub, session, now, is_open: true, acts: 0, answers: Vec::new() };
+        let session = Session::new(now.steady, None);
+        let mut peer = Peer { hub, session, events: EventLog::new(), now, is_open: true, acts: 0, answers: Vec::new() };
         let keys = [SharedKey::from_random([KEY; 32]), SharedKey::from_random([KEY; 32])];
         peer.request(Operation::PutDevice { id: id(), request: IdentityRequest::default(), if_match: None, keys });
         peer
@@ -117,7 +119,7 @@ impl Peer {
                         self.perform(actions);
                     }
                     Output::Reply((), answer) => self.answers.extend(answer),
-                    Output::Event(event) => drop(event.to_json(1).to_string()),
+                    Output::Event(event) => drop(self.events.to_json(1, &event).to_string()),
                 }
             }
         }

@@ -96,6 +96,10 @@ pub(crate) struct HostArgs {
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    /// Folder with ID.pem and ID.key of each device whose connection string says x509=true: its certificate, followed by
+    /// those that lead to an authority of the hub, and its private key
+    #[arg(long, value_name = "DIR")]
+    pub(crate) certificates: Option<PathBuf>,
     /// Seconds that a plugin may take for one call [default: 5]
     #[arg(long, help_heading = LIMITS, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=300))]
     pub(crate) call_limit: Option<u32>,

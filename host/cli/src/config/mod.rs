@@ -57,6 +57,7 @@ pub(crate) struct HostSection {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) https: Option<SocketAddr>,
     pub(crate) mqtt: Option<SocketAddr>,
+    pub(crate) certificates: Option<PathBuf>,
     /// `tier` with `units`.
     pub(crate) tier: Option<Sku>,
 }
@@ -98,11 +99,12 @@ fn read_sections(document: &Section<'_>) -> FleetConfig {
 }
 
 fn host(section: &Section<'_>) -> HostSection {
-    let plugins = section.get("plugins");
-    let plugins = plugins.and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let path = |key| section.get(key).and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let (plugins, certificates) = (path("plugins"), path("certificates"));
     let address = |key| section.get(key).and_then(|entry| address(&entry));
     HostSection {
         plugins,
+        certificates,
         admin: address("admin"),
         https: address("https"),
         mqtt: address("mqtt"),

@@ -166,10 +166,14 @@ impl Service {
     /// Make sure of a device; what it connects with.
     pub(crate) async fn connect(&self, id: &str) -> Packet {
         let id = DeviceId::parse(id).expect("an id");
-        let key = self.hub.handle.ensure_device(&id).await.expect("a device");
+        let credentials = self.hub.handle.ensure_device(&id).await.expect("a device");
         let mut connect = Connect::new(id.as_str());
         connect.keep_alive = 60;
-        let token = key.sign(&format!("localhost/devices/{id}"), None, Utc::now() + TimeDelta::seconds(60));
+        let token = credentials.key().expect("a key").sign(
+            &format!("localhost/devices/{id}"),
+            None,
+            Utc::now() + TimeDelta::seconds(60),
+        );
         connect.set_login(format!("localhost/{id}/?api-version=2021-04-12"), token);
         Packet::Connect(connect)
     }

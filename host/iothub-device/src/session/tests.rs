@@ -2,6 +2,7 @@
 
 use iothub_protocol::id::MethodName;
 use iothub_protocol::link::{CloudMessage, TelemetryMessage, TwinDocument};
+use iothub_protocol::sas::SharedKey;
 use iothub_protocol::sas::Token;
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ impl Bench {
         let settings = SessionSettings {
             device_id: DeviceId::parse("d1").expect("an id"),
             host: HostName::parse("localhost:18883").expect("a host"),
-            key: SharedKey::parse(KEY).expect("a key"),
+            credentials: DeviceCredentials::Key(SharedKey::parse(KEY).expect("a key")),
             token_lifetime: LIFETIME,
             seed: 7,
         };
@@ -402,6 +403,22 @@ fn the_token_is_renewed_after_four_fifths_of_its_life() {
     let Some(Output::Connect(credentials)) = outputs.last() else { panic!("{outputs:?}") };
     let token = Token::parse(&credentials.password).expect("a token");
     assert_eq!(token.expiry(), (bench.wall() + LIFETIME).timestamp());
+}
+
+#[test]
+fn a_certificate_needs_no_token_and_no_renewal() {
+    let mut bench = Bench::new();
+    bench.session.settings.credentials = DeviceCredentials::X509;
+    let outputs = bench.after(Duration::ZERO);
+    let Some(Output::Connect(credentials)) = outputs.last() else { panic!("{outputs:?}") };
+    assert_eq!(credentials.password, "");
+    assert!(credentials.username.starts_with("localhost:18883/d1/?api-version="), "{credentials:?}");
+    bench.on(Input::Accepted);
+    for _ in 0..3 {
+        bench.on(Input::Subscribed { granted: true });
+    }
+    bench.answer_get(1, 5);
+    assert!(bench.session.deadline().is_some_and(|deadline| deadline > bench.now + 100 * LIFETIME));
 }
 
 #[test]
