@@ -23,6 +23,7 @@ mod fleet_job;
 mod languages;
 mod messages;
 mod misbehaving;
+mod rehearsal;
 mod restart;
 mod rollout;
 mod scenarios;

@@ -80,6 +80,24 @@ fn python_device_survives_the_hub() {
     on_dying_hub("python_device_survives_the_hub", Sdk::Python, "reconnect.py");
 }
 
+/// The hub is killed under a hundred Node devices while their twins are changed.
+#[test]
+fn a_hundred_node_devices_survive_the_hub() {
+    on_dying_hub("a_hundred_node_devices_survive_the_hub", Sdk::Node, "hundred.js");
+}
+
+/// The wire to a Node device is cut in the middle of things.
+#[test]
+fn node_device_survives_the_wire() {
+    on_wired_hub("node_device_survives_the_wire", Sdk::Node, "wire.js");
+}
+
+/// The wire to a Python device is cut in the middle of things.
+#[test]
+fn python_device_survives_the_wire() {
+    on_wired_hub("python_device_survives_the_wire", Sdk::Python, "wire.py");
+}
+
 /// Wrong keys, tokens of the past, unknown and disabled devices, as the Node SDK reports them.
 #[test]
 fn node_sees_refusals() {
@@ -95,6 +113,11 @@ fn python_sees_refusals() {
 /// Runs a script against a hub alone.
 fn on_hub(test: &str, sdk: Sdk, script: &str) {
     isolated(test, sdk, || run_against(&["hub"], sdk, script));
+}
+
+/// Runs a script that is itself the way from the port that the SDK knows to the hub, on a port of its own network.
+fn on_wired_hub(test: &str, sdk: Sdk, script: &str) {
+    isolated(test, sdk, || run_against(&["hub", "--mqtt", "127.0.0.1:18883"], sdk, script));
 }
 
 /// Runs a script against a hub with five devices, `door-0001` and on, that run all example plugins.

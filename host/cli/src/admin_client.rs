@@ -37,6 +37,10 @@ impl AdminClient {
         read(self.send(Method::POST, path, body.to_string().into()).await?).await
     }
 
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        read(self.send(Method::DELETE, path, Bytes::new()).await?).await
+    }
+
     /// Call `each` with each line of an answer, as it comes.
     pub(crate) async fn lines(
         &self,
@@ -75,8 +79,8 @@ impl AdminClient {
                 tracing::debug!(%error, "the admin connection ended");
             }
         });
-        // Only components are put.
-        let content_type = if method == Method::PUT { "application/wasm" } else { "application/json" };
+        // Components and certificates are put.
+        let content_type = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
         let request = Request::builder().method(method).uri(path).header("host", "latch");
         let request = request.header("content-type", content_type).body(Full::new(body))?;
         let sent = sender.send_request(request).await;

@@ -6,10 +6,12 @@ mod host;
 mod hub_command;
 mod message;
 mod policy;
+mod rehearse;
 
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use iothub_protocol::authentication::Thumbprint;
 use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
@@ -17,9 +19,10 @@ use crate::exit;
 pub(crate) use configuration::ConfigurationCommand;
 pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
-pub(crate) use hub_command::{HubCommand, TokenArgs};
+pub(crate) use hub_command::{CaCommand, HubCommand, TokenArgs};
 pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
+pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -63,7 +66,7 @@ pub(crate) enum Command {
   latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
   latch up --config fleet/latch.toml")]
     Up(UpArgs),
-    /// Run the embedded hub alone, for devices and back ends of your own; or ask a running one for a token
+    /// Run the embedded hub alone, for devices and back ends of your own; or see to one that runs
     #[command(args_conflicts_with_subcommands = true)]
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
@@ -120,13 +123,21 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
-    /// Create a device with new keys; with --json, print its identity, keys included
+    /// Create a device with new keys, or for its certificate; with --json, print its identity, keys included
     #[command(after_help = "Examples:
   latch device create door-0001
+  latch device create door-0001 --x509-thumbprint $(openssl x509 -in door.pem -noout -fingerprint -sha256 | tr -d : | cut -d= -f2)
+  latch device create door-0001 --x509-ca
   latch device create door-0001 --hub azure.connstr --save door-0001.connstr")]
     Create {
         /// The device's id
         id: DeviceId,
+        /// Thumbprints of its certificate and of the next one: SHA-1 or SHA-256, as hexadecimal digits
+        #[arg(long, value_name = "HEX[,HEX]", value_delimiter = ',', num_args = 1)]
+        x509_thumbprint: Vec<Thumbprint>,
+        /// It has a certificate of an authority that the hub trusts, whose common name is its id
+        #[arg(long, conflicts_with = "x509_thumbprint")]
+        x509_ca: bool,
         /// Write the device's connection string into this new file, with mode 0600
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod ca;
 mod config;
 mod configuration;
 mod demo;
@@ -11,6 +12,7 @@ mod method;
 mod plugin;
 mod policy;
 mod query;
+mod rehearse;
 mod rollout;
 mod run;
 mod token;
@@ -29,6 +31,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Up(args) => up::up(args, context).await,
         Command::Hub(args) => match args.command {
             Some(HubCommand::Token(args)) => token::run(args, context).await,
+            Some(HubCommand::Rehearse(command)) => rehearse::run(command, context).await,
+            Some(HubCommand::Ca(command)) => ca::run(command, context).await,
             None => up::hub(args, context).await,
         },
         Command::Run(args) => run::run(args, context).await,

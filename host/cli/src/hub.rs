@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use embedded_hub::events::{EventKind, EventLog};
+use embedded_hub::rehearsal::RehearsalSettings;
+use embedded_hub::rehearsal::tier::Sku;
 use embedded_hub::{EmbeddedHub, HubHandle, HubSettings};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
@@ -30,8 +32,12 @@ pub(crate) struct RunningHub {
 }
 
 impl RunningHub {
-    /// Start the hub on `listeners`, and write its files into the folder.
-    pub(crate) async fn start(data: Arc<DataFolder>, listeners: Listeners) -> anyhow::Result<RunningHub> {
+    /// Start the hub on `listeners`, within the limits of `tier` if there is one, and write its files into the folder.
+    pub(crate) async fn start(
+        data: Arc<DataFolder>,
+        listeners: Listeners,
+        tier: Option<Sku>,
+    ) -> anyhow::Result<RunningHub> {
         let (https, mqtt) = (listeners.https.local_addr()?, listeners.mqtt.local_addr()?);
         let settings = HubSettings {
             data: data.path().to_owned(),
@@ -39,7 +45,7 @@ impl RunningHub {
             https: listeners.https,
             machine_name: machine_name(),
             jobs: Default::default(),
-            rehearsal: Default::default(),
+            rehearsal: RehearsalSettings { tier, ..RehearsalSettings::default() },
         };
         let hub = EmbeddedHub::start(settings).await.context("the hub cannot start")?;
         let key = hub.policy_key(OWNER).context("the hub has lost its policies")?;
@@ -86,8 +92,8 @@ impl DeviceMaker {
     pub(crate) async fn ensure(&self, devices: Vec<DeviceId>) -> anyhow::Result<Vec<DeviceConnectionString>> {
         stream::iter(devices)
             .map(|device_id| async move {
-                let key = self.hub.ensure_device(&device_id).await?;
-                let connection = DeviceConnectionString { host: self.host.clone(), device_id, key };
+                let credentials = self.hub.ensure_device(&device_id).await?;
+                let connection = DeviceConnectionString { host: self.host.clone(), device_id, credentials };
                 self.data.write_device(&connection)?;
                 anyhow::Ok(connection)
             })
@@ -119,8 +125,9 @@ impl FileKeeper {
 
     async fn write(&self, device_id: &DeviceId) -> anyhow::Result<()> {
         // It may have been deleted since.
-        let Some(key) = self.hub.device_key(device_id).await? else { return Ok(()) };
-        self.data.write_device(&DeviceConnectionString { host: self.host.clone(), device_id: device_id.clone(), key })
+        let Some(credentials) = self.hub.device_credentials(device_id).await? else { return Ok(()) };
+        let (host, device_id) = (self.host.clone(), device_id.clone());
+        self.data.write_device(&DeviceConnectionString { host, device_id, credentials })
     }
 
     async fn follow(self, events: EventLog, mut next: u64) {

@@ -243,7 +243,7 @@ impl Reload {
         }
         if let Some(devices) = devices {
             let set = self.fleet.set_devices(devices).await;
-            changes.extend(devices_changed(set.map_err(|error| failed(error.into()))?));
+            changes.extend(devices_changed(set.map_err(failed)?));
         }
         let later = self.started.needs_restart(&settings);
         if !later.is_empty() {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use embedded_hub::rehearsal::tier::Sku;
 use plugin_runtime::PluginPlans;
 
 use crate::args::{HostArgs, ListenArgs};
@@ -14,6 +15,7 @@ use crate::config::{FleetConfig, HostLimits};
 pub(crate) struct Flags {
     pub(crate) host: HostArgs,
     pub(crate) listen: ListenArgs,
+    pub(crate) tier: Option<Sku>,
 }
 
 /// Of whatever runs plugins.
@@ -22,15 +24,19 @@ pub(crate) struct HostSettings {
     pub(crate) plugins: Option<PathBuf>,
     pub(crate) plans: PluginPlans,
     pub(crate) admin: Option<SocketAddr>,
+    /// Where certificates of devices are.
+    pub(crate) certificates: Option<PathBuf>,
     /// Where its own hub listens, if it has one.
     pub(crate) listen: ListenArgs,
+    /// Whose quotas and throttles it has.
+    pub(crate) tier: Option<Sku>,
     pub(crate) limits: HostLimits,
 }
 
 impl HostSettings {
     /// Flags win.
     pub(crate) fn new(flags: &Flags, config: &FleetConfig) -> HostSettings {
-        let Flags { host: args, listen } = flags;
+        let Flags { host: args, listen, tier } = flags;
         let mut limits = config.limits.clone();
         let HostLimits { runtime, actors, instances } = &mut limits;
         set(&mut runtime.call_time_limit, args.call_limit.map(|seconds| Duration::from_secs(seconds.into())));
@@ -41,7 +47,9 @@ impl HostSettings {
             plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),
             plans: config.plugins.clone(),
             admin: args.admin.or(config.host.admin),
+            certificates: args.certificates.clone().or_else(|| config.host.certificates.clone()),
             listen: ListenArgs { https: listen.https.or(config.host.https), mqtt: listen.mqtt.or(config.host.mqtt) },
+            tier: tier.or(config.host.tier),
             limits,
         }
     }
@@ -52,8 +60,10 @@ impl HostSettings {
         let host = [
             ("host.plugins", self.plugins != later.plugins),
             ("host.admin", self.admin != later.admin),
+            ("host.certificates", self.certificates != later.certificates),
             ("host.https", self.listen.https != later.listen.https),
             ("host.mqtt", self.listen.mqtt != later.listen.mqtt),
+            ("host.tier", self.tier != later.tier),
         ];
         names.extend(host.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name));
         let limits = self.limits.differences(&later.limits).filter(|limit| !limit.is_live);
@@ -70,6 +80,8 @@ fn set<T>(target: &mut T, value: Option<T>) {
 
 #[cfg(test)]
 mod tests {
+    use embedded_hub::rehearsal::tier::Tier;
+
     use super::*;
 
     fn address(port: u16) -> Option<SocketAddr> {
@@ -86,8 +98,11 @@ mod tests {
         (config.host.https, config.host.mqtt) = (address(9), address(2));
         let host = HostArgs { call_limit: Some(1), plugins: Some("from-flag".into()), ..HostArgs::default() };
         let listen = ListenArgs { https: address(1), mqtt: None };
-        let flags = Flags { host, listen };
-        let HostSettings { plugins, limits, listen, .. } = HostSettings::new(&flags, &config);
+        let sku = |units| Some(Sku::new(Tier::S1, units).expect("a size"));
+        config.host.tier = sku(2);
+        let flags = Flags { host, listen, tier: sku(1) };
+        let HostSettings { plugins, limits, listen, tier, .. } = HostSettings::new(&flags, &config);
+        assert_eq!((tier, HostSettings::new(&Flags::default(), &config).tier), (sku(1), sku(2)));
         assert_eq!(plugins, Some("from-flag".into()));
         let (runtime, actors) = (&limits.runtime, &limits.actors);
         assert_eq!(runtime.call_time_limit, Duration::from_secs(1));
@@ -107,7 +122,8 @@ mod tests {
         after.limits.runtime.memory_limit = 1;
         after.limits.runtime.calls.timers = 1;
         after.listen.mqtt = address(1);
-        let named = ["host.plugins", "host.mqtt", "limits.memory", "limits.calls.timers"];
+        after.tier = Sku::new(Tier::F1, 1).ok();
+        let named = ["host.plugins", "host.mqtt", "host.tier", "limits.memory", "limits.calls.timers"];
         assert_eq!(before.needs_restart(&after), named);
         assert!(before.needs_restart(&before).is_empty());
     }

@@ -7,6 +7,7 @@
 
 mod calls;
 mod configure;
+mod credentials;
 mod links;
 mod messages;
 mod registry;
@@ -40,6 +41,7 @@ use calls::Calls;
 use links::Link;
 use messages::Waiters;
 
+pub use credentials::Credentials;
 pub(crate) use links::properties_size;
 pub(crate) use messages::numbered;
 
@@ -97,8 +99,7 @@ pub enum Granted {
 /// Who wants to connect.
 pub struct ConnectRequest {
     pub device: DeviceId,
-    /// The SAS token.
-    pub password: String,
+    pub credentials: Credentials,
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
@@ -202,14 +203,14 @@ pub enum Operation {
     /// A device takes its next message, locked for so long under `token`.
     ReceiveMessage {
         id: DeviceId,
-        password: Password,
+        credentials: Credentials,
         token: u128,
         lock: Duration,
     },
     /// A device deals with a message that it has taken.
     SettleMessage {
         id: DeviceId,
-        password: Password,
+        credentials: Credentials,
         token: u128,
         disposition: Disposition,
     },
@@ -224,15 +225,6 @@ pub enum Operation {
         token: u128,
         disposition: Disposition,
     },
-}
-
-/// The SAS token of a request; never shown.
-pub struct Password(pub String);
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password")
-    }
 }
 
 /// What whoever asked gets.
@@ -324,6 +316,8 @@ impl Device {
             connected: self.link.is_some(),
             last_activity: self.last_activity,
             message_count: self.queue.len(),
+            authentication_type: self.identity.authentication.kind(),
+            thumbprints: self.identity.authentication.thumbprints_json(),
         }
     }
 
@@ -358,7 +352,7 @@ pub struct Hub<R> {
     policies: Vec<Policy>,
     devices: BTreeMap<DeviceId, Device>,
     links: HashMap<LinkId, Link>,
-    /// Token expiries of connected links, soonest first.
+    /// When the tokens and certificates of connected links expire, soonest first.
     expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
     calls: Calls<R>,
     waiters: Waiters<R>,
@@ -412,11 +406,11 @@ impl<R> Hub<R> {
         }
     }
 
-    /// Cut links whose token has expired, end calls whose time is up, and see to queues.
+    /// Cut links whose token or certificate has expired, end calls whose time is up, and see to queues.
     pub fn handle_deadline(&mut self, now: Now) {
         while let Some((expiry, link)) = self.expiries.first().copied().filter(|(expiry, _)| *expiry <= now.wall) {
             self.expiries.remove(&(expiry, link));
-            self.cut(now, link, "the token has expired: renew it and reconnect");
+            self.cut(now, link, "the token or the certificate has expired: renew it and reconnect");
         }
         self.end_overdue_calls(now);
         self.attend_due_queues(now);
@@ -506,11 +500,11 @@ impl<R> Hub<R> {
             Operation::Counts => Ok(Answer::Counts(self.counts())),
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
-            Operation::ReceiveMessage { id, password, token, lock } => {
-                self.receive_message(now, &id, &password.0, token, lock)
+            Operation::ReceiveMessage { id, credentials, token, lock } => {
+                self.receive_message(now, &id, &credentials, token, lock)
             }
-            Operation::SettleMessage { id, password, token, disposition } => {
-                self.settle_message(now, &id, &password.0, token, disposition)
+            Operation::SettleMessage { id, credentials, token, disposition } => {
+                self.settle_message(now, &id, &credentials, token, disposition)
             }
             Operation::ListFeedback => Ok(self.list_feedback()),
             Operation::ReceiveFeedback { token } => Ok(self.receive_feedback(now, token)),

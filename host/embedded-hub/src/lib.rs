@@ -10,6 +10,8 @@
 //! This crate knows nothing of plugins and actors: a Latch device connects to it like any other.
 
 mod accept;
+pub mod authorities;
+pub mod certificate;
 mod configurations;
 mod driver;
 pub mod events;
@@ -25,6 +27,7 @@ mod server;
 pub mod session;
 mod store;
 pub mod tls;
+mod websocket;
 
 pub use driver::HubHandle;
 pub use fleet::HubFleet;

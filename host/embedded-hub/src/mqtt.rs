@@ -9,12 +9,13 @@ use iothub_protocol::topic::FromDevice;
 use rumqttc::mqttbytes::Error as FrameError;
 use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet};
 use rustls::ServerConfig;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::accept;
+use crate::accept::{self, Peers};
+use crate::certificate::ClientCertificate;
 use crate::driver::{HubHandle, LinkEnd};
 use crate::hub::{LinkInput, LinkOutput};
 use crate::rehearsal::gate::{Gate, Passage, Turn};
@@ -28,38 +29,77 @@ const READ_SIZE: usize = 1024;
 /// Packets that are ready together share one write of about so many bytes.
 const WRITE_SIZE: usize = 64 * 1024;
 
-/// Accept until `cancel`; returns after the last connection has ended.
-pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, hub: HubHandle, cancel: CancellationToken) {
-    let stop = cancel.clone();
-    accept::serve(listener, tls, cancel, move |stream| handle(stream, hub.clone(), stop.clone())).await;
+/// Where connections of devices go, whichever listener they came to. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door {
+    hub: HubHandle,
+    cancel: CancellationToken,
+    /// Connections that came to the other listener.
+    guests: TaskTracker,
 }
 
-async fn handle(stream: TlsStream<TcpStream>, hub: HubHandle, cancel: CancellationToken) {
-    let Some(link) = hub.attach().await else { return };
-    let id = link.id;
-    let connection = Connection {
-        stream,
-        link,
-        hub: hub.clone(),
-        session: Session::new(Instant::now()),
-        incoming: BytesMut::new(),
-        outgoing: BytesMut::new(),
-        gate: Gate::new(hub.clone()),
-        held: None,
-        send_at: None,
-        mute: None,
-        is_forgotten: false,
-    };
-    let end = connection.run(cancel).await;
-    tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
-    hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
+impl Door {
+    /// Connections end soon after `cancel`.
+    pub(crate) fn new(hub: HubHandle, cancel: CancellationToken) -> Door {
+        Door { hub, cancel, guests: TaskTracker::new() }
+    }
+
+    /// Accept until cancelled; returns after the last connection has ended, guests included.
+    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers) {
+        let door = self.clone();
+        accept::serve(listener, tls, self.cancel.clone(), move |stream| {
+            let (door, certificate) = (door.clone(), peers.certificate(&stream));
+            async move { door.handle(stream, certificate).await }
+        })
+        .await;
+        self.guests.close();
+        self.guests.wait().await;
+    }
+
+    /// Take a connection that another listener has made ready.
+    pub(crate) fn admit<F, S>(&self, certificate: Option<Arc<ClientCertificate>>, ready: F)
+    where
+        F: Future<Output = Option<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let door = self.clone();
+        self.guests.spawn(async move {
+            if let Some(Some(stream)) = door.cancel.run_until_cancelled(ready).await {
+                door.handle(stream, certificate).await;
+            }
+        });
+    }
+
+    async fn handle<S>(&self, stream: S, certificate: Option<Arc<ClientCertificate>>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Some(link) = self.hub.attach().await else { return };
+        let id = link.id;
+        let connection = Connection {
+            stream,
+            link,
+            hub: self.hub.clone(),
+            session: Session::new(Instant::now(), certificate),
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            gate: Gate::new(self.hub.clone()),
+            held: None,
+            send_at: None,
+            mute: None,
+            is_forgotten: false,
+        };
+        let end = connection.run(self.cancel.clone()).await;
+        tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
+        self.hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
+    }
 }
 
 /// Why the hub ends a connection that missed a message.
 const LOST: &str = "the client reads too slowly, or the hub cannot write its store";
 
-struct Connection {
-    stream: TlsStream<TcpStream>,
+struct Connection<S> {
+    stream: S,
     link: LinkEnd,
     hub: HubHandle,
     session: Session,
@@ -88,7 +128,7 @@ impl End {
     }
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     async fn run(mut self, cancel: CancellationToken) -> End {
         let end = loop {
             if let Err(end) = self.step(&cancel).await {
@@ -283,7 +323,7 @@ impl Connection {
     }
 }
 
-async fn flush(stream: &mut TlsStream<TcpStream>, outgoing: &mut BytesMut) -> io::Result<()> {
+async fn flush(stream: &mut (impl AsyncWrite + Unpin), outgoing: &mut BytesMut) -> io::Result<()> {
     if !outgoing.is_empty() {
         stream.write_all_buf(outgoing).await?;
         stream.flush().await?;

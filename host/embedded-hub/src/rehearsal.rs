@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::HubHandle;
-use crate::hub::{ConnectRequest, LinkInput, LinkOutput, Now};
+use crate::hub::{ConnectRequest, Credentials, LinkInput, LinkOutput, Now};
 use crate::policy::Policy;
 use bad_days::{BadDays, Day, Plan, PlanError, Strike};
 use limiter::Shaping;
@@ -276,9 +276,10 @@ impl Rehearsal {
         tokio::spawn(async move {
             let lifetime = until.saturating_duration_since(Instant::now()) + Duration::from_secs(60);
             let resource = format!("localhost/devices/{device}");
-            let password = policy.primary_key.sign(&resource, Some(&policy.name), Utc::now() + lifetime);
+            let token = policy.primary_key.sign(&resource, Some(&policy.name), Utc::now() + lifetime);
+            let credentials = Credentials { token: Some(token), certificate: None };
             let Some(mut link) = hub.attach().await else { return };
-            let request = ConnectRequest { device, password, clean_session: false, will: None };
+            let request = ConnectRequest { device, credentials, clean_session: false, will: None };
             hub.link_input(link.id, LinkInput::Connect(Box::new(request))).await;
             loop {
                 tokio::select! {

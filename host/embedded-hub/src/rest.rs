@@ -5,6 +5,7 @@
 
 mod auth;
 mod bulk;
+pub(crate) mod certificates;
 mod configurations;
 mod devices;
 mod events;
@@ -19,6 +20,7 @@ mod reply;
 mod serve;
 mod tokens;
 mod twins;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -34,6 +36,7 @@ use job_engine::JobEngine;
 
 use crate::configurations::Configurations;
 use crate::driver::HubHandle;
+use crate::mqtt::Door;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
@@ -47,6 +50,8 @@ pub(crate) struct RestState {
     pub(crate) hub: HubHandle,
     pub(crate) jobs: JobEngine,
     pub(crate) policies: Arc<[Policy]>,
+    /// Where devices go that come by WebSocket.
+    pub(crate) door: Door,
     pub(crate) streams: Streams,
     pub(crate) configurations: Configurations,
 }
@@ -75,6 +80,7 @@ pub(crate) fn router(state: RestState) -> Router {
         // Azure does not heed the letters' case in these, and neither do those who write them.
         .merge(message_routes("deviceBound", "serviceBound"))
         .merge(message_routes("devicebound", "servicebound"))
+        .route("/$iothub/websocket", get(websocket::upgrade))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(state.clone(), rehearse::admit))

@@ -1,6 +1,7 @@
 //! `hub.db`: policies, devices, twins, subscriptions, cloud-to-device messages and feedback on them.
 
 pub(crate) mod configurations;
+mod identity;
 mod messages;
 
 use std::path::Path;
@@ -65,6 +66,13 @@ const MIGRATIONS: &[&str] = &[
     );
 ",
     configurations::TABLES,
+    // Certificates of devices, and of authorities that sign them.
+    "
+    ALTER TABLE devices ADD COLUMN authentication TEXT NOT NULL DEFAULT 'sas';
+    ALTER TABLE devices ADD COLUMN primary_thumbprint TEXT;
+    ALTER TABLE devices ADD COLUMN secondary_thumbprint TEXT;
+    CREATE TABLE authorities (name TEXT PRIMARY KEY, certificate BLOB NOT NULL) WITHOUT ROWID;
+",
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
@@ -100,7 +108,8 @@ pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Devi
     let mut subscriptions = connection.prepare("SELECT name, at_least_once FROM subscriptions WHERE id = ?1")?;
     let mut queues = messages::load_queues(connection)?;
     let mut devices = connection.prepare(
-        "SELECT d.id, generation, revision, enabled, status_reason, status_updated, primary_key, secondary_key, document
+        "SELECT d.id, generation, revision, enabled, status_reason, status_updated, primary_key, secondary_key,
+                document, authentication, primary_thumbprint, secondary_thumbprint
          FROM devices d JOIN twins t ON t.id = d.id",
     )?;
     let rows = devices.query_map([], |row| {
@@ -111,8 +120,7 @@ pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Devi
             enabled: row.get(3)?,
             status_reason: row.get(4)?,
             status_updated: row.get::<_, Option<String>>(5)?.and_then(|text| iothub_protocol::time::parse(&text)),
-            primary_key: key(row, 6)?,
-            secondary_key: key(row, 7)?,
+            authentication: identity::authentication(row, [9, 6, 7, 10, 11])?,
         };
         let twin: Twin = parsed(row, 8, |text| serde_json::from_str(text))?;
         Ok((identity, twin))
@@ -132,7 +140,7 @@ pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Devi
 
 pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     match change {
-        Change::Identity(identity) => put_identity(tx, identity),
+        Change::Identity(identity) => identity::put(tx, identity),
         Change::Twin(id, twin) => {
             let document = serde_json::to_string(twin).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))?;
             tx.prepare_cached("INSERT INTO twins VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET document = ?2")?
@@ -152,20 +160,6 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
             Ok(())
         }
     }
-}
-
-fn put_identity(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO devices VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
-        identity.device_id.as_str(),
-        number(identity.generation_id),
-        number(identity.revision),
-        identity.enabled,
-        identity.status_reason,
-        identity.status_updated.map(iothub_protocol::time::format),
-        identity.primary_key.to_base64(),
-        identity.secondary_key.to_base64(),
-    ])?;
-    Ok(())
 }
 
 fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &Subscriptions) -> sql::Result<()> {

@@ -132,7 +132,8 @@ impl Fixture {
     }
 
     async fn key(&self, id: &str) -> SharedKey {
-        self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device")
+        let credentials = self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device");
+        credentials.key().expect("a key").clone()
     }
 }
 

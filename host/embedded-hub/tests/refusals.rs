@@ -111,10 +111,10 @@ async fn every_policy_may_do_what_it_is_for_and_nothing_else() {
 async fn a_token_that_is_none_opens_nothing() {
     let hub = Service::new().await;
     let id = DeviceId::parse("d1").expect("an id");
-    let device_key = hub.hub.handle.ensure_device(&id).await.expect("a device");
+    let credentials = hub.hub.handle.ensure_device(&id).await.expect("a device");
     let later = Utc::now() + TimeDelta::seconds(60);
     let owner = hub.token("iothubowner");
-    let device = device_key.sign("localhost/devices/d1", None, later);
+    let device = credentials.key().expect("a key").sign("localhost/devices/d1", None, later);
     let bad = [
         ("nonsense", "nonsense".to_owned()),
         ("a scheme alone", "SharedAccessSignature".to_owned()),

@@ -7,6 +7,7 @@
 //! Start with [`id`] for the words, [`link`] for what a device connection carries, [`topic`] for how that looks in
 //! MQTT, and [`job`] for what a back end schedules.
 
+pub mod authentication;
 pub mod configuration;
 pub mod connection_string;
 pub mod error;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::connection_string::{
-    ConnectionStringError, DeviceConnectionString, HostName, ServiceConnectionString,
+    ConnectionStringError, DeviceConnectionString, DeviceCredentials, HostName, ServiceConnectionString,
 };
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
@@ -275,12 +275,15 @@ impl ServiceClient {
 /// What the device of this identity connects with; `host` as its MQTT side has it, which may be another port.
 ///
 /// # Errors
-/// If the registry's answer holds no device id or no key, as with X.509 devices.
+/// If the registry's answer holds no device id, or no key for a device that should have one.
 pub fn device_connection(identity: &Value, host: HostName) -> Result<DeviceConnectionString, ConnectionStringError> {
     let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let device_id = DeviceId::parse(text("/deviceId"))?;
-    let key = SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?;
-    Ok(DeviceConnectionString { host, device_id, key })
+    let credentials = match text("/authentication/type") {
+        "selfSigned" | "certificateAuthority" => DeviceCredentials::X509,
+        _ => DeviceCredentials::Key(SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?),
+    };
+    Ok(DeviceConnectionString { host, device_id, credentials })
 }
 
 /// What the hub asks for, else 1 s, 2 s, 4 s.

@@ -51,18 +51,10 @@ pub struct JobFilter<'a> {
 
 impl ServiceRequest {
     pub fn create_device(device: &DeviceId, identity: &IdentityRequest) -> ServiceRequest {
-        // An empty key asks the hub to make one.
-        let key = |key: &Option<_>| key.as_ref().map(iothub_protocol::sas::SharedKey::to_base64).unwrap_or_default();
         let mut body = json!({
             "deviceId": device,
             "status": if identity.disabled { "disabled" } else { "enabled" },
-            "authentication": {
-                "type": "sas",
-                "symmetricKey": {
-                    "primaryKey": key(&identity.primary_key),
-                    "secondaryKey": key(&identity.secondary_key),
-                },
-            },
+            "authentication": identity.authentication.to_json(),
         });
         if let Some(reason) = &identity.status_reason {
             body["statusReason"] = json!(reason);

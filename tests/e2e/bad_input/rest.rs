@@ -70,7 +70,10 @@ fn tokens_that_are_none_or_too_weak() {
         (&rest.token(&nobody, hour), "not signed with a key of this hub"),
         (&rest.token(owner, TimeDelta::seconds(-1)), "the token has expired"),
         (&owner.key.sign(&device_scope, Some(&owner.policy), Utc::now() + hour), "for another resource"),
-        (&device.key.sign(&device_scope, None, Utc::now() + hour), "not signed with a key of this hub"),
+        (
+            &device.key().expect("a key").sign(&device_scope, None, Utc::now() + hour),
+            "not signed with a key of this hub",
+        ),
     ] {
         hub.refuses(&[("authorization", token)], ("GET /twins/door-0001", vec![], IotHubUnauthorized, says));
     }

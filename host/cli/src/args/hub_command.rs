@@ -1,9 +1,11 @@
 //! What `latch hub` does beside running a hub, as it is typed.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 
+use super::RehearseCommand;
 use crate::units::duration_argument;
 
 #[derive(Debug, Subcommand)]
@@ -17,6 +19,12 @@ Examples:
   latch hub token --policy registryRead --ttl 5m"
     )]
     Token(TokenArgs),
+    /// Let the running hub have a bad day, to see how devices and back ends bear it
+    #[command(subcommand, after_help = super::rehearse::HELP)]
+    Rehearse(RehearseCommand),
+    /// The authorities whose devices may connect with a certificate that names them
+    #[command(subcommand)]
+    Ca(CaCommand),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -27,4 +35,26 @@ pub(crate) struct TokenArgs {
     /// How long it is good for, such as 90s, 5m or 1h; at most 365d
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration_argument)]
     pub(crate) ttl: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaCommand {
+    /// Trust an authority: devices of type certificateAuthority connect with what it has signed
+    #[command(after_help = "Example:
+  latch hub ca add factory.pem
+  latch device create door-0001 --x509-ca")]
+    Add {
+        /// The authority's certificate, in PEM or DER
+        file: PathBuf,
+        /// What to call it [default: the file's name without its ending]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the authorities
+    List,
+    /// Trust an authority no more; devices that are connected stay so
+    Remove {
+        /// What it is called
+        name: String,
+    },
 }

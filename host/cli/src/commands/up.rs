@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use anyhow::bail;
+use embedded_hub::rehearsal::tier::Sku;
+
 use crate::admin_server::AdminServer;
 use crate::args::{HubArgs, UpArgs};
 use crate::context::{Context, tls_for};
@@ -19,13 +22,14 @@ const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let configuration = Configuration::read(&args.host)?;
-    let flags = Flags { host: args.host, listen: args.listen };
+    let flags = Flags { host: args.host, listen: args.listen, tier: args.tier.sku()? };
     let settings = HostSettings::new(&flags, &configuration.config);
     let count = args.devices.map_or(configuration.config.devices.len(), |devices| devices as usize);
     check_descriptors(count, DESCRIPTORS_OF_A_DEVICE)?;
+    check_tier(count, settings.tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let plugins = Plugins::load(&settings, &data).await?;
-    let mut hub = RunningHub::start(data.clone(), listeners::bind(&settings.listen).await?).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&settings.listen).await?, settings.tier).await?;
     let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
     let devices = match configuration.connect(&connections).await? {
         Some(devices) => devices,
@@ -63,8 +67,10 @@ async fn ready_then_wait(fleet: &Fleet, hub: &RunningHub, plugins: usize) -> any
 
 pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> {
     check_descriptors(args.devices as usize, 1)?;
+    let tier = args.tier.sku()?;
+    check_tier(args.devices as usize, tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
+    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let admin = AdminServer::start(&data, hub.hub.operator_router(), args.admin).await?;
     let stop = signals::stop()?;
@@ -76,6 +82,16 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
     admin.stop();
     drain(hub.stop()).await;
     result
+}
+
+/// Devices that a hub of that tier cannot have are refused before anything is made.
+fn check_tier(devices: usize, tier: Option<Sku>) -> anyhow::Result<()> {
+    match tier {
+        Some(tier) if devices > tier.devices() => {
+            bail!("a hub of the tier {} has at most {} devices, not {devices}", tier.tier(), tier.devices())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Does not end while the hub can write.

@@ -85,7 +85,7 @@ fn parse_kinds(text: &str) -> Result<BTreeSet<&'static str>, FilterError> {
 }
 
 /// Whether a pattern covers a text. Goes back to the last star only, so that no pattern takes long.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at_pattern, mut at_text, mut star) = (0, 0, None);
     while at_text < text.len() {

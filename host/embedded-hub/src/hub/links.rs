@@ -4,13 +4,11 @@ use bytes::Bytes;
 use chrono::DateTime;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, RequestId};
-use iothub_protocol::sas::Token;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
 use serde_json::{Map, Value};
 
 use super::{ConnectRequest, Granted, Hub, LinkId, LinkInput, LinkOutput, Now, Output, Subscriptions};
 use crate::events::{AuthMethod, HubEvent, Sender, TwinChange};
-use crate::policy::Rights;
 
 /// Most bytes of a message: its body, the values of system properties, names and values of the others.
 const MAX_MESSAGE: usize = 256 * 1024;
@@ -44,10 +42,10 @@ impl<R> Hub<R> {
     }
 
     fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
-        let expiry = match self.authenticate(now, &request.device, &request.password) {
-            Ok(expiry) => expiry,
+        let (expiry, auth) = match self.authenticate(now, &request.device, &request.credentials) {
+            Ok(proof) => proof,
             Err(reason) => {
-                tracing::info!(device = %request.device, reason, "connection refused");
+                tracing::info!(device = %request.device, %reason, "connection refused");
                 return self.immediate.push_back(Output::Link(link, LinkOutput::Refused));
             }
         };
@@ -75,46 +73,11 @@ impl<R> Hub<R> {
         }
         let session_present = !request.clean_session && had_subscriptions;
         self.expiries.insert((expiry, link));
-        let auth = auth_method(&request.password);
         self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will, auth });
         self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
         // Calls and messages that waited for the device can go if its subscriptions were kept.
         self.release_waiting_calls(now, &request.device);
         self.attend_queue(now, &request.device);
-    }
-
-    /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code
-    /// only.
-    pub(super) fn authenticate(
-        &self,
-        now: Now,
-        id: &DeviceId,
-        password: &str,
-    ) -> Result<DateTime<chrono::Utc>, &'static str> {
-        let token = Token::parse(password).map_err(|_| "the password is no SAS token")?;
-        let device = self.devices.get(id).ok_or("the device is not registered")?;
-        let signed = match token.policy() {
-            None => token.signed_by(&device.identity.primary_key) || token.signed_by(&device.identity.secondary_key),
-            Some(name) => self
-                .policies
-                .iter()
-                .find(|policy| policy.name == name && policy.rights.contains(Rights::DEVICE_CONNECT))
-                .is_some_and(|policy| policy.signed(&token)),
-        };
-        if !signed {
-            return Err("the token's signature is wrong");
-        }
-        if token.is_expired(now.wall) {
-            return Err("the token has expired");
-        }
-        if !token.covers_device(id) {
-            return Err("the token is for another resource");
-        }
-        if !device.identity.enabled {
-            return Err("the device is disabled");
-        }
-        // A token made to last forever is no error: it is cut at the end of time.
-        Ok(DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<chrono::Utc>::MAX_UTC))
     }
 
     fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, filters: &[(Subscription, Granted)]) {
@@ -260,15 +223,6 @@ impl<R> Hub<R> {
 pub(crate) fn properties_size(properties: &[(String, String)]) -> usize {
     let name_size = |name: &str| if name.starts_with("$.") { 0 } else { name.len() };
     properties.iter().map(|(name, value)| name_size(name) + value.len()).sum()
-}
-
-/// How a password that was accepted proved whose it is; a certificate needs none.
-fn auth_method(password: &str) -> AuthMethod {
-    match Token::parse(password) {
-        Ok(token) if token.policy().is_some() => AuthMethod::PolicyKey,
-        Ok(_) => AuthMethod::DeviceKey,
-        Err(_) => AuthMethod::Certificate,
-    }
 }
 
 fn taken_over() -> HubError {

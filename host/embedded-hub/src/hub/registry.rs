@@ -1,5 +1,6 @@
 //! Devices come, change and go; back ends change twins.
 
+use iothub_protocol::authentication::Authentication;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::{Identity, IdentityRequest};
@@ -34,12 +35,11 @@ impl<R> Hub<R> {
             (None, Some(_)) => Err(not_found(id)),
             (None, None) => Ok(self.create(now, id, request, keys)),
             (Some(device), Some(_)) if !etag_matches(&device.identity.etag(), if_match) => Err(etag_mismatch()),
-            (Some(_), Some(_)) => self.update(now, id, request),
+            (Some(_), Some(_)) => self.update(now, id, request, keys),
         }
     }
 
     fn create(&mut self, now: Now, id: &DeviceId, request: IdentityRequest, keys: [SharedKey; 2]) -> Answer {
-        let [primary, secondary] = keys;
         let ticks = now.wall.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
         let generation_id = u64::try_from(ticks).unwrap_or_default();
         let identity = Identity {
@@ -50,8 +50,7 @@ impl<R> Hub<R> {
             enabled: !request.disabled,
             status_reason: request.status_reason,
             status_updated: None,
-            primary_key: request.primary_key.unwrap_or(primary),
-            secondary_key: request.secondary_key.unwrap_or(secondary),
+            authentication: Authentication::of_request(request.authentication, keys),
         };
         let twin = Twin::new(now.wall);
         let unwritten = self.unwritten(id);
@@ -65,7 +64,13 @@ impl<R> Hub<R> {
         answer
     }
 
-    fn update(&mut self, now: Now, id: &DeviceId, request: IdentityRequest) -> Result<Answer, HubError> {
+    fn update(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        request: IdentityRequest,
+        keys: [SharedKey; 2],
+    ) -> Result<Answer, HubError> {
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
         let identity = &mut device.identity;
         if identity.enabled == request.disabled {
@@ -74,12 +79,7 @@ impl<R> Hub<R> {
         }
         identity.status_reason = request.status_reason;
         identity.revision += 1;
-        if let Some(key) = request.primary_key {
-            identity.primary_key = key;
-        }
-        if let Some(key) = request.secondary_key {
-            identity.secondary_key = key;
-        }
+        identity.authentication = Authentication::of_request(request.authentication, keys);
         let link = device.link.filter(|_| request.disabled);
         self.unwritten(id).identity = true;
         if let Some(link) = link {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use iothub_protocol::id::DeviceId;
 
+use crate::events::filter::matches;
+
 /// A pattern for whole device ids: `*` stands for any text, `?` for any one character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DevicePattern(String);
@@ -33,7 +35,7 @@ impl DevicePattern {
     }
 
     pub fn matches(&self, device: &DeviceId) -> bool {
-        matches(self.0.as_bytes(), device.as_str().as_bytes())
+        matches(&self.0, device.as_str())
     }
 }
 
@@ -41,27 +43,6 @@ impl fmt::Display for DevicePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// At worst quadratic: after a mismatch only the last `*` takes one character more.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match (pattern.get(p), star) {
-            (Some(b'*'), _) => {
-                star = Some((p, t));
-                p += 1;
-            }
-            (Some(&c), _) if c == b'?' || c == text[t] => (p, t) = (p + 1, t + 1),
-            (_, Some((at, taken))) => {
-                star = Some((at, taken + 1));
-                (p, t) = (at + 1, taken + 1);
-            }
-            (_, None) => return false,
-        }
-    }
-    pattern[p..].iter().all(|c| *c == b'*')
 }
 
 #[cfg(test)]

@@ -23,8 +23,7 @@ use serde_json::{Value, json};
 
 use super::events::{self, EventQuery};
 use super::extract::{Path, Query};
-use super::rehearsals;
-use super::tokens;
+use super::{rehearsals, tokens};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
 use crate::hub::{Answer, Operation, numbered, properties_size};

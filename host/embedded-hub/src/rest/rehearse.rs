@@ -203,6 +203,8 @@ fn refusal(class: Class, refused: Admission) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -231,6 +233,25 @@ mod tests {
         ] {
             assert_eq!(class(&method, path), expected, "{method} {path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_has_the_envelope_of_its_route() {
+        for (class, expected) in
+            [(Class::Methods, "errorCode\\\":429001"), (Class::Jobs, "ErrorCode:ThrottlingException;")]
+        {
+            for (milliseconds, seconds) in [(1, "1"), (1000, "1"), (1001, "2")] {
+                let retry_after = Duration::from_millis(milliseconds);
+                let response = refusal(class, Admission::Throttled { class, retry_after });
+                assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+                assert_eq!(response.headers()[header::RETRY_AFTER], seconds);
+                let body = read_body(response.into_body()).await.expect("a body");
+                let body = String::from_utf8_lossy(&body);
+                assert!(body.contains(expected), "{body}");
+            }
+        }
+        let spent = refusal(Class::Jobs, Admission::QuotaSpent { used: 1, limit: 1 });
+        assert!(spent.status() == StatusCode::FORBIDDEN && !spent.headers().contains_key(header::RETRY_AFTER));
     }
 
     #[test]

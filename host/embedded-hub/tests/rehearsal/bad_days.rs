@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::fixture::{Fixture, PATIENCE, message, reply, twin_get};
+use crate::fixture::{bad_days, message, rest, twin_get, until_count};
+use crate::support::{PATIENCE, Service};
 
-fn begin(hub: &Fixture, what: BadDay, seed: u64, wishes: Wishes) -> u64 {
+fn begin(hub: &Service, what: BadDay, seed: u64, wishes: Wishes) -> u64 {
     let plan = Plan::new(what, seed, wishes).expect("a plan");
     hub.hub.handle.rehearsal().begin(plan).expect("a day")
 }
@@ -37,7 +38,7 @@ fn early_seed(what: BadDay) -> u64 {
     (0..).find(is_early).expect("one of many")
 }
 
-async fn connected(hub: &Fixture) -> usize {
+async fn connected(hub: &Service) -> usize {
     match hub.hub.handle.request(Operation::Counts).await {
         Ok(Answer::Counts(counts)) => counts.connected,
         other => panic!("{other:?}"),
@@ -46,20 +47,20 @@ async fn connected(hub: &Fixture) -> usize {
 
 #[tokio::test]
 async fn a_token_cut_ends_the_link_once() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     begin(&hub, BadDay::TokenCut, early_seed(BadDay::TokenCut), lasting(100_000));
     assert_eq!(device.next().await, None);
     let mut device = hub.device("d1").await;
     device.send(&[Packet::PingReq]).await;
     assert_eq!(device.next().await, Some(Packet::PingResp));
-    assert_eq!(hub.bad_days()[0]["count"], 1);
+    assert_eq!(bad_days(&hub)[0]["count"], 1);
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn a_storm_cuts_all_links_at_once_and_is_over() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut devices = Vec::new();
     for id in ["d1", "d2", "d3"] {
         devices.push(hub.device(id).await);
@@ -76,7 +77,7 @@ async fn a_storm_cuts_all_links_at_once_and_is_over() {
 
 #[tokio::test]
 async fn an_intruder_takes_the_connection_over_until_the_device_takes_it_back() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     begin(&hub, BadDay::TakeOver, early_seed(BadDay::TakeOver), lasting(100_000));
     assert_eq!(device.next().await, None);
@@ -84,13 +85,13 @@ async fn an_intruder_takes_the_connection_over_until_the_device_takes_it_back() 
     let mut device = hub.device("d1").await;
     device.send(&[twin_get(1)]).await;
     assert!(device.next_publish().await.0.starts_with("$iothub/twin/res/200/"));
-    assert_eq!((connected(&hub).await, &hub.bad_days()[0]["count"]), (1, &json!(1)));
+    assert_eq!((connected(&hub).await, &bad_days(&hub)[0]["count"]), (1, &json!(1)));
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn a_lost_puback_is_not_sent_and_its_message_is_taken() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     let next = hub.hub.handle.events().next();
     let day = begin(&hub, BadDay::LostPubacks, 1, percent(100));
@@ -106,7 +107,7 @@ async fn a_lost_puback_is_not_sent_and_its_message_is_taken() {
 
 #[tokio::test]
 async fn the_same_seed_loses_the_same_pubacks() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut runs = Vec::new();
     for seed in [11, 11, 12] {
         let day = begin(&hub, BadDay::LostPubacks, seed, percent(40));
@@ -128,10 +129,10 @@ async fn the_same_seed_loses_the_same_pubacks() {
 
 #[tokio::test]
 async fn a_half_open_link_says_nothing_and_a_new_one_works() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     let day = begin(&hub, BadDay::HalfOpen, 1, Wishes::default());
-    hub.until_count(1).await;
+    until_count(&hub, 1).await;
     device.send(&[Packet::PingReq, twin_get(1)]).await;
     let mut next = hub.device("d1").await;
     next.send(&[twin_get(2)]).await;
@@ -145,7 +146,7 @@ async fn a_half_open_link_says_nothing_and_a_new_one_works() {
 
 #[tokio::test]
 async fn a_slow_hub_answers_all_the_same() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     let delay = Some((Duration::from_millis(1), Duration::from_millis(3)));
     begin(&hub, BadDay::SlowHub, 1, Wishes { delay, ..Wishes::default() });
@@ -153,41 +154,41 @@ async fn a_slow_hub_answers_all_the_same() {
         device.send(&[twin_get(number)]).await;
         assert!(device.next_publish().await.0.ends_with(&format!("?$rid={number}")));
     }
-    assert_eq!(hub.rest("GET /twins/d1", "").await.status, 200);
-    assert!(hub.bad_days()[0]["count"].as_u64().is_some_and(|count| count >= 11), "{:?}", hub.bad_days());
+    assert_eq!(rest(&hub, "GET /twins/d1", "").await.status, 200);
+    assert!(bad_days(&hub)[0]["count"].as_u64().is_some_and(|count| count >= 11), "{:?}", bad_days(&hub));
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn a_lost_notice_is_found_by_reading_the_twin() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     device.subscribe("$iothub/twin/PATCH/properties/desired/#").await;
     let patch = |n: u32| json!({"properties": {"desired": {"n": n}}}).to_string();
     let day = begin(&hub, BadDay::LostNotices, 1, percent(100));
-    assert_eq!(hub.rest("PATCH /twins/d1", &patch(1)).await.status, 200);
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &patch(1)).await.status, 200);
     device.send(&[twin_get(1)]).await;
     let (topic, body) = device.next_publish().await;
     assert!(topic.starts_with("$iothub/twin/res/200/") && body.contains(r#""n":1"#), "{topic} {body}");
-    assert_eq!(hub.bad_days()[0]["count"], 1);
+    assert_eq!(bad_days(&hub)[0]["count"], 1);
     hub.hub.handle.rehearsal().stop(Some(day));
-    assert_eq!(hub.rest("PATCH /twins/d1", &patch(2)).await.status, 200);
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &patch(2)).await.status, 200);
     assert_eq!(device.next_publish().await.0, "$iothub/twin/PATCH/properties/desired/?$version=3");
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn in_silence_nobody_is_answered_and_afterwards_everybody() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     begin(&hub, BadDay::Silence, 1, lasting(300));
-    hub.until_count(1).await;
+    until_count(&hub, 1).await;
     device.send(&[Packet::PingReq]).await;
     let mut stranger = hub.stranger().await;
     stranger.send(&[hub.connect("d2").await]).await;
-    assert_eq!(hub.rest("GET /twins/d1", "").await.status, 200);
+    assert_eq!(rest(&hub, "GET /twins/d1", "").await.status, 200);
     // The day is over when the answer has come, though it may not have been put away yet.
-    assert!(hub.bad_days().iter().all(|day| day["remainingSeconds"] == 0));
+    assert!(bad_days(&hub).iter().all(|day| day["remainingSeconds"] == 0));
     assert_eq!(device.next().await, Some(Packet::PingResp), "the link has lived through it");
     assert!(matches!(stranger.next().await, Some(Packet::ConnAck(_))));
     hub.hub.stop().await;
@@ -195,23 +196,23 @@ async fn in_silence_nobody_is_answered_and_afterwards_everybody() {
 
 #[tokio::test]
 async fn a_silence_can_be_broken() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let mut device = hub.device("d1").await;
     begin(&hub, BadDay::Silence, 1, Wishes::default());
-    hub.until_count(1).await;
+    until_count(&hub, 1).await;
     device.send(&[Packet::PingReq]).await;
     assert_eq!(hub.hub.handle.rehearsal().stop(None), 1);
     assert_eq!(device.next().await, Some(Packet::PingResp));
-    assert_eq!(hub.rest("GET /twins/d1", "").await.status, 200);
+    assert_eq!(rest(&hub, "GET /twins/d1", "").await.status, 200);
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn a_bad_day_is_over_by_itself() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     begin(&hub, BadDay::LostNotices, 1, lasting(20));
     let over = async {
-        while !hub.bad_days().is_empty() {
+        while !bad_days(&hub).is_empty() {
             tokio::task::yield_now().await;
         }
     };
@@ -221,7 +222,7 @@ async fn a_bad_day_is_over_by_itself() {
 
 #[tokio::test]
 async fn the_operator_begins_and_ends_bad_days() {
-    let hub = Fixture::calm().await;
+    let hub = Service::new().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let server = tokio::spawn(axum::serve(listener, hub.hub.operator_router()).into_future());
@@ -231,21 +232,22 @@ async fn the_operator_begins_and_ends_bad_days() {
         let text =
             format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
         stream.write_all(text.as_bytes()).await.expect("sent");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.expect("received");
-        reply(answer)
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("received");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status: u16 = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, body.to_owned())
     };
-    let begun = ask("POST /rehearsals", r#"{"name":"silence","devices":"none","seed":7}"#).await;
-    assert_eq!((begun.status, begun.body.as_str()), (200, r#"{"name":"silence","number":1,"seed":"7"}"#));
-    let listed: Value = serde_json::from_str(&ask("GET /rehearsals", "").await.body).expect("JSON");
+    let (status, body) = ask("POST /rehearsals", r#"{"name":"silence","devices":"none","seed":7}"#).await;
+    assert_eq!((status, body.as_str()), (200, r#"{"name":"silence","number":1,"seed":"7"}"#));
+    let listed: Value = serde_json::from_str(&ask("GET /rehearsals", "").await.1).expect("JSON");
     let day = &listed["badDays"][0];
     assert_eq!((&day["name"], &day["devices"], &day["percent"]), (&json!("silence"), &json!("none"), &json!(100)));
     assert_eq!(listed["tier"], Value::Null);
-    assert_eq!(ask("POST /rehearsals", r#"{"name":"rain"}"#).await.status, 400);
-    assert_eq!(ask("DELETE /rehearsals/2", "").await.status, 404);
-    assert_eq!(ask("DELETE /rehearsals/1", "").await.status, 204);
-    let stopped = ask("DELETE /rehearsals", "").await;
-    assert_eq!((stopped.status, stopped.body.as_str()), (200, r#"{"stopped":0}"#));
+    assert_eq!(ask("POST /rehearsals", r#"{"name":"rain"}"#).await.0, 400);
+    assert_eq!(ask("DELETE /rehearsals/2", "").await.0, 404);
+    assert_eq!(ask("DELETE /rehearsals/1", "").await.0, 204);
+    assert_eq!(ask("DELETE /rehearsals", "").await, (200, r#"{"stopped":0}"#.to_owned()));
     server.abort();
     hub.hub.stop().await;
 }

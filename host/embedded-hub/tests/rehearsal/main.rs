@@ -2,4 +2,6 @@
 
 mod bad_days;
 mod fixture;
+#[path = "../support/mod.rs"]
+mod support;
 mod tiers;

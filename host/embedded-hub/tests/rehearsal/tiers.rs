@@ -10,7 +10,8 @@ use iothub_protocol::id::DeviceId;
 use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, PubAck};
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, message, twin_get};
+use crate::fixture::{limited, message, rest, twin_get};
+use crate::support::Service;
 
 /// The free tier, with `burst` and `queue` of each throttle in seconds.
 fn free(burst: u64, queue: u64) -> RehearsalSettings {
@@ -21,28 +22,28 @@ fn free(burst: u64, queue: u64) -> RehearsalSettings {
 #[tokio::test]
 async fn a_back_end_in_a_hurry_is_told_when_to_come_again() {
     // One query every three seconds.
-    let hub = Fixture::new(free(0, 0)).await;
+    let hub = limited(free(0, 0)).await;
     let query = r#"{"query":"SELECT * FROM devices"}"#;
-    assert_eq!(hub.rest("POST /devices/query", query).await.status, 200);
-    let mut refused = hub.rest("POST /devices/query", query).await;
+    assert_eq!(rest(&hub, "POST /devices/query", query).await.status, 200);
+    let mut refused = rest(&hub, "POST /devices/query", query).await;
     for _ in 0..20 {
         if refused.status == 429 {
             break;
         }
-        refused = hub.rest("POST /devices/query", query).await;
+        refused = rest(&hub, "POST /devices/query", query).await;
     }
     assert_eq!((refused.status, refused.header("iothub-errorcode")), (429, Some("throttlingexception")));
     let after: u64 = refused.header("retry-after").and_then(|text| text.parse().ok()).expect("seconds");
     assert!((1..=3).contains(&after), "{after}");
     let body: Value = serde_json::from_str(&refused.body).expect("JSON");
     assert!(body["Message"].as_str().is_some_and(|text| text.starts_with("ErrorCode:ThrottlingException;")), "{body}");
-    assert_eq!(hub.rest("GET /twins/nobody", "").await.status, 404, "another class is another throttle");
+    assert_eq!(rest(&hub, "GET /twins/nobody", "").await.status, 404, "another class is another throttle");
     hub.hub.stop().await;
 }
 
 #[tokio::test]
 async fn a_twin_that_is_read_too_often_answers_429() {
-    let hub = Fixture::new(free(0, 0)).await;
+    let hub = limited(free(0, 0)).await;
     let mut device = hub.device("d1").await;
     device.subscribe("$iothub/twin/res/#").await;
     let gets: Vec<Packet> = (0..200).map(twin_get).collect();
@@ -62,7 +63,7 @@ async fn a_twin_that_is_read_too_often_answers_429() {
 
 #[tokio::test]
 async fn messages_above_the_rate_wait_and_then_end_the_link() {
-    let hub = Fixture::new(free(0, 10)).await;
+    let hub = limited(free(0, 10)).await;
     let mut device = hub.device("d1").await;
     let messages: Vec<Packet> = (1..=20).map(message).collect();
     device.send(&messages).await;
@@ -74,7 +75,7 @@ async fn messages_above_the_rate_wait_and_then_end_the_link() {
     assert_eq!(shown["tier"]["messagesToday"], 20);
     hub.hub.stop().await;
 
-    let hub = Fixture::new(free(0, 0)).await;
+    let hub = limited(free(0, 0)).await;
     let mut device = hub.device("d1").await;
     device.send(&messages).await;
     let mut taken = 0;
@@ -87,14 +88,14 @@ async fn messages_above_the_rate_wait_and_then_end_the_link() {
 
 #[tokio::test]
 async fn a_device_hears_of_the_hub_while_its_messages_wait() {
-    let hub = Fixture::new(free(0, 60)).await;
+    let hub = limited(free(0, 60)).await;
     let mut device = hub.device("d1").await;
     device.subscribe("$iothub/twin/PATCH/properties/desired/#").await;
     let messages: Vec<Packet> = (1..=500).map(message).collect();
     device.send(&messages).await;
     assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(1))));
     let patch = r#"{"properties":{"desired":{"building":"43"}}}"#;
-    assert_eq!(hub.rest("PATCH /twins/d1", patch).await.status, 200);
+    assert_eq!(rest(&hub, "PATCH /twins/d1", patch).await.status, 200);
     let mut acknowledged = 1;
     while let Some(Packet::PubAck(_)) = device.next().await {
         acknowledged += 1;
@@ -105,7 +106,7 @@ async fn a_device_hears_of_the_hub_while_its_messages_wait() {
 
 #[tokio::test]
 async fn devices_that_connect_all_at_once_are_told_to_wait() {
-    let hub = Fixture::new(free(0, 0)).await;
+    let hub = limited(free(0, 0)).await;
     let mut devices = Vec::new();
     for number in 0..40 {
         let connect = hub.connect(&format!("d{number}")).await;
@@ -136,7 +137,7 @@ async fn a_spent_quota_ends_everything_until_tomorrow_also_after_a_restart() {
     // A day that does not end while the test runs.
     let kept = json!({"day": "9999-12-30", "messages": 7998});
     std::fs::write(folder.path().join("quota.json"), kept.to_string()).expect("written");
-    let hub = Fixture::in_folder(free(60, 10), folder).await;
+    let hub = Service::rehearsing(free(60, 10), folder).await;
     let mut device = hub.device("d1").await;
     device.send(&[message(1)]).await;
     assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(1))));
@@ -144,15 +145,13 @@ async fn a_spent_quota_ends_everything_until_tomorrow_also_after_a_restart() {
     assert!(device.next_publish().await.0.starts_with("$iothub/twin/res/200/"));
     device.send(&[message(2)]).await;
     assert_eq!(device.next().await, None);
-    let Fixture { hub, folder, .. } = hub;
-    hub.stop().await;
 
-    let hub = Fixture::in_folder(free(60, 10), folder).await;
+    let hub = hub.restart_rehearsing(free(60, 10)).await;
     let mut device = hub.device("d1").await;
     device.send(&[twin_get(1)]).await;
     assert_eq!(device.next().await, None, "let in, and cut at the first message");
     for request in ["GET /twins/d1", "GET /devices/d1", "GET /jobs/v2/query"] {
-        let refused = hub.rest(request, "").await;
+        let refused = rest(&hub, request, "").await;
         assert_eq!(
             (refused.status, refused.header("iothub-errorcode")),
             (403, Some("iothubquotaexceeded")),
@@ -165,7 +164,7 @@ async fn a_spent_quota_ends_everything_until_tomorrow_also_after_a_restart() {
 
 #[tokio::test]
 async fn a_tier_runs_so_many_jobs_and_has_so_many_devices() {
-    let hub = Fixture::new(free(60, 10)).await;
+    let hub = limited(free(60, 10)).await;
     hub.connect("d1").await;
     let job = |start: &str| {
         let method = json!({"methodName": "m", "responseTimeoutInSeconds": 30, "connectTimeoutInSeconds": 300});
@@ -173,20 +172,24 @@ async fn a_tier_runs_so_many_jobs_and_has_so_many_devices() {
             "startTime": start, "maxExecutionTimeInSeconds": 3600});
         job.to_string()
     };
-    assert_eq!(hub.rest("PUT /jobs/v2/later", &job("2999-01-01T00:00:00Z")).await.status, 200);
-    assert_eq!(hub.rest("PUT /jobs/v2/one", &job("2020-01-01T00:00:00Z")).await.status, 200, "one that waits is none");
-    let refused = hub.rest("PUT /jobs/v2/two", &job("2020-01-01T00:00:00Z")).await;
+    assert_eq!(rest(&hub, "PUT /jobs/v2/later", &job("2999-01-01T00:00:00Z")).await.status, 200);
+    assert_eq!(
+        rest(&hub, "PUT /jobs/v2/one", &job("2020-01-01T00:00:00Z")).await.status,
+        200,
+        "one that waits is none"
+    );
+    let refused = rest(&hub, "PUT /jobs/v2/two", &job("2020-01-01T00:00:00Z")).await;
     let code = refused.header("iothub-errorcode");
     assert_eq!((refused.status, code), (429, Some("throttlingmaxactivejobcountexceeded")));
 
     let ids: Vec<DeviceId> = (1..=500).map(|n| DeviceId::parse(&format!("d{n}")).expect("an id")).collect();
     let made = join_all(ids.iter().map(|id| hub.hub.handle.ensure_device(id))).await;
     assert!(made.iter().all(Result::is_ok));
-    let refused = hub.rest("PUT /devices/d501", r#"{"deviceId":"d501"}"#).await;
+    let refused = rest(&hub, "PUT /devices/d501", r#"{"deviceId":"d501"}"#).await;
     assert_eq!((refused.status, refused.header("iothub-errorcode")), (413, Some("toomanydevices")));
-    let refused = hub.rest("POST /devices", r#"[{"id":"d501"},{"id":"d1","importMode":"update"}]"#).await;
+    let refused = rest(&hub, "POST /devices", r#"[{"id":"d501"},{"id":"d1","importMode":"update"}]"#).await;
     assert_eq!(refused.status, 413);
-    let updated = hub.rest("POST /devices", r#"[{"id":"d1","importMode":"update"}]"#).await;
+    let updated = rest(&hub, "POST /devices", r#"[{"id":"d1","importMode":"update"}]"#).await;
     assert_eq!(updated.status, 200, "{}", updated.body);
     hub.hub.stop().await;
 }

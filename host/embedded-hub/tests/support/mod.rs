@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use chrono::{TimeDelta, Utc};
+use embedded_hub::rehearsal::RehearsalSettings;
 use embedded_hub::{EmbeddedHub, HubSettings, tls};
 use iothub_protocol::id::DeviceId;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{Connect, Packet, Publish};
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, Publish, Subscribe};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -64,29 +65,26 @@ impl Reply {
 
 impl Service {
     pub(crate) async fn new() -> Service {
-        Service::in_folder(tempfile::tempdir().expect("a folder")).await
+        Service::rehearsing(RehearsalSettings::default(), tempfile::tempdir().expect("a folder")).await
     }
 
-    async fn in_folder(folder: tempfile::TempDir) -> Service {
+    pub(crate) async fn rehearsing(rehearsal: RehearsalSettings, folder: tempfile::TempDir) -> Service {
         let mqtt = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ports = [&mqtt, &https].map(|listener| listener.local_addr().expect("an address").port());
         let data = folder.path().to_owned();
-        let settings = HubSettings {
-            data,
-            mqtt,
-            https,
-            machine_name: None,
-            jobs: Default::default(),
-            rehearsal: Default::default(),
-        };
+        let settings = HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default(), rehearsal };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Service { hub, mqtt: ports[0], https: ports[1], folder }
     }
 
     pub(crate) async fn restart(self) -> Service {
+        self.restart_rehearsing(RehearsalSettings::default()).await
+    }
+
+    pub(crate) async fn restart_rehearsing(self, rehearsal: RehearsalSettings) -> Service {
         self.hub.stop().await;
-        Service::in_folder(self.folder).await
+        Service::rehearsing(rehearsal, self.folder).await
     }
 
     /// A header's value for a policy, good for a minute.
@@ -154,16 +152,30 @@ impl Service {
 
     /// Make sure of a device, and connect it.
     pub(crate) async fn device(&self, id: &str) -> Device {
+        let mut device = self.stranger().await;
+        device.send(&[self.connect(id).await]).await;
+        assert!(matches!(device.next().await, Some(Packet::ConnAck(ack)) if ack.code == ConnectReturnCode::Success));
+        device
+    }
+
+    /// A connection on which nothing has been said.
+    pub(crate) async fn stranger(&self) -> Device {
+        Device { stream: self.tls(self.mqtt).await, incoming: BytesMut::new() }
+    }
+
+    /// Make sure of a device; what it connects with.
+    pub(crate) async fn connect(&self, id: &str) -> Packet {
         let id = DeviceId::parse(id).expect("an id");
-        let key = self.hub.handle.ensure_device(&id).await.expect("a device");
+        let credentials = self.hub.handle.ensure_device(&id).await.expect("a device");
         let mut connect = Connect::new(id.as_str());
         connect.keep_alive = 60;
-        let token = key.sign(&format!("localhost/devices/{id}"), None, Utc::now() + TimeDelta::seconds(60));
+        let token = credentials.key().expect("a key").sign(
+            &format!("localhost/devices/{id}"),
+            None,
+            Utc::now() + TimeDelta::seconds(60),
+        );
         connect.set_login(format!("localhost/{id}/?api-version=2021-04-12"), token);
-        let mut device = Device { stream: self.tls(self.mqtt).await, incoming: BytesMut::new() };
-        device.send(&[Packet::Connect(connect)]).await;
-        assert!(matches!(device.next().await, Some(Packet::ConnAck(_))));
-        device
+        Packet::Connect(connect)
     }
 }
 
@@ -183,6 +195,21 @@ impl Device {
 
     pub(crate) async fn publish(&mut self, topic: &str, payload: &str) {
         self.send(&[Packet::Publish(Publish::new(topic, QoS::AtMostOnce, payload))]).await;
+    }
+
+    /// The next packet, which is a publication: its topic and its body.
+    pub(crate) async fn next_publish(&mut self) -> (String, String) {
+        match self.next().await {
+            Some(Packet::Publish(publish)) => {
+                (publish.topic, String::from_utf8(publish.payload.to_vec()).expect("text"))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn subscribe(&mut self, filter: &str) {
+        self.send(&[Packet::Subscribe(Subscribe { pkid: 1, ..Subscribe::new(filter, QoS::AtMostOnce) })]).await;
+        assert!(matches!(self.next().await, Some(Packet::SubAck(_))));
     }
 
     /// Report properties, and wait until they are taken.

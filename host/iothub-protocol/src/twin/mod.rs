@@ -58,6 +58,10 @@ pub struct TwinFacts {
     pub last_activity: Option<DateTime<Utc>>,
     /// Cloud-to-device messages that wait for the device.
     pub message_count: usize,
+    /// `sas`, `selfSigned` or `certificateAuthority`.
+    pub authentication_type: &'static str,
+    /// `x509Thumbprint` as it is shown.
+    pub thumbprints: Value,
 }
 
 impl Twin {
@@ -160,8 +164,8 @@ impl Twin {
             "connectionState": if facts.connected { "Connected" } else { "Disconnected" },
             "lastActivityTime": when(facts.last_activity),
             "cloudToDeviceMessageCount": facts.message_count,
-            "authenticationType": "sas",
-            "x509Thumbprint": {"primaryThumbprint": null, "secondaryThumbprint": null},
+            "authenticationType": facts.authentication_type,
+            "x509Thumbprint": facts.thumbprints,
             "modelId": "",
             "version": self.version,
             "tags": self.tags,
