@@ -108,7 +108,7 @@ async fn a_token_that_is_none_opens_nothing() {
     let device_key = hub.hub.handle.ensure_device(&id).await.expect("a device");
     let later = Utc::now() + TimeDelta::seconds(60);
     let owner = hub.token("iothubowner");
-    let device = device_key.sign("localhost/devices/d1", None, later);
+    let device = device_key.key().expect("a key").sign("localhost/devices/d1", None, later);
     let bad = [
         ("nonsense", "nonsense".to_owned()),
         ("a scheme alone", "SharedAccessSignature".to_owned()),

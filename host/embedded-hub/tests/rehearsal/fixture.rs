@@ -77,7 +77,7 @@ impl Fixture {
     /// One request as the policy `iothubowner`.
     pub(crate) async fn rest(&self, request: &str, body: &str) -> Reply {
         let key = self.hub.policy_key("iothubowner").expect("a policy");
-        let token = credentials.key().expect("a key").sign("localhost", Some("iothubowner"), Utc::now() + Duration::from_secs(60));
+        let token = key.sign("localhost", Some("iothubowner"), Utc::now() + Duration::from_secs(60));
         let mut stream = self.tls(self.https).await;
         let length = body.len();
         let text = format!(
@@ -109,7 +109,11 @@ impl Fixture {
         let mut connect = Connect::new(id);
         connect.clean_session = false;
         connect.keep_alive = 60;
-        let token = credentials.key().expect("a key").sign(&format!("localhost/devices/{id}"), None, Utc::now() + Duration::from_secs(60));
+        let token = credentials.key().expect("a key").sign(
+            &format!("localhost/devices/{id}"),
+            None,
+            Utc::now() + Duration::from_secs(60),
+        );
         connect.set_login(format!("localhost/{id}/?api-version=2021-04-12"), token);
         Packet::Connect(connect)
     }
