@@ -9,12 +9,16 @@ use bytes::BytesMut;
 use chrono::{TimeDelta, Utc};
 use embedded_hub::rehearsal::RehearsalSettings;
 use embedded_hub::{EmbeddedHub, HubSettings, tls};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use iothub_protocol::id::DeviceId;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, Publish, Subscribe};
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +28,14 @@ use tokio_rustls::client::TlsStream;
 /// Nothing here takes so long; a test that waits in vain ends.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) const POLICIES: [&str; 5] = ["iothubowner", "service", "device", "registryRead", "registryReadWrite"];
+
+/// How a client comes.
+#[derive(Default)]
+pub(crate) struct Client {
+    pub(crate) certificate: Option<Arc<dyn ResolvesClientCert>>,
+    /// Of TLS; all, if none is named.
+    pub(crate) versions: Vec<&'static SupportedProtocolVersion>,
+}
 
 pub(crate) struct Service {
     pub(crate) hub: EmbeddedHub,
@@ -108,7 +120,17 @@ impl Service {
 
     /// A request with these headers and no others that matter.
     pub(crate) async fn plain(&self, request: &str, headers: &[&str], body: &[u8]) -> Reply {
-        let mut stream = self.tls(self.https).await;
+        let stream = self.tls(self.https).await;
+        Service::talk(stream, request, headers, body).await
+    }
+
+    /// A request without a body, of such a client.
+    pub(crate) async fn ask(&self, client: Client, request: &str, headers: &[&str]) -> Reply {
+        let stream = self.https(client).await;
+        Service::talk(stream, request, headers, b"").await
+    }
+
+    async fn talk(mut stream: TlsStream<TcpStream>, request: &str, headers: &[&str], body: &[u8]) -> Reply {
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let length = body.len();
         let head = format!(
@@ -139,15 +161,55 @@ impl Service {
     }
 
     async fn tls(&self, port: u16) -> TlsStream<TcpStream> {
+        self.tls_as(port, Client::default()).await
+    }
+
+    async fn tls_as(&self, port: u16, client: Client) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(self.folder.path().join(tls::CA_FILE)).expect("a certificate");
         roots.add(ca).expect("an authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        let config = builder.expect("versions").with_root_certificates(roots).with_no_client_auth();
+        let versions = if client.versions.is_empty() { rustls::ALL_VERSIONS.to_vec() } else { client.versions };
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&versions);
+        let builder = builder.expect("versions").with_root_certificates(roots);
+        let config = match client.certificate {
+            Some(certificate) => builder.with_client_cert_resolver(certificate),
+            None => builder.with_no_client_auth(),
+        };
         let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
         let name = ServerName::try_from("localhost").expect("a name");
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake")
+    }
+
+    /// A connection for MQTT.
+    pub(crate) async fn link(&self, client: Client) -> Device {
+        Device { stream: self.tls_as(self.mqtt, client).await, incoming: BytesMut::new() }
+    }
+
+    /// A connection for HTTPS.
+    pub(crate) async fn https(&self, client: Client) -> TlsStream<TcpStream> {
+        self.tls_as(self.https, client).await
+    }
+
+    /// A request on the operator's socket, as far as its router goes: the status and the answer.
+    pub(crate) async fn operator(&self, method: &str, target: &str, body: String) -> (u16, Value) {
+        let (mut near, far) = tokio::io::duplex(64 * 1024);
+        let service = TowerToHyperService::new(self.hub.operator_router());
+        let serve = http1::Builder::new().serve_connection(TokioIo::new(far), service);
+        let talk = async {
+            let length = body.len();
+            let head = format!("{method} {target} HTTP/1.1\r\nHost: latch\r\nConnection: close\r\n");
+            let text = format!("{head}Content-Length: {length}\r\n\r\n{body}");
+            near.write_all(text.as_bytes()).await.expect("sent");
+            let mut answer = String::new();
+            near.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        };
+        let (answer, served) = tokio::join!(talk, serve);
+        served.expect("served");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        (status, serde_json::from_str(body).expect("JSON"))
     }
 
     /// Make sure of a device, and connect it.
