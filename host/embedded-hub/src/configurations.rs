@@ -1,8 +1,8 @@
 //! Automatic device management: configurations that give devices their desired properties, for as long as they are
 //! targeted.
 //!
-//! [`Configurations`] keeps them, in memory and in the store. [`plan`] decides, without I/O, what they make of one twin;
-//! [`apply`] walks over the twins, whenever something has changed and now and then, and has the hub do what is
+//! [`Configurations`] keeps them, in memory and in the store. [`plan`] decides, without I/O, what they make of one
+//! twin; [`apply`] walks over the twins, whenever something has changed and now and then, and has the hub do what is
 //! decided. The hub itself knows only the marks that they leave in twins.
 
 pub(crate) mod apply;

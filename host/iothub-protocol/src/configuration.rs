@@ -1,7 +1,7 @@
 //! Configurations of automatic device management, as `/configurations` shows them.
 //!
-//! A [`Configuration`] says which devices it is for, which desired properties they shall have, and what to count. What it
-//! does to a twin is the hub's affair; [`Setting`] is how a part of its content is laid into desired properties.
+//! A [`Configuration`] says which devices it is for, which desired properties they shall have, and what to count. What
+//! it does to a twin is the hub's affair; [`Setting`] is how a part of its content is laid into desired properties.
 
 use std::collections::BTreeMap;
 
@@ -115,8 +115,8 @@ pub struct ConfigurationRequest {
 }
 
 impl ConfigurationRequest {
-    /// Read the body. What the hub computes (times, system metrics, results, etag) is ignored, as the SDKs send back what
-    /// they got.
+    /// Read the body. What the hub computes (times, system metrics, results, etag) is ignored, as the SDKs send back
+    /// what they got.
     ///
     /// # Errors
     /// 400006 for what is no JSON, 400004 with the member that is wrong.

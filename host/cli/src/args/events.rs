@@ -6,8 +6,9 @@ use clap::{Args as ClapArgs, ValueEnum};
 
 use crate::units::duration_argument;
 
-pub(crate) const HELP: &str = "The hub keeps the latest 10,000 events, at most 16 MiB of them, until it stops. While following, a hub that goes is waited
-for, and what was missed is told. Interrupting ends with code 0.
+pub(crate) const HELP: &str =
+    "The hub keeps the latest 10,000 events, at most 16 MiB of them, until it stops. While following, a hub
+that goes is waited for, and what was missed is told. Interrupting ends with code 0.
 
 Examples:
   latch events --follow

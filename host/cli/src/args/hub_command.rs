@@ -12,7 +12,7 @@ use crate::units::duration_argument;
 pub(crate) enum HubCommand {
     /// Print a token for the header Authorization, for curl and other plain clients of the REST API
     #[command(
-        after_help = "The token is signed with a key of the policy, and whoever has it can do what the policy may until it ends.
+        after_help = "The token is signed with a key of the policy: whoever has it can do what the policy may until it ends.
 
 Examples:
   curl --cacert .latch/ca.pem -H \"Authorization: $(latch hub token)\" https://localhost/messages/events

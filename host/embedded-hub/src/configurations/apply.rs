@@ -19,7 +19,8 @@ use crate::events::{EventKind, EventLog, HubEvent};
 use crate::hub::{Answer, Operation};
 use crate::rest::Walk;
 
-/// All twins are looked at so often without a reason, for conditions on what no event tells of. Azure takes five minutes.
+/// All twins are looked at so often without a reason, for conditions on what no event tells of. Azure takes five
+/// minutes.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Counts are renewed so long after a change at the earliest.
 const LEAST_REST: Duration = Duration::from_millis(250);

@@ -340,22 +340,30 @@ mod tests {
         assert_eq!(results[&id("c")], ConfigurationResults { targeted: 2, applied: 2, metrics });
     }
 
+    fn conditions() -> impl Strategy<Value = &'static str> {
+        prop_oneof![Just("*"), Just("tags.site = 'A'"), Just("")]
+    }
+
+    fn contents() -> impl Strategy<Value = BTreeMap<&'static str, Value>> {
+        let path =
+            || prop_oneof![Just("properties.desired.a"), Just("properties.desired.a.b"), Just("properties.desired.c"),];
+        let value =
+            prop_oneof![Just(json!(1)), Just(json!(null)), Just(json!({"b": 2})), Just(json!({"b": {"d": 1}})),];
+        proptest::collection::btree_map(path(), value, 0..3)
+    }
+
     proptest! {
         /// Whatever configurations there are, doing what is decided leaves nothing more to do.
         #[test]
         fn every_twin_comes_to_rest(
-            contents in proptest::collection::vec((0_u32..3, prop_oneof![Just("*"), Just("tags.site = 'A'"), Just("")],
-                proptest::collection::btree_map(
-                    prop_oneof![Just("properties.desired.a"), Just("properties.desired.a.b"), Just("properties.desired.c")],
-                    prop_oneof![Just(json!(1)), Just(json!(null)), Just(json!({"b": 2})), Just(json!({"b": {"d": 1}}))],
-                    0..3)), 0..4),
+            made in proptest::collection::vec((0_u32..3, conditions(), contents()), 0..4),
             desired in prop_oneof![Just(json!({})), Just(json!({"a": 1})), Just(json!({"a": {"b": 2, "own": 1}}))],
             sites in proptest::collection::vec(prop_oneof![Just("A"), Just("B")], 1..4),
         ) {
-            let configurations: Vec<_> = contents.into_iter().enumerate().map(|(number, (priority, condition, content))| {
-                configuration(&format!("c{number}"), number as i64, priority, condition, json!(content))
-            }).collect();
-            let plan = plan(&configurations);
+            let made = made.into_iter().zip(0_i64..).map(|((priority, condition, content), second)| {
+                configuration(&format!("c{second}"), second, priority, condition, json!(content))
+            });
+            let plan = plan(&made.collect::<Vec<_>>());
             let mut current = twin("A", desired, Value::Null);
             for site in sites {
                 current["tags"]["site"] = json!(site);

@@ -1,5 +1,5 @@
-//! Events for those who follow: as a stream of server-sent events for back ends and browsers, and as lines of JSON for the
-//! operator's socket. Azure has neither; there, events leave by AMQP.
+//! Events for those who follow: as a stream of server-sent events for back ends and browsers, and as lines of JSON for
+//! the operator's socket. Azure has neither; there, events leave by AMQP.
 
 use std::convert::Infallible;
 use std::sync::Arc;
