@@ -17,7 +17,7 @@ static AUTHORITY: LazyLock<Arc<Authority>> = LazyLock::new(|| {
 pub(crate) fn certificate(data: &[u8]) {
     let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a time");
     let chain = [CertificateDer::from(data), CertificateDer::from(data)];
-    let read = ClientCertificate::read(&chain, &[AUTHORITY.clone()], now);
+    let read = ClientCertificate::read(&chain, std::slice::from_ref(&*AUTHORITY), now);
     if let Ok(Some(certificate)) = read {
         assert!(certificate.has_thumbprint(&certificate.sha1) && certificate.has_thumbprint(&certificate.sha256));
         // Nobody guesses a signature: only the seed that the authority has signed leads to it.
