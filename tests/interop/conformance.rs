@@ -31,6 +31,7 @@ areas! {
     node_methods: Node "methods.js" 22;
     node_jobs: Node "jobs.js" 25;
     node_queries: Node "queries.js" 20;
+    node_query_language: Node "query_language.js" 15;
     node_telemetry: Node "telemetry.js" 9;
     node_c2d: Node "c2d.js" 10;
     node_connections: Node "connections.js" 16;
