@@ -131,9 +131,10 @@ suite([
     fact: 'A disabled device is refused, and let in again once it is enabled.',
     run: async (fresh) => {
       const { connectionString, deviceId } = await device(fresh);
-      await registry.update({ deviceId, status: 'disabled' });
+      const { responseBody: identity } = await registry.get(deviceId);
+      await registry.update({ ...identity, status: 'disabled' });
       await assert.rejects(connect(connectionString), { name: 'UnauthorizedError' });
-      await registry.update({ deviceId, status: 'enabled' });
+      await registry.update({ ...identity, status: 'enabled' });
       await (await connect(connectionString)).close();
     },
   },

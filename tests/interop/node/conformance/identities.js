@@ -125,13 +125,19 @@ suite([
     },
   },
   {
-    name: 'an update keeps keys that it does not name',
-    fact: 'PUT with If-Match and empty keys leaves the keys alone.',
+    name: 'an update without keys makes new ones',
+    fact: 'PUT with If-Match and the keys of an identity that was read keeps them; with empty keys it makes new ones.',
     run: async (fresh) => {
       const { responseBody: before } = await registry.create({ deviceId: fresh() });
+      const keys = async () => ({ ...(await registry.get(before.deviceId)).responseBody.authentication.symmetricKey });
+      const first = await keys();
+      await registry.update({ ...before, statusReason: 'same keys' });
+      assert.deepEqual(await keys(), first);
       await registry.update({ deviceId: before.deviceId, status: 'enabled' });
-      const { responseBody: after } = await registry.get(before.deviceId);
-      assert.deepEqual(after.authentication.symmetricKey, before.authentication.symmetricKey);
+      const second = await keys();
+      assert.ok(second.primaryKey && second.secondaryKey);
+      assert.notEqual(second.primaryKey, first.primaryKey);
+      assert.notEqual(second.secondaryKey, first.secondaryKey);
     },
   },
   {
