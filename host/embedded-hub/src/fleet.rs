@@ -10,7 +10,7 @@ use job_engine::Fleet;
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
-use crate::rest::Walk;
+use crate::scan::Walk;
 
 /// Jobs act on the hub's devices through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
@@ -26,10 +26,10 @@ impl HubFleet {
 
 impl Fleet for HubFleet {
     async fn select(&self, condition: &Condition) -> Result<Vec<DeviceId>, HubError> {
-        let mut walk = Walk::over(&self.hub, condition, None);
+        let mut walk = Walk::ids(&self.hub, condition);
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
-            selected.extend(twins.into_iter().filter(|(_, twin)| condition.matches(twin)).map(|(id, _)| id));
+            selected.extend(twins.into_iter().map(|(id, _)| id));
         }
         Ok(selected)
     }

@@ -14,6 +14,7 @@ pub(crate) mod operator;
 mod query;
 mod reply;
 mod serve;
+mod store;
 mod twins;
 
 use std::sync::Arc;
@@ -31,7 +32,6 @@ use crate::driver::HubHandle;
 use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
-pub(crate) use query::Walk;
 pub(crate) use serve::serve;
 
 /// What every handler needs.

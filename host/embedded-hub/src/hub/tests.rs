@@ -1,6 +1,7 @@
 //! The hub with a fake clock: what each party hears, and when.
 
 mod messages;
+mod residency;
 
 use std::time::Duration;
 
@@ -68,6 +69,7 @@ impl Fixture {
             Change::Identity(identity) => format!("identity {}", identity.device_id),
             Change::Twin(id, twin) => format!("twin {id} {}", twin.desired.version),
             Change::Subscriptions(id, subscriptions) => format!("subscriptions {id} {}", subscriptions.len()),
+            Change::Activity(id, _, last_sequence) => format!("activity {id} {last_sequence}"),
             Change::Message(id, queued) => format!("message {id} {} {}", queued.sequence, queued.delivery_count),
             Change::MessageGone(id, sequence) => format!("message gone {id} {sequence}"),
             Change::Feedback(sequence, record) => format!("feedback {sequence} {}", record.ended.name()),

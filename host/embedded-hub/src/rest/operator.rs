@@ -20,8 +20,8 @@ use iothub_protocol::link::{CloudMessage, Feedback};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::events;
 use super::extract::{Path, Query};
+use super::{events, store};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
 use crate::hub::{Answer, Operation, numbered};
@@ -41,11 +41,12 @@ pub(crate) fn router(hub: HubHandle) -> Router {
         .route("/messages/{device}", get(list).post(send))
         .route("/feedback", get(feedback))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(store::router())
         .with_state(hub)
 }
 
 /// An error for the operator.
-struct OperatorError(HubError);
+pub(super) struct OperatorError(HubError);
 
 impl From<HubError> for OperatorError {
     fn from(error: HubError) -> OperatorError {

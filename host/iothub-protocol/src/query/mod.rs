@@ -27,6 +27,7 @@ mod eval;
 mod execute;
 mod lexer;
 mod parse;
+mod requirement;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,7 @@ use serde_json::Value;
 use crate::error::{ErrorCode, HubError};
 
 pub use execute::Executor;
+pub use requirement::{Demand, Operand, Parts, Requirement};
 
 /// Longest text of a query or condition, in characters: IoT Hub's own limit.
 pub const MAX_QUERY: usize = 8192;

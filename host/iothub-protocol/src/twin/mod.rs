@@ -12,6 +12,7 @@ use crate::time;
 
 mod limits;
 mod merge;
+mod row;
 mod section;
 #[cfg(test)]
 mod tests;
