@@ -18,6 +18,7 @@ mod capacity;
 mod command_line;
 mod config;
 mod fleet_job;
+mod hub_store;
 mod languages;
 mod messages;
 mod misbehaving;

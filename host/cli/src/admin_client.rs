@@ -37,6 +37,14 @@ impl AdminClient {
         read(self.send(Method::POST, path, body.to_string().into()).await?).await
     }
 
+    pub(crate) async fn post_lines(&self, path: &str, lines: Vec<u8>) -> anyhow::Result<Value> {
+        read(self.send(Method::POST, path, lines.into()).await?).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        read(self.send(Method::DELETE, path, Bytes::new()).await?).await
+    }
+
     /// Call `each` with each line of an answer, as it comes.
     pub(crate) async fn lines(
         &self,

@@ -1,6 +1,7 @@
 //! The command line as it is typed.
 
 mod host;
+mod hub_store;
 mod message;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use iothub_protocol::id::{DeviceId, JobId, MethodName};
 use crate::exit;
 
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
+pub(crate) use hub_store::{HubCommand, IndexCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
 
 /// Where `--help` shows what every command has.
@@ -55,7 +57,7 @@ pub(crate) enum Command {
   latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
   latch up --config fleet/latch.toml")]
     Up(UpArgs),
-    /// Run the embedded hub alone, for devices and back ends of your own
+    /// Run the embedded hub alone, for devices and back ends of your own; index, back up, import and export what it keeps
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
     #[command(after_help = "Examples:

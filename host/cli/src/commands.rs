@@ -4,6 +4,7 @@ mod config;
 mod demo;
 mod device;
 mod events;
+mod hub_store;
 mod job;
 mod message;
 mod method;
@@ -24,7 +25,15 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
     match command {
         Command::Demo(args) => demo::run(args, context).await,
         Command::Up(args) => up::up(args, context).await,
-        Command::Hub(args) => up::hub(args, context).await,
+        Command::Hub(mut args) => match args.command.take() {
+            Some(_) if args.runs_a_hub() => {
+                bail!(
+                    "--https, --mqtt, --devices and --admin are for running a hub, not for what is done with its store"
+                )
+            }
+            Some(command) => hub_store::run(command, context).await,
+            None => up::hub(args, context).await,
+        },
         Command::Run(args) => run::run(args, context).await,
         Command::Device(command) => device::run(command, context).await,
         Command::Twin(command) => twin::run(command, context).await,

@@ -15,6 +15,9 @@ use crate::listeners::Listeners;
 
 /// The policy whose key `service.connstr` holds.
 const OWNER: &str = "iothubowner";
+/// Most devices whose connection strings are kept as files: beyond that a folder of them serves nobody, and a start would
+/// take as long as writing them does. Devices of `--devices` and of the configuration have theirs in any case.
+const MAX_FILES: usize = 10_000;
 /// Devices made at once: each waits for the disk, together they share its commits.
 const CREATES: usize = 64;
 
@@ -109,7 +112,20 @@ struct FileKeeper {
 }
 
 impl FileKeeper {
+    /// Whether so many devices have files.
+    fn has_files(count: usize) -> bool {
+        count <= MAX_FILES
+    }
+
+    async fn count(&self) -> anyhow::Result<usize> {
+        Ok(self.hub.counts().await?.total)
+    }
+
     async fn write_all(&self) -> anyhow::Result<()> {
+        if !FileKeeper::has_files(self.count().await?) {
+            tracing::info!("there are more than {MAX_FILES} devices: their connection strings are not kept as files");
+            return Ok(());
+        }
         for id in self.hub.device_ids().await? {
             self.write(&id).await?;
         }
@@ -126,13 +142,20 @@ impl FileKeeper {
         while events.wait(next).await {
             let page = events.page(next, 1000);
             next = page.next;
+            let has_files = match self.count().await {
+                Ok(count) => FileKeeper::has_files(count),
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "the devices cannot be counted");
+                    continue;
+                }
+            };
             let mut result = Ok(());
             if page.missed > 0 {
                 result = self.write_all().await;
             }
             for (_, event) in page.events {
                 let done = match event.kind {
-                    EventKind::Created => self.write(&event.device).await,
+                    EventKind::Created if has_files => self.write(&event.device).await,
                     EventKind::Deleted => self.data.remove_device(&event.device),
                     _ => Ok(()),
                 };

@@ -5,6 +5,8 @@
 
 mod due;
 mod parking;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -446,39 +448,4 @@ fn unwritten() -> HubError {
 
 fn stopping() -> HubError {
     HubError::new(ErrorCode::ServiceUnavailable, "the hub is stopping")
-}
-
-#[cfg(test)]
-mod tests {
-    use durable_store::Durability;
-    use iothub_protocol::id::DeviceId;
-    use iothub_protocol::identity::IdentityRequest;
-
-    use super::*;
-    use crate::feedback::FeedbackQueue;
-    use crate::policy::random_key;
-
-    #[tokio::test]
-    async fn after_a_failed_write_nobody_hears_what_rests_on_it() {
-        let folder = tempfile::tempdir().expect("a folder");
-        // Without the hub's tables no write of it can succeed.
-        let store = Store::open(&folder.path().join("hub.db"), &[], Durability::Process).expect("a store");
-        let cancel = CancellationToken::new();
-        let hub = Hub::new(vec![], vec![], FeedbackQueue::default());
-        let reads = Reads::new(store.clone(), hub.presence(), vec![]);
-        let (hub, task) = spawn(hub, reads, cancel.clone());
-        let id = DeviceId::parse("a").expect("an id");
-        let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
-        let put = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
-        for operation in [put, Operation::GetDevice(id)] {
-            let answer = hub.request(operation).await.map_err(|error| error.code);
-            assert_eq!(answer, Err(ErrorCode::ServiceUnavailable));
-        }
-        assert_eq!(hub.counts().await.map_err(|error| error.code), Err(ErrorCode::ServiceUnavailable));
-        assert_eq!(hub.events().next(), 0, "the event of the creation");
-        hub.failed().await;
-        cancel.cancel();
-        task.await.expect("no panic");
-        store.close().await;
-    }
 }

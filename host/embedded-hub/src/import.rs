@@ -109,13 +109,14 @@ impl OfflineHub {
     /// Open `hub.db` in a data folder that belongs to this process alone; it is made if it is not there.
     pub async fn open(data: &Path) -> Result<OfflineHub, StoreError> {
         let path = data.join(store::FILE);
-        let open = tokio::task::spawn_blocking(move || store::open(&path));
+        let open = tokio::task::spawn_blocking(move || store::open_for_bulk(&path));
         let store = open.await.expect("opening a store does not panic")?;
+        store.write(store::expect_bulk).await?;
         Ok(OfflineHub { store })
     }
 
-    /// Make devices; says of each whether it was made, which it was not if there is one of its name. Resolves once they are
-    /// durable. A few calls at once keep the disk busy.
+    /// Make devices; says of each whether it was made, which it was not if there is one of its name. They survive a loss of
+    /// power once the store is closed. A few calls at once keep its writer busy.
     pub fn import(
         &self,
         devices: Vec<NewDevice>,

@@ -106,6 +106,21 @@ pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
     Store::open(path, MIGRATIONS, Durability::Power)
 }
 
+/// For whoever writes much and promises nothing before it is closed, which is when all of it is on the disk.
+pub(crate) fn open_for_bulk(path: &Path) -> Result<Store, StoreError> {
+    Store::open(path, MIGRATIONS, Durability::Process)
+}
+
+/// Have the log grow further before it is folded into the file, and more of the file in memory.
+pub(crate) fn expect_bulk(tx: &Transaction<'_>) -> sql::Result<()> {
+    /// Pages of 4 KiB.
+    const LOG: i64 = 16 * 1024;
+    /// KiB, which SQLite tells from pages by the sign.
+    const CACHE: i64 = -64 * 1024;
+    tx.pragma_update_and_check(None, "wal_autocheckpoint", LOG, |_| Ok(()))?;
+    tx.pragma_update(None, "cache_size", CACHE)
+}
+
 /// The default policies, with keys made the first time.
 pub(crate) fn load_policies(tx: &Transaction<'_>) -> sql::Result<Vec<Policy>> {
     DEFAULT_POLICIES

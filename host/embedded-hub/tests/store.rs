@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use embedded_hub::hub::{Answer, Operation};
-use embedded_hub::{EmbeddedHub, HubSettings};
+use embedded_hub::import::{ExportError, HubReader, NewDevice, OfflineHub};
+use embedded_hub::{EmbeddedHub, HubFleet, HubSettings};
 use iothub_protocol::error::ErrorCode;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::link::CloudMessage;
+use iothub_protocol::query::Condition;
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::twin::TwinPatch;
+use job_engine::Fleet as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -140,4 +143,118 @@ async fn when_a_device_was_last_heard_of_outlives_memory_and_hub() {
     assert_eq!(heard(&hub.handle.list_devices(None, 1).await.expect("a list")[0].1), before);
     assert_eq!(heard(&twin(&hub, 1).await), before);
     hub.stop().await;
+}
+
+/// So many that a hub does not have them in memory, and an answer comes in several parts.
+const IMPORTED: usize = 20_000;
+/// Enough for a copy that takes a moment.
+const COPIED: usize = 5000;
+
+fn imported(number: usize) -> NewDevice {
+    let line = json!({
+        "id": format!("d-{number:05}"),
+        "status": if number.is_multiple_of(1000) { "disabled" } else { "enabled" },
+        "tags": {"site": format!("s{}", number % 40), "n": number},
+        "properties": {"desired": {"floor": number % 7}, "reported": {"battery": {"level": number % 100}}},
+    });
+    NewDevice::from_json(line.to_string().as_bytes(), Utc::now()).expect("a line")
+}
+
+async fn import(folder: &std::path::Path, count: usize) {
+    let hub = OfflineHub::open(folder).await.expect("a store");
+    for begin in (0..count).step_by(5000) {
+        let made = hub.import((begin..begin + 5000).map(imported).collect()).await.expect("written");
+        assert!(made.into_iter().all(|made| made));
+    }
+    assert_eq!(hub.import(vec![imported(7)]).await.expect("written"), [false], "it is there already");
+    hub.close().await;
+}
+
+#[tokio::test]
+async fn twenty_thousand_imported_twins_are_found_with_and_without_indexes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    import(folder.path(), IMPORTED).await;
+    let hub = start(folder.path()).await;
+    let counts = hub.handle.counts().await.expect("numbers");
+    assert_eq!((counts.total, counts.disabled), (IMPORTED, IMPORTED / 1000));
+    let fleet = HubFleet::new(hub.handle.clone());
+    let select = async |condition: &str| {
+        let condition = Condition::parse_job(condition).expect(condition);
+        let ids = fleet.select(&condition).await.expect("selected");
+        assert!(ids.is_sorted());
+        ids.len()
+    };
+    for with_indexes in [false, true] {
+        if with_indexes {
+            assert!(hub.handle.add_index("tags.site").await.expect("declared"));
+            assert!(hub.handle.add_index("properties.reported.battery.level").await.expect("declared"));
+            assert_eq!(hub.handle.indexes().expect("some"), ["properties.reported.battery.level", "tags.site"]);
+        }
+        for (condition, expected) in [
+            ("*", IMPORTED),
+            ("tags.site = 's7'", 500),
+            ("tags.site IN ['s7', 's8', 'none']", 1000),
+            ("tags.site = 's7' AND properties.desired.floor = 0", 72),
+            ("properties.reported.battery.level >= 98", 400),
+            ("properties.reported.battery.level < 90", 18_000),
+            ("status = 'disabled'", 20),
+            ("STARTS_WITH(deviceId, 'd-199')", 100),
+            ("connectionState = 'Connected'", 0),
+            ("tags.site = 'none'", 0),
+        ] {
+            assert_eq!(select(condition).await, expected, "{condition}, {with_indexes}");
+        }
+    }
+    // What was changed since is found by the index as well.
+    hub.handle.request(tag(7, &json!({"site": "elsewhere"}))).await.expect("changed");
+    assert_eq!((select("tags.site = 's7'").await, select("tags.site = 'elsewhere'").await), (499, 1));
+    hub.stop().await;
+    let hub = start(folder.path()).await;
+    assert_eq!(hub.handle.indexes().expect("some").len(), 2, "they outlive the hub");
+    assert!(hub.handle.remove_index("tags.site").await.expect("removed"));
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_is_copied_and_exported_while_it_works() {
+    let folder = tempfile::tempdir().expect("a folder");
+    import(folder.path(), COPIED).await;
+    let hub = start(folder.path()).await;
+    let writing = all(&hub, (0..2000).map(|number| tag(number, &json!({"new": true}))));
+    let (data, other) = (folder.path().to_owned(), tempfile::tempdir().expect("a folder"));
+    let copy = other.path().join("hub.db");
+    let lines = tokio::task::spawn_blocking(move || {
+        let reader = HubReader::open(&data).expect("a store");
+        reader.backup(&copy).expect("a copy");
+        assert!(reader.backup(&copy).is_err(), "it is there already");
+        let mut lines = Vec::new();
+        reader.export(true, |line| {
+            lines.push(line);
+            Ok(())
+        })?;
+        Ok::<_, ExportError>(lines)
+    });
+    let (answers, lines) = tokio::join!(writing, lines);
+    assert!(answers.iter().all(Result::is_ok));
+    let lines = lines.expect("no panic").expect("exported");
+    assert_eq!(lines.len(), COPIED);
+    let first: Value = serde_json::from_str(&lines[0]).expect("JSON");
+    let Ok(Answer::Document(identity)) = hub.handle.request(Operation::GetDevice(id(0))).await else { panic!() };
+    assert_eq!((&first["id"], &first["authentication"]), (&json!("d-00000"), &identity["authentication"]));
+    hub.stop().await;
+    let copied = start(other.path()).await;
+    assert_eq!(copied.handle.counts().await.expect("numbers").total, COPIED);
+    let Ok(Answer::Document(same)) = copied.handle.request(Operation::GetDevice(id(0))).await else { panic!() };
+    assert_eq!(same["authentication"], identity["authentication"]);
+    copied.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_holds_no_usable_store_is_refused_with_its_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("hub.db")).expect("made");
+    let refused = OfflineHub::open(folder.path()).await.err().expect("a folder in the place of the file").to_string();
+    assert!(refused.contains("hub.db"), "{refused}");
+    let refused = HubReader::open(&folder.path().join("none")).err().expect("nothing there").to_string();
+    assert!(refused.contains("hub.db: No such file"), "{refused}");
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
+use super::hub_store::HubCommand;
+
 /// Where `--help` shows what bounds plugins.
 const LIMITS: &str = "Limits of plugins";
 
@@ -21,6 +23,8 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct HubArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<HubCommand>,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
     /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
@@ -29,6 +33,13 @@ pub(crate) struct HubArgs {
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+}
+
+impl HubArgs {
+    /// Whether anything is said that only a hub which runs can heed.
+    pub(crate) fn runs_a_hub(&self) -> bool {
+        self.listen.https.is_some() || self.listen.mqtt.is_some() || self.admin.is_some() || self.devices > 0
+    }
 }
 
 #[derive(Debug, ClapArgs)]

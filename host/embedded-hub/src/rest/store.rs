@@ -80,8 +80,11 @@ async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, O
     Ok((StatusCode::OK, Json(json!({"created": created, "errors": Value::Array(errors)}))).into_response())
 }
 
+/// The number of a line, and what is in it.
+type NumberedLine = (usize, Result<NewDevice, HubError>);
+
 /// Each line with its number, from 1; empty ones are left out.
-fn read_lines(body: &[u8]) -> Result<Vec<(usize, Result<NewDevice, HubError>)>, HubError> {
+fn read_lines(body: &[u8]) -> Result<Vec<NumberedLine>, HubError> {
     let now = Utc::now();
     let lines = body.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
     let lines: Vec<_> = lines.take(MAX_LINES + 1).collect();
