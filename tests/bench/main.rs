@@ -87,6 +87,7 @@ async fn run_job(service: &ServiceClient, id: &str, method: &str) -> Duration {
         query_condition: "*".to_owned(),
         start_time: None,
         max_execution_time_in_seconds: 60,
+        policy: None,
     };
     let begun = Instant::now();
     service.create_job(&request).await.expect("a job");

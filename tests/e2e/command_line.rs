@@ -141,7 +141,7 @@ fn events_show_what_a_door_says() {
     let moved = json!({"event": "doorMoved", "locked": true, "by": "ann", "count": 1});
     assert_eq!(event("telemetry")["body"], moved);
     assert_eq!(event("telemetry")["properties"]["event"], json!("doorMoved"));
-    assert_eq!(event("reported")["patch"], json!({"door": {"locked": true}}));
+    assert_eq!(event("reported")["body"]["properties"]["reported"]["door"], json!({"locked": true}));
     let shown = latch_ok(data, &["events", "--device", "door-0002"]);
     assert!(shown.contains("door-0002 connected") && !shown.contains("door-0001"), "{shown}");
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::back_end::{self, BackEnd, door};
-use crate::harness::{FREE_PORTS, Latch, guests, latch, latch_json, latch_ok, wait_until};
+use crate::harness::{FREE_PORTS, Latch, guests, latch, latch_json, latch_ok, plugin_folder, wait_until};
 use crate::operator;
 
 /// From a change of a file to its effect: a quiet moment, a debug build that loads plugins anew, a busy machine.
@@ -307,4 +307,37 @@ fn a_configuration_can_be_checked_without_starting_anything() {
     let absent = latch(&data, &["config", "check", "/nowhere/latch.toml"]);
     assert!(absent.code == Some(1) && absent.stderr.contains("/nowhere/latch.toml cannot be read"), "{absent:?}");
     assert!(!data.exists(), "nothing was started");
+}
+
+#[test]
+fn a_plugin_gets_what_it_is_granted_and_nothing_else() {
+    let fleet = Fleet { folder: plugin_folder(&["fixtures/curious"]) };
+    let configuration = |grants: &str| format!("[devices]\nids = \"door-1\"\n[plugins.curious]\n{grants}");
+    fleet.write("latch.toml", &configuration(""));
+    let plugins = text(fleet.folder.path());
+    let config = fleet.path("latch.toml");
+    let args = ["up", "--plugins", plugins, "--config", text(&config)];
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let latch = Latch::start(data.path(), &[&args, FREE_PORTS].concat());
+    let look = || latch_json(latch.data(), &["method", "door-1", "look"]);
+    let nothing = json!({"environment": {}, "visits": null, "fraction": 0});
+    assert_eq!(look()["payload"], nothing);
+
+    fleet.write("key.txt", SECRET);
+    let grants = "[plugins.curious.grants]\nenvironment = { SITE = \"north\", KEY = { file = \"key.txt\" } }\n\
+                  folder = \"given\"\nclock = \"real\"\n";
+    fleet.write("latch.toml", &configuration(grants));
+    said(&latch, "is in force: plugins curious");
+    for visits in 1..=2 {
+        let seen = &look()["payload"];
+        assert_eq!(seen["environment"], json!({"KEY": SECRET, "SITE": "north"}));
+        assert_eq!(seen["visits"], visits);
+        assert_ne!(seen["fraction"], 0, "the real clock");
+    }
+    let kept = fs::read_to_string(fleet.path("given/curious/door-1/visits")).expect("in the device's own folder");
+    assert_eq!(kept, "2");
+
+    fleet.write("latch.toml", &configuration(""));
+    wait_until("the grants are taken back", TAKEN_BOUND, || (look()["payload"] == nothing).then_some(()));
+    assert!(!latch.transcript().contains(SECRET), "{}", latch.transcript());
 }

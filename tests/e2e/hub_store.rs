@@ -132,7 +132,7 @@ fn indexes_are_declared_and_removed_whether_or_not_the_hub_runs() {
     assert!(running.stop().success());
     assert_eq!(latch_ok(&data, &["hub", "index", "list"]), "properties.reported.a.b\n");
     let mixed = latch(&data, &["hub", "--devices", "5", "index", "list"]);
-    assert!(mixed.code == Some(1) && mixed.stderr.contains("running a hub"), "{mixed:#?}");
+    assert!(mixed.code == Some(2) && mixed.stderr.contains("cannot be used with"), "{mixed:#?}");
 }
 
 #[test]

@@ -38,7 +38,7 @@ pub(crate) fn connect_packet(connection: &DeviceConnectionString) -> Connect {
     let (host, device) = (connection.host.authority(), &connection.device_id);
     let resource = format!("{host}/devices/{device}");
     let mut connect = Connect::new(device.as_str());
-    let password = connection.key.sign(&resource, None, Utc::now() + TimeDelta::hours(1));
+    let password = connection.key().expect("a key").sign(&resource, None, Utc::now() + TimeDelta::hours(1));
     connect.set_login(format!("{host}/{device}/?api-version=2021-04-12"), password);
     connect
 }

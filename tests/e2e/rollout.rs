@@ -12,7 +12,7 @@ use crate::operator;
 const DOORS: usize = 40;
 /// Doors of site A.
 const PINNED: usize = 5;
-/// Rounds of calls until the canary is caught. Two rounds make a third of its calls fail.
+/// Rounds of calls until the canary is caught. In the fifth, each canary fails.
 const ROUNDS: usize = 12;
 /// A twin's way to a device and back, the loading of a version by a debug build included.
 const FOLLOWED_BOUND: Duration = Duration::from_secs(60);
@@ -170,7 +170,7 @@ fn a_version_in_quarantine_stays_there_over_a_restart() {
 }
 
 fn fleet(data: &Path, plugins: &Path) -> Latch {
-    // Instances stay, as the canary fails on the third call of one.
+    // Instances stay, as the canary fails on the fifth call of one.
     let devices = DOORS.to_string();
     let args = ["up", "--devices", &devices, "--plugins", path_text(plugins), "--idle", "600000"];
     Latch::start(data, &[&args, FREE_PORTS].concat())

@@ -1,9 +1,10 @@
-//! Microsoft's unmodified SDKs as clients of `latch`.
+//! Microsoft's unmodified SDKs as clients of `latch`: tours and mishaps here, single rules in [`conformance`].
 //!
 //! Each test starts `latch` once and lets a script of `node/` or `python/` drive it; the script ends with a message and
 //! a status other than zero if anything is not as Azure does it. The SDKs fix the ports 443 and 8883, so each test runs
 //! in a network of its own (see [`isolation`]); the SDKs are installed once, before (see [`sdk`]).
 
+mod conformance;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod isolation;
@@ -55,6 +56,18 @@ fn python_gets_messages() {
     on_hub("python_gets_messages", Sdk::Python, "messages.py");
 }
 
+/// Configurations by the Node SDK's registry, and what they do to a connected device.
+#[test]
+fn node_configures_devices() {
+    on_hub("node_configures_devices", Sdk::Node, "configurations.js");
+}
+
+/// Configurations by the Python SDK's manager.
+#[test]
+fn python_configures_devices() {
+    on_hub("python_configures_devices", Sdk::Python, "configurations.py");
+}
+
 /// The hub is killed under a connected Node device, which must not notice more than a reconnect.
 #[test]
 fn node_device_survives_the_hub() {
@@ -65,6 +78,24 @@ fn node_device_survives_the_hub() {
 #[test]
 fn python_device_survives_the_hub() {
     on_dying_hub("python_device_survives_the_hub", Sdk::Python, "reconnect.py");
+}
+
+/// The hub is killed under a hundred Node devices while their twins are changed.
+#[test]
+fn a_hundred_node_devices_survive_the_hub() {
+    on_dying_hub("a_hundred_node_devices_survive_the_hub", Sdk::Node, "hundred.js");
+}
+
+/// The wire to a Node device is cut in the middle of things.
+#[test]
+fn node_device_survives_the_wire() {
+    on_wired_hub("node_device_survives_the_wire", Sdk::Node, "wire.js");
+}
+
+/// The wire to a Python device is cut in the middle of things.
+#[test]
+fn python_device_survives_the_wire() {
+    on_wired_hub("python_device_survives_the_wire", Sdk::Python, "wire.py");
 }
 
 /// Wrong keys, tokens of the past, unknown and disabled devices, as the Node SDK reports them.
@@ -82,6 +113,11 @@ fn python_sees_refusals() {
 /// Runs a script against a hub alone.
 fn on_hub(test: &str, sdk: Sdk, script: &str) {
     isolated(test, sdk, || run_against(&["hub"], sdk, script));
+}
+
+/// Runs a script that is itself the way from the port that the SDK knows to the hub, on a port of its own network.
+fn on_wired_hub(test: &str, sdk: Sdk, script: &str) {
+    isolated(test, sdk, || run_against(&["hub", "--mqtt", "127.0.0.1:18883"], sdk, script));
 }
 
 /// Runs a script against a hub with five devices, `door-0001` and on, that run all example plugins.

@@ -51,25 +51,22 @@ impl AdminClient {
         path: &str,
         mut each: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let response = self.send(Method::GET, path, Bytes::new()).await?;
-        if response.status() != StatusCode::OK {
-            read(response).await?;
-            return Ok(());
-        }
-        let mut body = response.into_body();
-        let mut held = Vec::new();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.context("the running latch broke off")?.into_data() else { continue };
-            held.extend_from_slice(&data);
-            while let Some(end) = held.iter().position(|&byte| byte == b'\n') {
-                let line: Vec<u8> = held.drain(..=end).collect();
-                each(String::from_utf8_lossy(&line[..end]).as_ref())?;
-            }
-            if held.len() > MAX_LINE {
-                bail!("the running latch sent a line of more than {MAX_LINE} bytes");
-            }
+        let mut lines = self.stream(path).await?;
+        while let Some(line) = lines.next().await? {
+            each(&line)?;
         }
         Ok(())
+    }
+
+    /// Ask for an answer that comes line by line.
+    pub(crate) async fn stream(&self, path: &str) -> anyhow::Result<Lines> {
+        let response = self.send(Method::GET, path, Bytes::new()).await?;
+        if response.status() != StatusCode::OK {
+            // What is no refusal has no lines either.
+            read(response).await?;
+            bail!("the running latch did not answer with lines");
+        }
+        Ok(Lines { body: response.into_body(), held: Vec::new() })
     }
 
     async fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Response<Incoming>> {
@@ -86,11 +83,38 @@ impl AdminClient {
                 tracing::debug!(%error, "the admin connection ended");
             }
         });
-        // Only components are put.
-        let content_type = if method == Method::PUT { "application/wasm" } else { "application/json" };
+        // Components and certificates are put.
+        let content_type = if method == Method::PUT { "application/octet-stream" } else { "application/json" };
         let request = Request::builder().method(method).uri(path).header("host", "latch");
         let request = request.header("content-type", content_type).body(Full::new(body))?;
-        sender.send_request(request).await.context("the running latch does not answer")
+        let sent = sender.send_request(request).await;
+        Ok(sent.map_err(|error| Unreachable(format!("the running latch does not answer ({error})")))?)
+    }
+}
+
+/// An answer that comes line by line.
+pub(crate) struct Lines {
+    body: Incoming,
+    held: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line; `None` at the answer's end.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<String>> {
+        loop {
+            if let Some(end) = self.held.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.held.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            if self.held.len() > MAX_LINE {
+                bail!("the running latch sent a line of more than {MAX_LINE} bytes");
+            }
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            let frame = frame.map_err(|error| Unreachable(format!("the running latch broke off ({error})")))?;
+            if let Ok(data) = frame.into_data() {
+                self.held.extend_from_slice(&data);
+            }
+        }
     }
 }
 

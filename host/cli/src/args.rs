@@ -1,19 +1,30 @@
 //! The command line as it is typed.
 
+mod configuration;
+mod events;
 mod host;
+mod hub_command;
 mod hub_store;
 mod message;
+mod policy;
+mod rehearse;
 
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use iothub_protocol::authentication::Thumbprint;
 use iothub_protocol::id::{DeviceId, JobId, MethodName};
 
 use crate::exit;
 
+pub(crate) use configuration::ConfigurationCommand;
+pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
-pub(crate) use hub_store::{HubCommand, IndexCommand};
+pub(crate) use hub_command::{CaCommand, HubCommand, TokenArgs};
+pub(crate) use hub_store::{IndexCommand, StoreCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
+pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
+pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -57,7 +68,8 @@ pub(crate) enum Command {
   latch up --devices 10 --plugins target/plugins --https 127.0.0.1:8443 --mqtt 127.0.0.1:8884
   latch up --config fleet/latch.toml")]
     Up(UpArgs),
-    /// Run the embedded hub alone, for devices and back ends of your own; index, back up, import and export what it keeps
+    /// Run the embedded hub alone, for devices and back ends of your own; or see to one that runs
+    #[command(args_conflicts_with_subcommands = true)]
     Hub(HubArgs),
     /// Run the host alone, against Azure IoT Hub or any other hub
     #[command(after_help = "Examples:
@@ -81,17 +93,18 @@ pub(crate) enum Command {
     /// Query twins or job results in IoT Hub's query language
     #[command(after_help = "Examples:
   latch query \"SELECT deviceId, properties.reported.door FROM devices WHERE tags.site = 'A'\"
-  latch query \"SELECT COUNT() AS n FROM devices\"
+  latch query \"SELECT tags.site AS site, COUNT() AS n FROM devices GROUP BY tags.site\"
   latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
     #[command(subcommand)]
     Job(JobCommand),
-    /// Follow what happens on the embedded hub: telemetry, reported properties, messages, devices coming and going
-    #[command(after_help = "Examples:
-  latch events --follow
-  latch events --device door-0001 --kind telemetry,reported --json")]
+    /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
+    #[command(after_help = events::HELP)]
     Events(EventsArgs),
+    /// Manage devices automatically: desired properties for all that a condition targets, now and later
+    #[command(subcommand)]
+    Configuration(ConfigurationCommand),
     /// Check a fleet's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -112,13 +125,21 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeviceCommand {
-    /// Create a device with new keys; with --json, print its identity, keys included
+    /// Create a device with new keys, or for its certificate; with --json, print its identity, keys included
     #[command(after_help = "Examples:
   latch device create door-0001
+  latch device create door-0001 --x509-thumbprint $(openssl x509 -in door.pem -noout -fingerprint -sha256 | tr -d : | cut -d= -f2)
+  latch device create door-0001 --x509-ca
   latch device create door-0001 --hub azure.connstr --save door-0001.connstr")]
     Create {
         /// The device's id
         id: DeviceId,
+        /// Thumbprints of its certificate and of the next one: SHA-1 or SHA-256, as hexadecimal digits
+        #[arg(long, value_name = "HEX[,HEX]", value_delimiter = ',', num_args = 1)]
+        x509_thumbprint: Vec<Thumbprint>,
+        /// It has a certificate of an authority that the hub trusts, whose common name is its id
+        #[arg(long, conflicts_with = "x509_thumbprint")]
+        x509_ca: bool,
         /// Write the device's connection string into this new file, with mode 0600
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
@@ -194,15 +215,16 @@ pub(crate) struct CallArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct QueryArgs {
-    /// SELECT … FROM devices | devices.jobs …
+    /// SELECT … FROM devices | devices.modules | devices.jobs …
     pub(crate) query: String,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Schedule a direct method
-    #[command(after_help = "Example:
-  latch job method lockDoor --query \"tags.site = 'A'\" --wait")]
+    #[command(after_help = "Examples:
+  latch job method lockDoor --query \"tags.site = 'A'\" --wait
+  latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait")]
     Method {
         /// The method's name
         name: MethodName,
@@ -210,15 +232,25 @@ pub(crate) enum JobCommand {
         call: CallArgs,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
     },
     /// Schedule an update of desired properties or tags
-    #[command(after_help = "Example:
-  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait")]
+    #[command(after_help = "Examples:
+  latch job twin --desired '{\"building\": \"43\", \"floor\": 3}' --query '*' --wait
+  latch job twin --desired '{\"latch\": {\"plugins\": {\"lock-door\": \"2.0.0\"}}}' --query '*' \\
+    --stage 5,50,100 --success-by plugin:lock-door --soak 1m --wait
+
+The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m --wait` does.")]
     Twin {
         #[command(flatten)]
         change: TwinChange,
         #[command(flatten)]
         schedule: ScheduleArgs,
+        #[command(flatten)]
+        policy: PolicyArgs,
+        #[command(flatten)]
+        success: SuccessArgs,
     },
     /// List jobs, the newest first
     List,
@@ -265,33 +297,6 @@ pub(crate) struct ScheduleArgs {
     /// Follow the job until it ends
     #[arg(long)]
     pub(crate) wait: bool,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct EventsArgs {
-    /// Keep following
-    #[arg(long, short)]
-    pub(crate) follow: bool,
-    /// Only of this device
-    #[arg(long, value_name = "ID")]
-    pub(crate) device: Option<DeviceId>,
-    /// Only these kinds
-    #[arg(long, value_delimiter = ',', value_name = "KIND")]
-    pub(crate) kind: Vec<EventKind>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EventKind {
-    Telemetry,
-    Reported,
-    Connected,
-    Disconnected,
-    Created,
-    Deleted,
-    /// A cloud-to-device message was queued
-    Queued,
-    /// A cloud-to-device message has left its queue
-    Settled,
 }
 
 #[derive(Debug, Subcommand)]
@@ -386,6 +391,20 @@ Examples:
         /// The plugin's name
         name: String,
     },
+    /// Roll a version out, stage by stage, as long as the devices report that it does well
+    #[command(
+        after_help = "A twin job pins the version on the devices of --query (5%, 50%, then all, unless --stage says otherwise). A device \
+succeeds once it has reported for --soak that it runs the version; it fails if it reports that too many calls fail, that \
+the version is in quarantine, or that it has no such version. A stage with too many failures aborts the job: the devices \
+whose turn had not come never see the version. The plugin's host must keep the version: `latch plugin list` shows which \
+there are, and `latch plugin swap NAME FILE --devices none` brings one without running it anywhere.
+
+Examples:
+  latch plugin rollout lock-door 2.0.0 --query '*' --wait
+  latch plugin rollout lock-door 2.0.0 --query \"tags.site = 'A'\" --stage 10,100 --soak 10m --abort-failures 5% --unpin-on-abort
+  latch job watch JOB"
+    )]
+    Rollout(RolloutArgs),
     /// Keep devices on a version, whatever is current
     #[command(
         after_help = "A pin in a device's twin is stronger. The latest of several pins that match a device counts.

@@ -1,6 +1,8 @@
 //! One module for each command.
 
+mod ca;
 mod config;
+mod configuration;
 mod demo;
 mod device;
 mod events;
@@ -9,29 +11,30 @@ mod job;
 mod message;
 mod method;
 mod plugin;
+mod policy;
 mod query;
+mod rehearse;
 mod rollout;
 mod run;
+mod token;
 mod twin;
 mod up;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
 
-use crate::args::{CallArgs, Command, TwinChange};
+use crate::args::{CallArgs, Command, HubCommand, TwinChange};
 use crate::context::Context;
 
 pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => demo::run(args, context).await,
         Command::Up(args) => up::up(args, context).await,
-        Command::Hub(mut args) => match args.command.take() {
-            Some(_) if args.runs_a_hub() => {
-                bail!(
-                    "--https, --mqtt, --devices and --admin are for running a hub, not for what is done with its store"
-                )
-            }
-            Some(command) => hub_store::run(command, context).await,
+        Command::Hub(args) => match args.command {
+            Some(HubCommand::Token(args)) => token::run(args, context).await,
+            Some(HubCommand::Rehearse(command)) => rehearse::run(command, context).await,
+            Some(HubCommand::Ca(command)) => ca::run(command, context).await,
+            Some(HubCommand::Store(command)) => hub_store::run(command, context).await,
             None => up::hub(args, context).await,
         },
         Command::Run(args) => run::run(args, context).await,
@@ -42,6 +45,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Query(args) => query::run(args, context).await,
         Command::Job(command) => job::run(command, context).await,
         Command::Events(args) => events::run(args, context).await,
+        Command::Configuration(command) => configuration::run(command, context).await,
         Command::Config(command) => config::run(&command, context),
         Command::Plugin(command) => plugin::run(command, context).await,
     }

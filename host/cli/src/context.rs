@@ -84,6 +84,12 @@ impl Context {
         Ok(ServiceClient::new(connection, self.tls()?)?)
     }
 
+    /// The connection string that `--hub` or the environment gives; `None` if neither does.
+    pub(crate) fn named_connection(&self) -> anyhow::Result<Option<ServiceConnectionString>> {
+        let is_named = self.hub_file.is_some() || self.hub_string.is_some();
+        is_named.then(|| self.connection_string()).transpose()
+    }
+
     fn connection_string(&self) -> anyhow::Result<ServiceConnectionString> {
         let (text, from) = match (&self.hub_file, &self.hub_string) {
             (Some(file), _) => (read(file)?, file.display().to_string()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use admin::AdminState;
 use anyhow::{Context as _, bail};
 use device_actors::{Roster, RosterSettings, StateStore};
-use durable_store::{Durability, StoreError};
+use durable_store::Durability;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_device::{DeviceConnection, DeviceConnectionSettings, LinkState};
 use iothub_protocol::connection_string::DeviceConnectionString;
@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_folder::DataFolder;
+use crate::device_certificates::DeviceTls;
 use crate::machine;
 use crate::scenarios;
 use crate::settings::HostSettings;
@@ -101,7 +102,7 @@ pub(crate) struct Fleet {
 
 /// What all connections share.
 struct Connector {
-    tls: Arc<ClientConfig>,
+    tls: DeviceTls,
     connects: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -138,14 +139,14 @@ impl Fleet {
         let path = data.path().join("state.db");
         let store = tokio::task::spawn_blocking(move || StateStore::open(&path, Durability::Process)).await??;
         let connects = Arc::new(Semaphore::new(CONNECTS));
+        let tls = DeviceTls::new(tls, settings.certificates.clone());
         let connector = Connector { tls, connects, stop: CancellationToken::new() };
-        let (links, ends): (BTreeMap<_, _>, Vec<_>) = devices
-            .into_iter()
-            .map(|device| {
-                let (link, ends) = connector.connect(device);
-                ((link.device.device_id.clone(), link), ends)
-            })
-            .unzip();
+        let connected = devices.into_iter().map(|device| {
+            let (link, ends) = connector.connect(device)?;
+            Ok(((link.device.device_id.clone(), link), ends))
+        });
+        let connected: Vec<_> = connected.collect::<anyhow::Result<_>>()?;
+        let (links, ends): (BTreeMap<_, _>, Vec<_>) = connected.into_iter().unzip();
         let roster = RosterSettings {
             limits: settings.limits.actors,
             max_resident: plugins.runtime.settings().max_resident as usize,
@@ -171,8 +172,8 @@ impl Fleet {
     /// when they come back. Does not wait for new connections. Not to be called twice at a time.
     ///
     /// # Errors
-    /// If the state of one cannot be read; that one is missing, and called again this tries it again.
-    pub(crate) async fn set_devices(&self, devices: Vec<DeviceConnectionString>) -> Result<DeviceChanges, StoreError> {
+    /// If the state or the certificate of one cannot be read; that one is missing, and called again this tries it again.
+    pub(crate) async fn set_devices(&self, devices: Vec<DeviceConnectionString>) -> anyhow::Result<DeviceChanges> {
         let mut wanted: BTreeMap<_, _> = devices.into_iter().map(|device| (device.device_id.clone(), device)).collect();
         let mut changes = DeviceChanges::default();
         let mut going = Vec::new();
@@ -207,8 +208,8 @@ impl Fleet {
         self.links().remove(&id);
     }
 
-    async fn add(&self, device: DeviceConnectionString) -> Result<(), StoreError> {
-        let (link, (id, from_hub, to_hub)) = self.connector.connect(device);
+    async fn add(&self, device: DeviceConnectionString) -> anyhow::Result<()> {
+        let (link, (id, from_hub, to_hub)) = self.connector.connect(device)?;
         // Without an actor the connection ends by itself.
         self.roster.add(id.clone(), from_hub, to_hub).await?;
         self.links().insert(id, link);
@@ -276,15 +277,15 @@ impl Fleet {
 }
 
 impl Connector {
-    fn connect(&self, device: DeviceConnectionString) -> (Link, ActorEnds) {
+    fn connect(&self, device: DeviceConnectionString) -> anyhow::Result<(Link, ActorEnds)> {
+        let tls = self.tls.of(&device)?;
         let (to_actor, from_hub) = mpsc::channel(TO_ACTOR);
         let (to_hub, from_actor) = mpsc::channel(TO_HUB);
-        let settings =
-            DeviceConnectionSettings::new(device.clone(), self.tls.clone(), self.connects.clone(), rand::random());
+        let settings = DeviceConnectionSettings::new(device.clone(), tls, self.connects.clone(), rand::random());
         let stop = self.stop.child_token();
         let connection = iothub_device::spawn(settings, to_actor, from_actor, stop.clone());
         let ends = (device.device_id.clone(), from_hub, to_hub);
-        (Link { device, connection, stop }, ends)
+        Ok((Link { device, connection, stop }, ends))
     }
 }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use embedded_hub::events::{EventKind, EventLog};
+use embedded_hub::events::{EventKind, EventLog, HubEvent};
+use embedded_hub::rehearsal::RehearsalSettings;
+use embedded_hub::rehearsal::tier::Sku;
 use embedded_hub::{EmbeddedHub, HubHandle, HubSettings};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
@@ -33,8 +35,12 @@ pub(crate) struct RunningHub {
 }
 
 impl RunningHub {
-    /// Start the hub on `listeners`, and write its files into the folder.
-    pub(crate) async fn start(data: Arc<DataFolder>, listeners: Listeners) -> anyhow::Result<RunningHub> {
+    /// Start the hub on `listeners`, within the limits of `tier` if there is one, and write its files into the folder.
+    pub(crate) async fn start(
+        data: Arc<DataFolder>,
+        listeners: Listeners,
+        tier: Option<Sku>,
+    ) -> anyhow::Result<RunningHub> {
         let (https, mqtt) = (listeners.https.local_addr()?, listeners.mqtt.local_addr()?);
         let settings = HubSettings {
             data: data.path().to_owned(),
@@ -42,6 +48,7 @@ impl RunningHub {
             https: listeners.https,
             machine_name: machine_name(),
             jobs: Default::default(),
+            rehearsal: RehearsalSettings { tier, ..RehearsalSettings::default() },
         };
         let hub = EmbeddedHub::start(settings).await.context("the hub cannot start")?;
         let key = hub.policy_key(OWNER).context("the hub has lost its policies")?;
@@ -88,8 +95,8 @@ impl DeviceMaker {
     pub(crate) async fn ensure(&self, devices: Vec<DeviceId>) -> anyhow::Result<Vec<DeviceConnectionString>> {
         stream::iter(devices)
             .map(|device_id| async move {
-                let key = self.hub.ensure_device(&device_id).await?;
-                let connection = DeviceConnectionString { host: self.host.clone(), device_id, key };
+                let credentials = self.hub.ensure_device(&device_id).await?;
+                let connection = DeviceConnectionString { host: self.host.clone(), device_id, credentials };
                 self.data.write_device(&connection)?;
                 anyhow::Ok(connection)
             })
@@ -134,29 +141,32 @@ impl FileKeeper {
 
     async fn write(&self, device_id: &DeviceId) -> anyhow::Result<()> {
         // It may have been deleted since.
-        let Some(key) = self.hub.device_key(device_id).await? else { return Ok(()) };
-        self.data.write_device(&DeviceConnectionString { host: self.host.clone(), device_id: device_id.clone(), key })
+        let Some(credentials) = self.hub.device_credentials(device_id).await? else { return Ok(()) };
+        let (host, device_id) = (self.host.clone(), device_id.clone());
+        self.data.write_device(&DeviceConnectionString { host, device_id, credentials })
     }
 
     async fn follow(self, events: EventLog, mut next: u64) {
         while events.wait(next).await {
             let page = events.page(next, 1000);
             next = page.next;
-            let has_files = match self.count().await {
-                Ok(count) => FileKeeper::has_files(count),
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "the devices cannot be counted");
-                    continue;
-                }
-            };
             let mut result = Ok(());
             if page.missed > 0 {
                 result = self.write_all().await;
             }
+            let is_creation = |event: &HubEvent| matches!(event.kind, EventKind::Created { .. });
+            let has_files = if page.events.iter().any(|(_, event)| is_creation(event)) {
+                let count = self.count().await;
+                let has_files = count.as_ref().is_ok_and(|count| FileKeeper::has_files(*count));
+                result = result.and(count.map(drop));
+                has_files
+            } else {
+                false
+            };
             for (_, event) in page.events {
                 let done = match event.kind {
-                    EventKind::Created if has_files => self.write(&event.device).await,
-                    EventKind::Deleted => self.data.remove_device(&event.device),
+                    EventKind::Created { .. } if has_files => self.write(&event.device).await,
+                    EventKind::Deleted { .. } => self.data.remove_device(&event.device),
                     _ => Ok(()),
                 };
                 result = result.and(done);

@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod context;
 mod data_folder;
+mod device_certificates;
 mod exit;
 mod fleet;
 mod hub;
@@ -22,6 +23,7 @@ mod reload;
 mod scenarios;
 mod settings;
 mod signals;
+mod units;
 
 use std::process::ExitCode;
 

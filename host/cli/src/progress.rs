@@ -39,13 +39,24 @@ pub(crate) fn job_bar() -> ProgressBar {
 /// Show a job, as the hub answers it.
 pub(crate) fn show(bar: &ProgressBar, job: &Value) {
     let count = |name: &str| job["deviceJobStatistics"][name].as_u64().unwrap_or(0);
-    bar.set_prefix(job["status"].as_str().unwrap_or("unknown").to_owned());
+    bar.set_prefix(status(job));
     bar.set_length(count("deviceCount"));
     bar.set_position(count("succeededCount") + count("failedCount"));
     bar.set_message(match count("failedCount") {
         0 => String::new(),
         failed => format!(", {failed} failed"),
     });
+}
+
+/// `running`, or `running stage 1 of 3 (5%)`.
+fn status(job: &Value) -> String {
+    let status = job["status"].as_str().unwrap_or("unknown");
+    let (progress, stages) = (&job["latch"]["progress"], &job["latch"]["policy"]["stages"]);
+    let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
+    match number.checked_sub(1).and_then(|place| stages.get(place)) {
+        Some(stage) => format!("{status} stage {number} of {} ({}%)", progress["stages"], stage["percent"]),
+        None => status.to_owned(),
+    }
 }
 
 fn ended(job: &Value) -> bool {
@@ -71,4 +82,22 @@ pub(crate) fn byte_bar(prefix: &'static str, length: Option<u64>) -> ProgressBar
 fn with_template(bar: ProgressBar, template: &str, prefix: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the template is valid");
     bar.with_style(style.progress_chars("=> ")).with_prefix(prefix)
+}
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_stage_is_told_where_there_is_one() {
+        let mut job = json!({"status": "running"});
+        assert_eq!(status(&job), "running");
+        job["latch"] = json!({"policy": {"stages": []}, "progress": {"stage": 1, "stages": 1}});
+        assert_eq!(status(&job), "running");
+        job["latch"] = json!({"policy": {"stages": [{"percent": 5}, {"percent": 100}]}});
+        assert_eq!(status(&job), "running", "it has not begun");
+        job["latch"]["progress"] = json!({"stage": 2, "stages": 2});
+        assert_eq!(status(&job), "running stage 2 of 2 (100%)");
+    }
 }

@@ -24,7 +24,7 @@ use crate::context::Context;
 use crate::fleet::{DeviceChanges, Fleet, check_descriptors};
 use crate::hub::DeviceMaker;
 use crate::output::say;
-use crate::settings::HostSettings;
+use crate::settings::{Flags, HostSettings};
 use crate::signals;
 
 /// The configuration at the start.
@@ -53,7 +53,7 @@ pub(crate) enum Connections {
 
 /// Follows the configuration of a running host.
 pub(crate) struct Reload {
-    args: HostArgs,
+    flags: Flags,
     source: Source,
     connections: Connections,
     /// File descriptors that a device takes.
@@ -104,18 +104,18 @@ impl Configuration {
     /// Follow it, if there can be a file. What is odd in it is told.
     pub(crate) fn follow(
         self,
-        args: HostArgs,
+        flags: Flags,
         connections: Connections,
         descriptors: u64,
         fleet: Arc<Fleet>,
     ) -> anyhow::Result<Option<Reload>> {
         let Configuration { config, source } = self;
         let Some(source) = source else { return Ok(None) };
-        let started = HostSettings::new(&args, &config);
+        let started = HostSettings::new(&flags, &config);
         let is_there = source.stamps.get(&source.file.path).is_some_and(Option::is_some);
         let hangup = is_there.then(signals::hangup).transpose()?;
         let plans = started.plans.clone();
-        let reload = Reload { args, source, connections, descriptors, fleet, started, plans, hangup };
+        let reload = Reload { flags, source, connections, descriptors, fleet, started, plans, hangup };
         reload.remark(&config);
         Ok(Some(reload))
     }
@@ -225,7 +225,7 @@ impl Reload {
     /// Put the differences in force. Answers them, for people.
     async fn apply(&mut self, config: &FleetConfig) -> Result<Vec<String>, Vec<String>> {
         let failed = |error: anyhow::Error| vec![format!("{error:#}")];
-        let settings = HostSettings::new(&self.args, config);
+        let settings = HostSettings::new(&self.flags, config);
         let devices = self.connections.of(config, &self.source.file.path).await.map_err(failed)?;
         if let Some(devices) = &devices {
             check_descriptors(devices.len(), self.descriptors).map_err(failed)?;
@@ -243,7 +243,7 @@ impl Reload {
         }
         if let Some(devices) = devices {
             let set = self.fleet.set_devices(devices).await;
-            changes.extend(devices_changed(set.map_err(|error| failed(error.into()))?));
+            changes.extend(devices_changed(set.map_err(failed)?));
         }
         let later = self.started.needs_restart(&settings);
         if !later.is_empty() {

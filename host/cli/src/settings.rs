@@ -4,10 +4,19 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use embedded_hub::rehearsal::tier::Sku;
 use plugin_runtime::PluginPlans;
 
 use crate::args::{HostArgs, ListenArgs};
 use crate::config::{FleetConfig, HostLimits};
+
+/// What the command line says about a host, and about a hub of its own.
+#[derive(Default)]
+pub(crate) struct Flags {
+    pub(crate) host: HostArgs,
+    pub(crate) listen: ListenArgs,
+    pub(crate) tier: Option<Sku>,
+}
 
 /// Of whatever runs plugins.
 #[derive(Default)]
@@ -15,12 +24,19 @@ pub(crate) struct HostSettings {
     pub(crate) plugins: Option<PathBuf>,
     pub(crate) plans: PluginPlans,
     pub(crate) admin: Option<SocketAddr>,
+    /// Where certificates of devices are.
+    pub(crate) certificates: Option<PathBuf>,
+    /// Where its own hub listens, if it has one.
+    pub(crate) listen: ListenArgs,
+    /// Whose quotas and throttles it has.
+    pub(crate) tier: Option<Sku>,
     pub(crate) limits: HostLimits,
 }
 
 impl HostSettings {
     /// Flags win.
-    pub(crate) fn new(args: &HostArgs, config: &FleetConfig) -> HostSettings {
+    pub(crate) fn new(flags: &Flags, config: &FleetConfig) -> HostSettings {
+        let Flags { host: args, listen, tier } = flags;
         let mut limits = config.limits.clone();
         let HostLimits { runtime, actors, instances } = &mut limits;
         set(&mut runtime.call_time_limit, args.call_limit.map(|seconds| Duration::from_secs(seconds.into())));
@@ -31,6 +47,9 @@ impl HostSettings {
             plugins: args.plugins.clone().or_else(|| config.host.plugins.clone()),
             plans: config.plugins.clone(),
             admin: args.admin.or(config.host.admin),
+            certificates: args.certificates.clone().or_else(|| config.host.certificates.clone()),
+            listen: ListenArgs { https: listen.https.or(config.host.https), mqtt: listen.mqtt.or(config.host.mqtt) },
+            tier: tier.or(config.host.tier),
             limits,
         }
     }
@@ -38,17 +57,19 @@ impl HostSettings {
     /// What is other in `later` and holds only from the next start on, by its name in the file.
     pub(crate) fn needs_restart(&self, later: &HostSettings) -> Vec<&'static str> {
         let mut names = Vec::new();
-        let host = [("host.plugins", self.plugins != later.plugins), ("host.admin", self.admin != later.admin)];
+        let host = [
+            ("host.plugins", self.plugins != later.plugins),
+            ("host.admin", self.admin != later.admin),
+            ("host.certificates", self.certificates != later.certificates),
+            ("host.https", self.listen.https != later.listen.https),
+            ("host.mqtt", self.listen.mqtt != later.listen.mqtt),
+            ("host.tier", self.tier != later.tier),
+        ];
         names.extend(host.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name));
         let limits = self.limits.differences(&later.limits).filter(|limit| !limit.is_live);
         names.extend(limits.map(|limit| limit.name));
         names
     }
-}
-
-/// Where the hub listens. Flags win.
-pub(crate) fn listen(args: &ListenArgs, config: &FleetConfig) -> ListenArgs {
-    ListenArgs { https: args.https.or(config.host.https), mqtt: args.mqtt.or(config.host.mqtt) }
 }
 
 fn set<T>(target: &mut T, value: Option<T>) {
@@ -59,7 +80,13 @@ fn set<T>(target: &mut T, value: Option<T>) {
 
 #[cfg(test)]
 mod tests {
+    use embedded_hub::rehearsal::tier::Tier;
+
     use super::*;
+
+    fn address(port: u16) -> Option<SocketAddr> {
+        Some(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
 
     #[test]
     fn flags_win_over_the_file() {
@@ -68,15 +95,23 @@ mod tests {
         config.limits.actors.idle = Duration::from_secs(8);
         config.limits.actors.mailbox = 7;
         config.host.plugins = Some("from-file".into());
-        let args = HostArgs { call_limit: Some(1), plugins: Some("from-flag".into()), ..HostArgs::default() };
-        let HostSettings { plugins, limits, .. } = HostSettings::new(&args, &config);
+        (config.host.https, config.host.mqtt) = (address(9), address(2));
+        let host = HostArgs { call_limit: Some(1), plugins: Some("from-flag".into()), ..HostArgs::default() };
+        let listen = ListenArgs { https: address(1), mqtt: None };
+        let sku = |units| Some(Sku::new(Tier::S1, units).expect("a size"));
+        config.host.tier = sku(2);
+        let flags = Flags { host, listen, tier: sku(1) };
+        let HostSettings { plugins, limits, listen, tier, .. } = HostSettings::new(&flags, &config);
+        assert_eq!((tier, HostSettings::new(&Flags::default(), &config).tier), (sku(1), sku(2)));
         assert_eq!(plugins, Some("from-flag".into()));
         let (runtime, actors) = (&limits.runtime, &limits.actors);
         assert_eq!(runtime.call_time_limit, Duration::from_secs(1));
         assert_eq!((actors.idle, actors.mailbox), (Duration::from_secs(8), 7));
-        let settings = HostSettings::new(&HostArgs::default(), &config);
+        assert_eq!((listen.https, listen.mqtt), (address(1), address(2)));
+        let settings = HostSettings::new(&Flags::default(), &config);
         assert_eq!((settings.plugins, &settings.limits), (Some("from-file".into()), &config.limits));
-        assert_eq!(HostSettings::new(&HostArgs::default(), &FleetConfig::default()).limits, HostLimits::default());
+        let settings = HostSettings::new(&Flags::default(), &FleetConfig::default());
+        assert_eq!(settings.limits, HostLimits::default());
     }
 
     #[test]
@@ -86,7 +121,10 @@ mod tests {
         after.limits.actors.mailbox = 1;
         after.limits.runtime.memory_limit = 1;
         after.limits.runtime.calls.timers = 1;
-        assert_eq!(before.needs_restart(&after), ["host.plugins", "limits.memory", "limits.calls.timers"]);
+        after.listen.mqtt = address(1);
+        after.tier = Sku::new(Tier::F1, 1).ok();
+        let named = ["host.plugins", "host.mqtt", "host.tier", "limits.memory", "limits.calls.timers"];
+        assert_eq!(before.needs_restart(&after), named);
         assert!(before.needs_restart(&before).is_empty());
     }
 }

@@ -37,6 +37,7 @@ use crate::lineup::{Lineup, Offers, Plugin};
 use crate::outbox::Outbox;
 use crate::record::{Changes, DeviceRecord, PluginState};
 use crate::selection::Past;
+use crate::share::Shares;
 use crate::timers::{Now, Timers};
 use crate::view::ActorView;
 
@@ -155,6 +156,7 @@ pub struct Actor {
     timers: Timers,
     outbox: Outbox,
     health: Health,
+    shares: Shares,
     /// Versions with an unused instance, and since when. So few that they are looked through.
     resident: Vec<(Arc<str>, Instant)>,
     records: Records,
@@ -217,6 +219,7 @@ impl Actor {
             timers: Timers::new(recovered.timers, now),
             outbox: Outbox::new(recovered.reported, recovered.unsent, recovered.telemetry),
             health: Health::default(),
+            shares: Shares::default(),
             resident: Vec::new(),
             records: Records::default(),
             stop: Stop::No,

@@ -7,17 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use iothub_protocol::plugin_report::{HOST_KEY, pins};
 use iothub_protocol::twin;
 use plugin_runtime::PluginName;
 use serde_json::{Map, Value};
 
 use crate::lineup::{Lineup, Plugin};
 use crate::record::Applied;
-
-/// The top-level key of the twin that belongs to the host; guests do not see it.
-pub(crate) const HOST_KEY: &str = "latch";
-/// The key in it, of desired and reported properties, with the version of each plugin.
-pub(crate) const PLUGINS: &str = "plugins";
 
 #[derive(Debug)]
 pub(crate) struct Desired {
@@ -201,11 +197,6 @@ impl Reaction {
     fn patch(&self, plugin: &Plugin, view_now: &Map<String, Value>) -> Map<String, Value> {
         twin::diff(&view(&self.applied.view, &plugin.watched), view_now)
     }
-}
-
-/// The versions that a desired document wants, by plugin.
-pub(crate) fn pins(document: &Map<String, Value>) -> Option<&Map<String, Value>> {
-    document.get(HOST_KEY)?.get(PLUGINS)?.as_object()
 }
 
 fn shown(document: &Arc<Map<String, Value>>) -> Arc<Map<String, Value>> {

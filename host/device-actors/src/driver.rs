@@ -280,12 +280,12 @@ impl<'a> Driver<'a> {
 
     fn record(&self, id: u64, changes: Changes) {
         let (device, bell) = (self.device.clone(), self.bell.clone());
-        tracing::trace!(%device, "record is handed over");
+        tracing::trace!(%device, record = id, "record is handed over");
         self.shared.store.write(self.device.clone(), changes, move |result| {
-            if let Err(error) = &result {
-                tracing::error!(%device, %error, "state could not be written");
+            match &result {
+                Ok(()) => tracing::trace!(%device, record = id, "record is written"),
+                Err(error) => tracing::error!(%device, record = id, %error, "state could not be written"),
             }
-            tracing::trace!(%device, "record is written");
             bell.ring(Signal::Recorded { id, written: result.is_ok() });
         });
     }

@@ -26,6 +26,7 @@ mod record;
 mod residency;
 mod roster;
 mod selection;
+mod share;
 mod store;
 mod supervisor;
 mod timers;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::plugin_report::{ACTIVE, QUARANTINED, UNKNOWN_VERSION};
 use plugin_runtime::{PluginName, resolve_version};
 use serde_json::{Map, Value, json};
 
@@ -63,24 +64,10 @@ pub(crate) fn select(device: &DeviceId, offers: &Offers, pins: Option<&Map<Strin
     selection
 }
 
-/// Where a device stands in every rollout, 0 to 99: below a canary's percentage it gets the canary, so that a larger
-/// share contains a smaller one. The same on every host and in every version of it.
-pub(crate) fn place(device: &DeviceId) -> u8 {
-    // FNV-1a, stirred once more as its low bits are weak.
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in device.as_str().bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^= hash >> 33;
-    (hash % 100) as u8
-}
-
 impl Selection {
     /// A plugin that is pinned runs in no version.
     fn report_absent(&mut self, name: &str, reason: String) {
-        self.reports.insert(name.to_owned(), Some(json!({"status": UNKNOWN, "reason": reason})));
+        self.reports.insert(name.to_owned(), Some(json!({"status": UNKNOWN_VERSION, "reason": reason})));
     }
 
     fn choose(
@@ -108,8 +95,8 @@ impl Selection {
             (Some(quarantined), _) => {
                 Some(report(QUARANTINED, format!("{} {}", quarantined.label, quarantined.reason)))
             }
-            (None, Some(Pinned::Version(_))) => Some(report("active", "pinned by the twin".to_owned())),
-            (None, Some(Pinned::Unknown(reason))) => Some(report(UNKNOWN, reason)),
+            (None, Some(Pinned::Version(_))) => Some(report(ACTIVE, "pinned by the twin".to_owned())),
+            (None, Some(Pinned::Unknown(reason))) => Some(report(UNKNOWN_VERSION, reason)),
             (None, Some(Pinned::OnItsWay)) => Some(None),
             (None, None) => None,
         };
@@ -166,7 +153,7 @@ fn by_rule(device: &DeviceId, offer: &Offer) -> Arc<Plugin> {
         return plugin;
     }
     let canary = offer.canary.as_ref();
-    let canary = canary.filter(|canary| canary.devices.includes(device) && place(device) < canary.percent);
+    let canary = canary.filter(|canary| canary.devices.includes(device) && device.rollout_place().0 < canary.percent);
     canary.and_then(|canary| loaded(&canary.hash)).unwrap_or_else(|| offer.current.clone())
 }
 
@@ -265,8 +252,6 @@ impl PluginPast {
     }
 }
 
-const UNKNOWN: &str = "unknown-version";
-const QUARANTINED: &str = "quarantined";
 /// Good versions that a device remembers: a fallback, and some for the case that it fails as well.
 const GOOD: usize = 4;
 /// Characters of a pin that are repeated in a report, which has a size limit.

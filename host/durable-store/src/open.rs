@@ -41,6 +41,10 @@ pub(crate) struct Opened {
 }
 
 impl StoreFile {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn new(path: &Path) -> StoreFile {
         StoreFile { path: Arc::from(path) }
     }

@@ -148,6 +148,7 @@ impl Writer {
                 Err(_) => {}
             }
         }
+        tracing::trace!(path = %self.file.path().display(), writes = group.settled.len(), "commit begins");
         let committed = whole.and_then(|()| transaction.commit().map_err(|error| self.file.explain(error)));
         group.settle(committed);
         closing

@@ -4,12 +4,16 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::authorities::Authorities;
+use crate::certificate::ClientCertificate;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -60,4 +64,17 @@ async fn set_up(stream: TcpStream, acceptor: &TlsAcceptor, cancel: &Cancellation
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }
     None
+}
+
+/// Tells who is at the other end. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Peers(pub(crate) Authorities);
+
+impl Peers {
+    /// The certificate of a client that has shown one.
+    pub(crate) fn certificate(&self, stream: &TlsStream<TcpStream>) -> Option<Arc<ClientCertificate>> {
+        let chain = stream.get_ref().1.peer_certificates()?;
+        // The handshake has failed already if it cannot be read.
+        ClientCertificate::read(chain, &self.0.all(), Utc::now()).ok().flatten().map(Arc::new)
+    }
 }

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
 use crate::hub::{Answer, Device, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::rehearsal::Rehearsal;
 use crate::scan::Reads;
 use crate::store;
 use due::DueQueues;
@@ -58,6 +59,7 @@ pub struct HubHandle {
     events: EventLog,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     reads: Reads,
+    rehearsal: Rehearsal,
 }
 
 /// The hub's way to a connection.
@@ -115,6 +117,15 @@ impl HubHandle {
         &self.events
     }
 
+    /// What is rehearsed on this hub.
+    pub fn rehearsal(&self) -> &Rehearsal {
+        &self.rehearsal
+    }
+
+    pub(crate) fn rehearsing(self, rehearsal: Rehearsal) -> HubHandle {
+        HubHandle { rehearsal, ..self }
+    }
+
     /// Announce a new connection.
     pub(crate) async fn attach(&self) -> Option<LinkEnd> {
         let id = LinkId(self.next_link.fetch_add(1, Ordering::Relaxed));
@@ -141,8 +152,10 @@ pub(crate) fn spawn(
     let (failed, failure) = watch::channel(None);
     let events = EventLog::new();
     let store = reads.store.clone();
-    let handle = HubHandle { inputs, next_link: Arc::new(AtomicU64::new(1)), events: events.clone(), failure, reads };
     let (pending, durable) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let rehearsal = Rehearsal::default();
+    let next_link = Arc::new(AtomicU64::new(1));
+    let handle = HubHandle { inputs, next_link, events: events.clone(), failure, reads, rehearsal };
     let driver = Driver {
         hub,
         store: store.clone(),

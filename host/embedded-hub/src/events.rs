@@ -1,27 +1,33 @@
-//! What happened on the hub lately, for whoever follows: telemetry, reported changes, devices coming and going.
+//! What happened on the hub lately, for whoever follows: telemetry, changes of twins, devices coming and going.
 //!
 //! Kept in a ring bounded in number and bytes; an event that nobody took in time is gone, as the hub is no archive.
+//! [`form`] gives an event the shape that Azure's built-in endpoint has, [`filter`] says who wants which.
+
+pub mod filter;
+mod form;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use iothub_protocol::feedback::{FeedbackRecord, MessageEnd};
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::time;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use tokio::sync::watch;
+
+pub use filter::{EventFilter, FilterError};
+pub(crate) use form::body_member;
 
 /// Events kept: enough for a burst from 10,000 devices.
 const MAX_EVENTS: usize = 10_000;
 /// Bytes kept, so that large messages cannot make the hub large.
 const MAX_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of one page, unless its first event alone is larger: a slow reader holds what it was given.
+const MAX_PAGE_BYTES: usize = 512 * 1024;
 /// What an event takes beside its body and properties, roughly.
 const EVENT_OVERHEAD: usize = 200;
-/// What a property or another value takes beside its text, roughly.
+/// What a property takes beside its text, roughly.
 const VALUE_OVERHEAD: usize = 100;
 
 /// One event.
@@ -35,20 +41,27 @@ pub struct HubEvent {
 /// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EventKind {
-    /// A device-to-cloud message, with system properties (`$.mid` and so on) first.
+    /// A device-to-cloud message, with system properties (`$.mid` and so on) as they were sent.
     Telemetry {
         properties: Vec<(String, String)>,
         body: Bytes,
+        sender: Sender,
     },
-    /// Reported properties changed.
-    Reported {
-        version: u64,
-        patch: Map<String, Value>,
+    /// A twin changed; `body` is the notification's, JSON text.
+    Twin {
+        change: TwinChange,
+        body: Bytes,
     },
     Connected,
     Disconnected,
-    Created,
-    Deleted,
+    /// A device was registered; its twin, JSON text.
+    Created {
+        twin: Bytes,
+    },
+    /// A device was deleted; its last twin, JSON text.
+    Deleted {
+        twin: Bytes,
+    },
     /// A cloud-to-device message was queued.
     Queued {
         message_id: Option<String>,
@@ -64,19 +77,51 @@ pub enum EventKind {
     },
 }
 
+/// Who changed a twin, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TwinChange {
+    /// The device reported.
+    Reported,
+    /// A back end merged tags or desired properties.
+    Updated,
+    /// A back end replaced tags or desired properties.
+    Replaced,
+}
+
+/// What the hub knows of a message's sender and stamps on the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    /// Which registration of the device's id sent it.
+    pub generation_id: u64,
+    pub auth: AuthMethod,
+}
+
+/// How a connection proved whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// A token signed with the device's own key.
+    DeviceKey,
+    /// A token signed with a policy's key.
+    PolicyKey,
+    /// A client certificate.
+    Certificate,
+}
+
 impl HubEvent {
     pub(crate) fn telemetry(
         device: DeviceId,
         time: DateTime<Utc>,
         properties: Vec<(String, String)>,
         body: &[u8],
+        sender: Sender,
     ) -> HubEvent {
         // Copied: a slice of what came from a socket would keep all of that.
-        HubEvent { device, time, kind: EventKind::Telemetry { properties, body: Bytes::copy_from_slice(body) } }
+        let kind = EventKind::Telemetry { properties, body: Bytes::copy_from_slice(body), sender };
+        HubEvent { device, time, kind }
     }
 
-    pub(crate) fn reported(device: DeviceId, time: DateTime<Utc>, version: u64, patch: Map<String, Value>) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Reported { version, patch } }
+    pub(crate) fn twin(device: DeviceId, time: DateTime<Utc>, change: TwinChange, body: &Value) -> HubEvent {
+        HubEvent { device, time, kind: EventKind::Twin { change, body: body.to_string().into() } }
     }
 
     pub(crate) fn connected(device: DeviceId, time: DateTime<Utc>) -> HubEvent {
@@ -87,12 +132,12 @@ impl HubEvent {
         HubEvent { device, time, kind: EventKind::Disconnected }
     }
 
-    pub(crate) fn created(device: DeviceId, time: DateTime<Utc>) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Created }
+    pub(crate) fn created(device: DeviceId, time: DateTime<Utc>, twin: &Value) -> HubEvent {
+        HubEvent { device, time, kind: EventKind::Created { twin: twin.to_string().into() } }
     }
 
-    pub(crate) fn deleted(device: DeviceId, time: DateTime<Utc>) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Deleted }
+    pub(crate) fn deleted(device: DeviceId, time: DateTime<Utc>, twin: &Value) -> HubEvent {
+        HubEvent { device, time, kind: EventKind::Deleted { twin: twin.to_string().into() } }
     }
 
     pub(crate) fn queued(device: DeviceId, time: DateTime<Utc>, message_id: Option<String>, sequence: u64) -> HubEvent {
@@ -114,80 +159,28 @@ impl HubEvent {
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             EventKind::Telemetry { .. } => "telemetry",
-            EventKind::Reported { .. } => "reported",
+            EventKind::Twin { change: TwinChange::Reported, .. } => "reported",
+            EventKind::Twin { change: TwinChange::Updated, .. } => "updated",
+            EventKind::Twin { change: TwinChange::Replaced, .. } => "replaced",
             EventKind::Connected => "connected",
             EventKind::Disconnected => "disconnected",
-            EventKind::Created => "created",
-            EventKind::Deleted => "deleted",
+            EventKind::Created { .. } => "created",
+            EventKind::Deleted { .. } => "deleted",
             EventKind::Queued { .. } => "queued",
             EventKind::Settled { .. } => "settled",
         }
     }
 
-    /// One line of `latch events --json`. A body that is JSON stands as JSON, other text as text, bytes as
-    /// `bodyBase64`.
-    pub fn to_json(&self, sequence: u64) -> Value {
-        let mut line = Map::new();
-        line.insert("sequence".into(), json!(sequence));
-        line.insert("time".into(), json!(time::format(self.time)));
-        line.insert("kind".into(), json!(self.kind_name()));
-        line.insert("deviceId".into(), json!(self.device));
-        match &self.kind {
-            EventKind::Telemetry { properties, body } => {
-                let properties: Map<_, _> = properties.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
-                line.insert("properties".into(), Value::Object(properties));
-                let (name, body) = body_member(body);
-                line.insert(name.into(), body);
-            }
-            EventKind::Reported { version, patch } => {
-                line.insert("version".into(), json!(version));
-                line.insert("patch".into(), json!(patch));
-            }
-            EventKind::Connected | EventKind::Disconnected | EventKind::Created | EventKind::Deleted => {}
-            EventKind::Queued { message_id, sequence } => {
-                line.insert("messageId".into(), json!(message_id));
-                line.insert("messageSequence".into(), json!(sequence));
-            }
-            EventKind::Settled { message_id, sequence, ended, .. } => {
-                line.insert("messageId".into(), json!(message_id));
-                line.insert("messageSequence".into(), json!(sequence));
-                line.insert("statusCode".into(), json!(ended.name()));
-            }
-        }
-        Value::Object(line)
-    }
-
     fn bytes(&self) -> usize {
         EVENT_OVERHEAD
             + match &self.kind {
-                EventKind::Telemetry { properties, body } => {
+                EventKind::Telemetry { properties, body, .. } => {
                     body.len() + properties.iter().map(|(k, v)| VALUE_OVERHEAD + k.len() + v.len()).sum::<usize>()
                 }
-                EventKind::Reported { patch, .. } => members_size(patch),
+                EventKind::Twin { body, .. } => body.len(),
+                EventKind::Created { twin } | EventKind::Deleted { twin } => twin.len(),
                 _ => 0,
             }
-    }
-}
-
-/// A message's body under the name that says how it is shown: JSON as JSON, other text as text, bytes in base64.
-pub(crate) fn body_member(body: &[u8]) -> (&'static str, Value) {
-    match (serde_json::from_slice::<Value>(body), std::str::from_utf8(body)) {
-        (Ok(document), _) => ("body", document),
-        (Err(_), Ok(text)) => ("body", json!(text)),
-        (Err(_), Err(_)) => ("bodyBase64", json!(BASE64.encode(body))),
-    }
-}
-
-fn members_size(members: &Map<String, Value>) -> usize {
-    members.iter().map(|(key, value)| VALUE_OVERHEAD + key.len() + value_size(value)).sum()
-}
-
-fn value_size(value: &Value) -> usize {
-    match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(|item| VALUE_OVERHEAD + value_size(item)).sum(),
-        Value::Object(members) => members_size(members),
     }
 }
 
@@ -197,6 +190,8 @@ pub struct EventLog {
     ring: Arc<Mutex<Ring>>,
     /// The sequence number that the next event gets.
     next: watch::Sender<u64>,
+    /// Milliseconds since 1970 at which the ring began. Sequence numbers begin anew with it, ids do not.
+    epoch: u64,
 }
 
 #[derive(Default)]
@@ -204,6 +199,14 @@ struct Ring {
     events: VecDeque<Arc<HubEvent>>,
     bytes: usize,
     first: u64,
+}
+
+/// Where a reader goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resumed {
+    pub from: u64,
+    /// The id is from before a restart of the hub: how many events there were since is not known.
+    pub other_ring: bool,
 }
 
 /// Events that were asked for.
@@ -218,7 +221,8 @@ pub struct Page {
 
 impl EventLog {
     pub fn new() -> EventLog {
-        EventLog { ring: Arc::default(), next: watch::Sender::new(0) }
+        let epoch = u64::try_from(Utc::now().timestamp_millis()).unwrap_or_default();
+        EventLog { ring: Arc::default(), next: watch::Sender::new(0), epoch }
     }
 
     pub(crate) fn push(&self, event: HubEvent) {
@@ -238,14 +242,35 @@ impl EventLog {
         *self.next.borrow()
     }
 
-    /// Up to `limit` events from number `from` on.
+    /// Up to `limit` events from number `from` on, fewer if they are large.
     pub fn page(&self, from: u64, limit: usize) -> Page {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let start = from.max(ring.first);
         let skip = usize::try_from(start - ring.first).unwrap_or(usize::MAX);
-        let events = ring.events.iter().skip(skip).take(limit).cloned().zip(start..);
+        let mut bytes = 0;
+        let fits = |event: &&Arc<HubEvent>| {
+            let is_first = bytes == 0;
+            bytes += event.bytes();
+            is_first || bytes <= MAX_PAGE_BYTES
+        };
+        let events = ring.events.iter().skip(skip).take(limit).take_while(fits).cloned().zip(start..);
         let events: Vec<_> = events.map(|(event, sequence)| (sequence, event)).collect();
         Page { next: start + events.len() as u64, missed: start - from, events }
+    }
+
+    /// An event's id: unlike its number, never that of another event, whatever was restarted between.
+    pub fn id(&self, sequence: u64) -> String {
+        format!("{:x}.{sequence}", self.epoch)
+    }
+
+    /// Where to go on after the event of this id. `None` if it is no id.
+    pub fn after(&self, id: &str) -> Option<Resumed> {
+        let (epoch, sequence) = id.split_once('.')?;
+        let (epoch, sequence) = (u64::from_str_radix(epoch, 16).ok()?, sequence.parse::<u64>().ok()?);
+        if epoch != self.epoch {
+            return Some(Resumed { from: 0, other_ring: true });
+        }
+        Some(Resumed { from: sequence.saturating_add(1).min(self.next()), other_ring: false })
     }
 
     /// Wait until there is an event with number `from` or later. `false` if the hub has ended.
@@ -264,35 +289,49 @@ impl Default for EventLog {
 mod tests {
     use super::*;
 
-    fn event(body: &str) -> HubEvent {
+    pub(super) const SENDER: Sender = Sender { generation_id: 638_000_000_000_000_000, auth: AuthMethod::DeviceKey };
+
+    pub(super) fn telemetry(body: &[u8]) -> HubEvent {
         let id = DeviceId::parse("d1").expect("an id");
-        HubEvent::telemetry(id, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body.as_bytes())
+        HubEvent::telemetry(id, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body, SENDER)
     }
 
     #[test]
     fn the_ring_is_bounded_and_tells_what_is_gone() {
         let log = EventLog::new();
         for _ in 0..MAX_EVENTS + 5 {
-            log.push(event("{}"));
+            log.push(telemetry(b"{}"));
         }
         let page = log.page(0, 3);
         assert_eq!((page.missed, page.events[0].0, page.next), (5, 5, 8));
         let page = log.page(u64::MAX, 3);
         assert_eq!((page.missed, page.events.len(), page.next), (0, 0, u64::MAX));
-        let large = "x".repeat(256 * 1024);
+        let large = vec![b'x'; 256 * 1024];
         for _ in 0..100 {
-            log.push(event(&large));
+            log.push(telemetry(&large));
         }
-        let kept = log.page(0, usize::MAX).events.len();
-        assert!(kept < 64, "{kept} events of 256 KiB");
+        let mut kept = 0;
+        let mut next = 0;
+        while next < log.next() {
+            let page = log.page(next, usize::MAX);
+            assert!(page.events.len() <= 2, "{} events of 256 KiB in a page", page.events.len());
+            kept += page.events.len();
+            next = page.next;
+        }
+        assert!((1..64).contains(&kept), "{kept} events of 256 KiB");
     }
 
     #[test]
-    fn a_body_is_shown_as_what_it_is() {
-        assert_eq!(event("{\"a\":1}").to_json(0)["body"], json!({"a": 1}));
-        assert_eq!(event("hello").to_json(0)["body"], json!("hello"));
-        let mut bytes = event("");
-        bytes.kind = EventKind::Telemetry { properties: vec![], body: Bytes::from_static(&[0xff]) };
-        assert_eq!(bytes.to_json(0)["bodyBase64"], json!("/w=="));
+    fn an_id_leads_back_and_one_of_another_ring_is_known() {
+        let log = EventLog::new();
+        for _ in 0..3 {
+            log.push(telemetry(b"{}"));
+        }
+        assert_eq!(log.after(&log.id(1)), Some(Resumed { from: 2, other_ring: false }));
+        assert_eq!(log.after(&log.id(u64::MAX)), Some(Resumed { from: 3, other_ring: false }), "not beyond the end");
+        assert_eq!(log.after("1f.7"), Some(Resumed { from: 0, other_ring: true }));
+        for text in ["", "7", "x.1", "1.", "1.x", "1.-1"] {
+            assert_eq!(log.after(text), None, "{text}");
+        }
     }
 }

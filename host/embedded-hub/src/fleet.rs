@@ -1,15 +1,20 @@
 //! The embedded hub as the job engine sees it.
 
+use std::collections::HashMap;
+
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 use iothub_protocol::twin::TwinPatch;
 use job_engine::Fleet;
+use serde_json::json;
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
+use crate::rehearsal::tier::Class;
 use crate::scan::Walk;
 
 /// Jobs act on the hub's devices through this: the same requests that back ends make, without HTTP.
@@ -21,6 +26,11 @@ pub struct HubFleet {
 impl HubFleet {
     pub fn new(hub: HubHandle) -> HubFleet {
         HubFleet { hub }
+    }
+
+    /// Under a tier, jobs go at its pace.
+    async fn pace(&self) -> Result<(), HubError> {
+        self.hub.rehearsal().pass_or_fail(Class::JobDevices, 1).await
     }
 }
 
@@ -35,16 +45,40 @@ impl Fleet for HubFleet {
     }
 
     async fn call_method(&self, device: &DeviceId, method: &DirectMethod) -> Result<MethodResponse, HubError> {
+        self.pace().await?;
         let operation = Operation::CallMethod { id: device.clone(), method: method.clone() };
-        match self.hub.request(operation).await? {
-            Answer::Method(response) => Ok(response),
+        let rehearsal = self.hub.rehearsal();
+        rehearsal.charge(|| method.payload.to_string().len());
+        let answer = self.hub.request(operation).await.inspect_err(|error| {
+            // The answer that the device is not there is a message, too.
+            if error.code == ErrorCode::DeviceNotOnline {
+                rehearsal.charge(|| 0);
+            }
+        });
+        match answer? {
+            Answer::Method(response) => {
+                rehearsal.charge(|| response.payload.to_string().len());
+                Ok(response)
+            }
             other => Err(HubError::new(ErrorCode::ServerError, format!("the hub answered a call with {other:?}"))),
         }
     }
 
     async fn patch_twin(&self, device: &DeviceId, update: &TwinUpdate) -> Result<(), HubError> {
+        self.pace().await?;
+        let size = |section: &Option<_>| section.as_ref().map_or(0, |section| json!(section).to_string().len());
+        self.hub.rehearsal().charge(|| size(&update.tags) + size(&update.desired));
         let patch = TwinPatch { tags: update.tags.clone(), desired: update.desired.clone() };
         self.hub.request(Operation::PatchTwin { id: device.clone(), patch, if_match: None }).await?;
         Ok(())
+    }
+
+    async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
+        let mut states = HashMap::with_capacity(devices.len());
+        let mut walk = Walk::of(&self.hub, devices.to_vec());
+        while let Some(twins) = walk.next().await? {
+            states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
+        }
+        Ok(states)
     }
 }

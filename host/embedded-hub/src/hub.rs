@@ -6,6 +6,8 @@
 //! calls change nothing that is stored and pass at once.
 
 mod calls;
+mod configure;
+mod credentials;
 mod links;
 mod messages;
 mod registry;
@@ -19,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
 use iothub_protocol::id::DeviceId;
@@ -30,7 +33,7 @@ use iothub_protocol::topic::{FromDevice, Subscription};
 use iothub_protocol::twin::{Twin, TwinFacts, TwinPatch};
 use serde_json::Value;
 
-use crate::events::HubEvent;
+use crate::events::{HubEvent, TwinChange};
 use crate::feedback::FeedbackQueue;
 use crate::import::NewDevice;
 use crate::policy::Policy;
@@ -41,6 +44,8 @@ use links::Link;
 use messages::Waiters;
 use residency::{Residence, Residency};
 
+pub use credentials::Credentials;
+pub(crate) use links::properties_size;
 pub(crate) use messages::{held_size, numbered};
 pub(crate) use registry::new_identity;
 
@@ -98,8 +103,7 @@ pub enum Granted {
 /// Who wants to connect.
 pub struct ConnectRequest {
     pub device: DeviceId,
-    /// The SAS token.
-    pub password: String,
+    pub credentials: Credentials,
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
@@ -169,6 +173,13 @@ pub enum Operation {
         patch: TwinPatch,
         if_match: Option<String>,
     },
+    /// What configurations make of a twin: desired properties to merge, and all that target the device.
+    Configure {
+        id: DeviceId,
+        patch: TwinPatch,
+        marks: ConfigurationMarks,
+        if_match: Option<String>,
+    },
     CallMethod {
         id: DeviceId,
         method: DirectMethod,
@@ -185,14 +196,14 @@ pub enum Operation {
     /// A device takes its next message, locked for so long under `token`.
     ReceiveMessage {
         id: DeviceId,
-        password: Password,
+        credentials: Credentials,
         token: u128,
         lock: Duration,
     },
     /// A device deals with a message that it has taken.
     SettleMessage {
         id: DeviceId,
-        password: Password,
+        credentials: Credentials,
         token: u128,
         disposition: Disposition,
     },
@@ -207,15 +218,6 @@ pub enum Operation {
         token: u128,
         disposition: Disposition,
     },
-}
-
-/// The SAS token of a request; never shown.
-pub struct Password(pub String);
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Password")
-    }
 }
 
 /// What whoever asked gets.
@@ -337,6 +339,8 @@ pub(crate) fn facts(
         connected,
         last_activity,
         message_count,
+        authentication_type: identity.authentication.kind(),
+        thumbprints: identity.authentication.thumbprints_json(),
     }
 }
 
@@ -361,7 +365,7 @@ pub struct Hub<R> {
     residency: Residency,
     presence: Presence,
     links: HashMap<LinkId, Link>,
-    /// Token expiries of connected links, soonest first.
+    /// When the tokens and certificates of connected links expire, soonest first.
     expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
     calls: Calls<R>,
     waiters: Waiters<R>,
@@ -425,11 +429,11 @@ impl<R> Hub<R> {
         }
     }
 
-    /// Cut links whose token has expired, end calls whose time is up, and see to queues.
+    /// Cut links whose token or certificate has expired, end calls whose time is up, and see to queues.
     pub fn handle_deadline(&mut self, now: Now) {
         while let Some((expiry, link)) = self.expiries.first().copied().filter(|(expiry, _)| *expiry <= now.wall) {
             self.expiries.remove(&(expiry, link));
-            self.cut(now, link, "the token has expired: renew it and reconnect");
+            self.cut(now, link, "the token or the certificate has expired: renew it and reconnect");
         }
         self.end_overdue_calls(now);
         self.attend_due_queues(now);
@@ -506,18 +510,21 @@ impl<R> Hub<R> {
             Operation::DeleteDevice { id, if_match } => self.delete_device(now, &id, if_match.as_deref()),
             Operation::GetTwin(id) => self.device(&id).map(|device| Answer::Document(device.twin_json())),
             Operation::PatchTwin { id, patch, if_match } => {
-                self.change_twin(&id, if_match.as_deref(), |twin| twin.patch(&patch, now.wall))
+                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated)
             }
             Operation::ReplaceTwin { id, patch, if_match } => {
-                self.change_twin(&id, if_match.as_deref(), |twin| twin.replace(&patch, now.wall))
+                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Replaced)
+            }
+            Operation::Configure { id, patch, marks, if_match } => {
+                self.configure(now, &id, &patch, marks, if_match.as_deref())
             }
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
-            Operation::ReceiveMessage { id, password, token, lock } => {
-                self.receive_message(now, &id, &password.0, token, lock)
+            Operation::ReceiveMessage { id, credentials, token, lock } => {
+                self.receive_message(now, &id, &credentials, token, lock)
             }
-            Operation::SettleMessage { id, password, token, disposition } => {
-                self.settle_message(now, &id, &password.0, token, disposition)
+            Operation::SettleMessage { id, credentials, token, disposition } => {
+                self.settle_message(now, &id, &credentials, token, disposition)
             }
             Operation::ListFeedback => Ok(self.list_feedback()),
             Operation::ReceiveFeedback { token } => Ok(self.receive_feedback(now, token)),

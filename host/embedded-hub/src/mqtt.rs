@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use iothub_protocol::topic::FromDevice;
 use rumqttc::mqttbytes::Error as FrameError;
-use rumqttc::mqttbytes::v4::Packet;
+use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet};
 use rustls::ServerConfig;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::accept;
+use crate::accept::{self, Peers};
+use crate::certificate::ClientCertificate;
 use crate::driver::{HubHandle, LinkEnd};
-use crate::hub::LinkInput;
+use crate::hub::{LinkInput, LinkOutput};
+use crate::rehearsal::gate::{Gate, Passage, Turn};
+use crate::rehearsal::sleep_until;
 use crate::session::{Action, MAX_PACKET, Session};
 
 /// A client that takes nothing for so long is cut, as it would hold up its connection's task.
@@ -25,38 +29,91 @@ const READ_SIZE: usize = 1024;
 /// Packets that are ready together share one write of about so many bytes.
 const WRITE_SIZE: usize = 64 * 1024;
 
-/// Accept until `cancel`; returns after the last connection has ended.
-pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, hub: HubHandle, cancel: CancellationToken) {
-    let stop = cancel.clone();
-    accept::serve(listener, tls, cancel, move |stream| handle(stream, hub.clone(), stop.clone())).await;
+/// Where connections of devices go, whichever listener they came to. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Door {
+    hub: HubHandle,
+    cancel: CancellationToken,
+    /// Connections that came to the other listener.
+    guests: TaskTracker,
 }
 
-async fn handle(stream: TlsStream<TcpStream>, hub: HubHandle, cancel: CancellationToken) {
-    let Some(link) = hub.attach().await else { return };
-    let id = link.id;
-    let connection = Connection {
-        stream,
-        link,
-        hub: hub.clone(),
-        session: Session::new(Instant::now()),
-        incoming: BytesMut::new(),
-        outgoing: BytesMut::new(),
-    };
-    let end = connection.run(cancel).await;
-    tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
-    hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
+impl Door {
+    /// Connections end soon after `cancel`.
+    pub(crate) fn new(hub: HubHandle, cancel: CancellationToken) -> Door {
+        Door { hub, cancel, guests: TaskTracker::new() }
+    }
+
+    /// Accept until cancelled; returns after the last connection has ended, guests included.
+    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers) {
+        let door = self.clone();
+        accept::serve(listener, tls, self.cancel.clone(), move |stream| {
+            let (door, certificate) = (door.clone(), peers.certificate(&stream));
+            async move { door.handle(stream, certificate).await }
+        })
+        .await;
+        self.guests.close();
+        self.guests.wait().await;
+    }
+
+    /// Take a connection that another listener has made ready.
+    pub(crate) fn admit<F, S>(&self, certificate: Option<Arc<ClientCertificate>>, ready: F)
+    where
+        F: Future<Output = Option<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let door = self.clone();
+        self.guests.spawn(async move {
+            if let Some(Some(stream)) = door.cancel.run_until_cancelled(ready).await {
+                door.handle(stream, certificate).await;
+            }
+        });
+    }
+
+    async fn handle<S>(&self, stream: S, certificate: Option<Arc<ClientCertificate>>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Some(link) = self.hub.attach().await else { return };
+        let id = link.id;
+        let connection = Connection {
+            stream,
+            link,
+            hub: self.hub.clone(),
+            session: Session::new(Instant::now(), certificate),
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            gate: Gate::new(self.hub.clone()),
+            held: None,
+            send_at: None,
+            mute: None,
+            is_forgotten: false,
+        };
+        let end = connection.run(self.cancel.clone()).await;
+        tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
+        self.hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
+    }
 }
 
 /// Why the hub ends a connection that missed a message.
 const LOST: &str = "the client reads too slowly, or the hub cannot write its store";
 
-struct Connection {
-    stream: TlsStream<TcpStream>,
+struct Connection<S> {
+    stream: S,
     link: LinkEnd,
     hub: HubHandle,
     session: Session,
     incoming: BytesMut,
     outgoing: BytesMut,
+    gate: Gate,
+    /// What waits at a throttle, and until when. Nothing is read meanwhile.
+    held: Option<(Instant, Vec<Action>)>,
+    /// When what is in `outgoing` goes, if that is late.
+    send_at: Option<Instant>,
+    /// The client has not been listened to; `true` if the link ends after that.
+    mute: Option<bool>,
+    /// The hub was told that the link is gone, and the client was not.
+    is_forgotten: bool,
 }
 
 /// How a connection ended.
@@ -71,7 +128,7 @@ impl End {
     }
 }
 
-impl Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     async fn run(mut self, cancel: CancellationToken) -> End {
         let end = loop {
             if let Err(end) = self.step(&cancel).await {
@@ -91,32 +148,54 @@ impl Connection {
 
     /// Wait for one thing and deal with it.
     async fn step(&mut self, cancel: &CancellationToken) -> Result<(), End> {
+        match self.gate.turn(Instant::now()) {
+            Some(Turn::Close { reason }) => return Err(End::abrupt(reason)),
+            Some(Turn::Mute { until, ends }) => {
+                self.mute = Some(ends);
+                return self.say_nothing(until, cancel).await;
+            }
+            None => match self.mute.take() {
+                Some(ends) if ends || self.is_forgotten => return Err(End::abrupt("the link was half open")),
+                Some(_) => self.session.forgive_silence(Instant::now()),
+                None => {}
+            },
+        }
         let deadline = self.session.deadline();
+        let held_until = self.held.as_ref().map(|(until, _)| *until);
+        let has_room = self.outgoing.len() < WRITE_SIZE;
         self.incoming.reserve(READ_SIZE);
         tokio::select! {
-            read = self.stream.read_buf(&mut self.incoming), if self.session.takes_packets() => match read {
+            read = self.stream.read_buf(&mut self.incoming), if has_room && self.takes_packets() => match read {
                 Ok(0) => return Err(End::abrupt("the client closed the connection")),
                 Ok(_) => self.read_packets().await?,
                 Err(_) => return Err(End::abrupt("the connection broke")),
             },
-            output = self.link.outputs.recv() => {
+            output = self.link.outputs.recv(), if has_room => {
                 let Some(output) = output else { return Err(End::abrupt("the hub has stopped")) };
-                let actions = self.session.handle_output(output);
-                self.perform(actions).await?;
+                self.pass_on(output).await?;
                 while self.outgoing.len() < WRITE_SIZE && let Ok(output) = self.link.outputs.try_recv() {
-                    let actions = self.session.handle_output(output);
-                    self.perform(actions).await?;
+                    self.pass_on(output).await?;
                 }
                 // The verdict on a CONNECT may have been among them, and what came behind that waits.
                 self.read_packets().await?;
             },
-            () = tokio::time::sleep_until(deadline.into()) => {
+            () = tokio::time::sleep_until(deadline.into()), if held_until.is_none() => {
                 let action = self.session.handle_deadline();
                 self.perform(vec![action]).await?;
             },
+            () = sleep_until(held_until) => self.let_go().await?,
+            () = sleep_until(self.send_at) => {}
+            () = self.gate.changed() => {}
             () = self.link.lost.cancelled() => return Err(End::abrupt(LOST)),
             () = cancel.cancelled() => return Err(End::abrupt("the hub is stopping")),
         }
+        if !self.outgoing.is_empty() && self.send_at.is_none() {
+            self.send_at = self.gate.lateness().map(|late| Instant::now() + late);
+        }
+        if self.send_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        self.send_at = None;
         let flushing = flush(&mut self.stream, &mut self.outgoing);
         tokio::select! {
             written = tokio::time::timeout(WRITE_TIME_LIMIT, flushing) => match written {
@@ -129,8 +208,44 @@ impl Connection {
         }
     }
 
+    /// Neither read nor write, as if the network were broken in the middle. The hub misses the client in time; the
+    /// client hears nothing of that.
+    async fn say_nothing(&mut self, until: Instant, cancel: &CancellationToken) -> Result<(), End> {
+        let (deadline, is_half_open) = (self.session.deadline(), self.mute == Some(true));
+        tokio::select! {
+            () = tokio::time::sleep_until(until.into()) => return Ok(()),
+            () = self.gate.changed() => return Ok(()),
+            () = tokio::time::sleep_until(deadline.into()), if is_half_open && !self.is_forgotten => {}
+            () = self.link.lost.cancelled(), if !self.is_forgotten => {}
+            () = cancel.cancelled() => return Err(End::abrupt("the hub is stopping")),
+        }
+        self.is_forgotten = true;
+        self.hub.link_input(self.link.id, LinkInput::Closed { graceful: false }).await;
+        Ok(())
+    }
+
+    fn takes_packets(&self) -> bool {
+        self.held.is_none() && self.session.takes_packets()
+    }
+
+    async fn pass_on(&mut self, output: LinkOutput) -> Result<(), End> {
+        if self.gate.reaches(&output) {
+            let actions = self.session.handle_output(output);
+            self.perform(actions).await?;
+        }
+        Ok(())
+    }
+
+    /// What was held has waited long enough.
+    async fn let_go(&mut self) -> Result<(), End> {
+        let Some((_, actions)) = self.held.take() else { return Ok(()) };
+        self.session.forgive_silence(Instant::now());
+        self.carry_out(actions, true).await?;
+        self.read_packets().await
+    }
+
     async fn read_packets(&mut self) -> Result<(), End> {
-        while self.session.takes_packets() && !self.incoming.is_empty() {
+        while self.takes_packets() && !self.incoming.is_empty() {
             match Packet::read(&mut self.incoming, MAX_PACKET) {
                 Ok(packet) => {
                     let actions = self.session.handle_packet(Instant::now(), packet);
@@ -149,16 +264,30 @@ impl Connection {
     }
 
     async fn perform(&mut self, actions: Vec<Action>) -> Result<(), End> {
-        for action in actions {
+        self.carry_out(actions, false).await
+    }
+
+    /// `is_admitted` if the first of them has waited already.
+    async fn carry_out(&mut self, actions: Vec<Action>, mut is_admitted: bool) -> Result<(), End> {
+        let mut actions = actions.into_iter();
+        let mut is_message = false;
+        while let Some(action) = actions.next() {
             match action {
-                Action::Send(packet) => {
-                    if packet.write(&mut self.outgoing, MAX_PACKET).is_err() {
-                        return Err(End::abrupt("a packet for the client is too large"));
-                    }
-                }
+                Action::Send(Packet::PubAck(_)) if is_message && self.gate.loses_puback() => {}
+                Action::Send(packet) => self.write(packet)?,
                 Action::ToHub(input) => {
-                    if !self.hub.link_input(self.link.id, input).await {
-                        return Err(End::abrupt("the hub has stopped"));
+                    is_message = matches!(&input, LinkInput::Published { message: FromDevice::Telemetry { .. }, .. });
+                    let is_free = std::mem::take(&mut is_admitted);
+                    match if is_free { Passage::Go } else { self.gate.passage(Instant::now(), &input) } {
+                        Passage::Go => self.tell_hub(input).await?,
+                        Passage::WaitUntil(until) => {
+                            let rest = std::iter::once(Action::ToHub(input)).chain(actions).collect();
+                            self.held = Some((until, rest));
+                            return Ok(());
+                        }
+                        Passage::Answer(output) => self.answer(output)?,
+                        Passage::Busy => return Err(self.refuse_busily()?),
+                        Passage::Close { reason } => return Err(End::abrupt(reason)),
                     }
                 }
                 Action::Close { graceful, reason } => return Err(End { graceful, reason }),
@@ -166,9 +295,35 @@ impl Connection {
         }
         Ok(())
     }
+
+    async fn tell_hub(&mut self, input: LinkInput) -> Result<(), End> {
+        let is_there = self.hub.link_input(self.link.id, input).await;
+        if is_there { Ok(()) } else { Err(End::abrupt("the hub has stopped")) }
+    }
+
+    /// In the hub's place, which knows nothing of it.
+    fn answer(&mut self, output: LinkOutput) -> Result<(), End> {
+        for action in self.session.handle_output(output) {
+            let Action::Send(packet) = action else { continue };
+            self.write(packet)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_busily(&mut self) -> Result<End, End> {
+        self.write(Packet::ConnAck(ConnAck::new(ConnectReturnCode::ServiceUnavailable, false)))?;
+        Ok(End::abrupt("more devices connect at once than the tier allows"))
+    }
+
+    fn write(&mut self, packet: Packet) -> Result<(), End> {
+        match packet.write(&mut self.outgoing, MAX_PACKET) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(End::abrupt("a packet for the client is too large")),
+        }
+    }
 }
 
-async fn flush(stream: &mut TlsStream<TcpStream>, outgoing: &mut BytesMut) -> io::Result<()> {
+async fn flush(stream: &mut (impl AsyncWrite + Unpin), outgoing: &mut BytesMut) -> io::Result<()> {
     if !outgoing.is_empty() {
         stream.write_all_buf(outgoing).await?;
         stream.flush().await?;

@@ -96,6 +96,21 @@ enum State {
 }
 
 impl Walk {
+    /// With whole twins.
+    pub(crate) fn over(hub: &HubHandle, condition: &Condition) -> Walk {
+        Walk::begin(hub, condition, Parts::ALL, None, MAX_ROWS)
+    }
+
+    /// Over those of these devices that exist, with whole twins.
+    pub(crate) fn of(hub: &HubHandle, mut devices: Vec<DeviceId>) -> Walk {
+        devices.sort_unstable();
+        devices.dedup();
+        let mut walk = Walk::over(hub, &Condition::all());
+        let selection = plan::selection_of(devices, MAX_ROWS);
+        walk.selection = Arc::new(selection);
+        walk
+    }
+
     /// With what decides whether the condition holds.
     pub(crate) fn ids(hub: &HubHandle, condition: &Condition) -> Walk {
         Walk::begin(hub, condition, condition.parts(), None, MAX_ROWS)

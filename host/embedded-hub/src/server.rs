@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use durable_store::{Durability, Store, StoreError};
+use iothub_protocol::connection_string::DeviceCredentials;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::IdentityRequest;
@@ -14,14 +15,19 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::accept::Peers;
+use crate::authorities::Authorities;
+use crate::configurations::{Configurations, apply};
 use crate::driver::{self, HubHandle};
 use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
+use crate::mqtt::Door;
 use crate::policy::{Policy, random_key};
-use crate::rest::{self, RestState};
+use crate::rehearsal::{INTRUDERS_POLICY, Rehearsal, RehearsalSettings};
+use crate::rest::{self, RestState, Streams};
 use crate::scan::Reads;
+use crate::store;
 use crate::tls::{self, TlsError};
-use crate::{mqtt, store};
 
 /// What a hub is made of.
 pub struct HubSettings {
@@ -32,6 +38,8 @@ pub struct HubSettings {
     /// This machine's name, to be named in the certificate.
     pub machine_name: Option<String>,
     pub jobs: JobSettings,
+    /// Limits of a tier; without one there are none.
+    pub rehearsal: RehearsalSettings,
 }
 
 /// Why there is no hub.
@@ -62,11 +70,15 @@ pub struct EmbeddedHub {
     pub handle: HubHandle,
     pub jobs: JobEngine,
     policies: Arc<[Policy]>,
+    authorities: Authorities,
     stores: [Store; 2],
     /// `None` once no more work is taken.
     https: Option<Part>,
     mqtt: Part,
+    /// Of jobs and configurations, which are work on devices.
     jobs_cancel: CancellationToken,
+    rehearsal: Part,
+    applying: Option<JoinHandle<()>>,
     hub: Part,
 }
 
@@ -85,25 +97,52 @@ impl EmbeddedHub {
         let hub = Hub::new(policies.to_vec(), vec![], feedback).with_queued_bytes(queued);
         let reads = Reads::new(hub_store.clone(), hub.presence(), indexes);
         let (handle, driver) = driver::spawn(hub, reads, hub_cancel.clone());
+        let intruder = policies.iter().find(|policy| policy.name == INTRUDERS_POLICY).cloned();
+        let rehearsal = Rehearsal::new(settings.rehearsal, &settings.data, intruder).await;
+        let handle = handle.rehearsing(rehearsal.clone());
+        let rehearsal_cancel = CancellationToken::new();
+        let keeper = tokio::spawn(rehearsal.clone().keep(rehearsal_cancel.clone()));
 
         let jobs_path = settings.data.join("jobs.db");
         let jobs_store = blocking(move || Store::open(&jobs_path, job_engine::MIGRATIONS, Durability::Power)).await?;
         let fleet = Arc::new(HubFleet::new(handle.clone()));
         let jobs_cancel = CancellationToken::new();
-        let jobs = JobEngine::start(fleet, jobs_store.clone(), settings.jobs, jobs_cancel.clone()).await?;
+        let mut jobs_settings = settings.jobs;
+        if let Some(sku) = rehearsal.sku() {
+            jobs_settings.limits.concurrent_jobs = sku.concurrent_jobs();
+        }
+        let jobs = JobEngine::start(fleet, jobs_store.clone(), jobs_settings, jobs_cancel.clone()).await?;
 
-        let state = RestState { hub: handle.clone(), jobs: jobs.clone(), policies: policies.clone() };
+        let configurations = Configurations::load(hub_store.clone()).await?;
+        let applying = apply::run(configurations.clone(), handle.clone(), jobs_cancel.clone());
+        let applying = tokio::spawn(applying);
+
+        let authorities = Authorities::load(hub_store.clone()).await?;
+        let peers = Peers(authorities.clone());
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
-        let mqtt = mqtt::serve(settings.mqtt, tls.clone(), handle.clone(), mqtt_cancel.clone());
-        let https = rest::serve(settings.https, tls, rest::router(state), https_cancel.clone());
+        let door = Door::new(handle.clone(), mqtt_cancel.clone());
+        let mqtt = door.clone().serve(settings.mqtt, tls.clone(), peers.clone());
+        let streams = Streams::new(https_cancel.clone());
+        let state = RestState {
+            hub: handle.clone(),
+            jobs: jobs.clone(),
+            policies: policies.clone(),
+            door,
+            streams,
+            configurations,
+        };
+        let https = rest::serve(settings.https, tls, rest::router(state), peers, https_cancel.clone());
         Ok(EmbeddedHub {
             handle,
             jobs,
             policies,
+            authorities,
             stores: [hub_store, jobs_store],
             https: Some(Part { cancel: https_cancel, task: tokio::spawn(https) }),
             mqtt: Part { cancel: mqtt_cancel, task: tokio::spawn(mqtt) },
             jobs_cancel,
+            rehearsal: Part { cancel: rehearsal_cancel, task: keeper },
+            applying: Some(applying),
             hub: Part { cancel: hub_cancel, task: driver },
         })
     }
@@ -113,9 +152,11 @@ impl EmbeddedHub {
         self.policies.iter().find(|policy| policy.name == name).map(|policy| policy.primary_key.clone())
     }
 
-    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages, and feedback on them.
+    /// What the operator's socket serves of the hub: events, sending cloud-to-device messages and feedback on them,
+    /// tokens of policies, and the authorities that sign devices' certificates.
     pub fn operator_router(&self) -> Router {
-        rest::operator::router(self.handle.clone())
+        rest::operator::router(self.handle.clone(), self.policies.clone())
+            .merge(rest::certificates::router(self.authorities.clone()))
     }
 
     /// Take no more work: back ends are answered what they have asked and heard no more, and jobs pause where they are
@@ -126,12 +167,17 @@ impl EmbeddedHub {
         }
         self.jobs_cancel.cancel();
         self.jobs.stopped().await;
+        if let Some(applying) = self.applying.take() {
+            // One that panicked has nothing left to wait for.
+            drop(applying.await);
+        }
     }
 
     /// Stop from the outside in, so that each part can finish what it has in hand: work, then the devices, then the hub.
     pub async fn stop(mut self) {
         self.finish_work().await;
         self.mqtt.stop().await;
+        self.rehearsal.stop().await;
         self.hub.stop().await;
         for store in self.stores {
             store.close().await;
@@ -140,8 +186,8 @@ impl EmbeddedHub {
 }
 
 impl HubHandle {
-    /// Make sure that a device exists; its primary key either way.
-    pub async fn ensure_device(&self, id: &DeviceId) -> Result<SharedKey, HubError> {
+    /// Make sure that a device exists; what it connects with either way.
+    pub async fn ensure_device(&self, id: &DeviceId) -> Result<DeviceCredentials, HubError> {
         let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
         let created = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
         match self.request(created).await {
@@ -150,19 +196,24 @@ impl HubHandle {
             Err(error) => return Err(error),
         }
         let gone = || HubError::new(ErrorCode::DeviceNotFound, format!("{id} was deleted meanwhile"));
-        self.device_key(id).await?.ok_or_else(gone)
+        self.device_credentials(id).await?.ok_or_else(gone)
     }
 
-    /// A device's primary key; `None` if there is no such device.
-    pub async fn device_key(&self, id: &DeviceId) -> Result<Option<SharedKey>, HubError> {
+    /// What a device connects with: its primary key, where it has one. `None` if there is no such device.
+    pub async fn device_credentials(&self, id: &DeviceId) -> Result<Option<DeviceCredentials>, HubError> {
         let identity = match self.request(Operation::GetDevice(id.clone())).await {
             Ok(Answer::Document(identity)) => identity,
             Ok(_) => return Ok(None),
             Err(error) if error.code == ErrorCode::DeviceNotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let key = identity["authentication"]["symmetricKey"]["primaryKey"].as_str().unwrap_or_default();
-        Ok(Some(SharedKey::parse(key).expect("the registry keeps keys that were parsed")))
+        let credentials = match identity["authentication"]["symmetricKey"]["primaryKey"].as_str() {
+            Some(key) => {
+                DeviceCredentials::Key(SharedKey::parse(key).expect("the registry keeps keys that were parsed"))
+            }
+            None => DeviceCredentials::X509,
+        };
+        Ok(Some(credentials))
     }
 
     /// All devices, in order of their ids.

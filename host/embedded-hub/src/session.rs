@@ -2,6 +2,7 @@
 //!
 //! MQTT 3.1.1 as IoT Hub speaks it: an error ends the connection, as the protocol has no way to tell of one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +15,8 @@ use rumqttc::mqttbytes::v4::{
 };
 use rumqttc::mqttbytes::{Protocol, QoS};
 
-use crate::hub::{ConnectRequest, Granted, LinkInput, LinkOutput};
+use crate::certificate::ClientCertificate;
+use crate::hub::{ConnectRequest, Credentials, Granted, LinkInput, LinkOutput};
 
 /// A client that has said nothing for so long after TLS is cut.
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -44,6 +46,8 @@ pub struct Session {
     /// How long the client may say nothing.
     silence: Duration,
     last_heard: Instant,
+    /// The client's, until CONNECT.
+    certificate: Option<Arc<ClientCertificate>>,
 }
 
 #[derive(Debug)]
@@ -56,13 +60,19 @@ enum State {
 }
 
 impl Session {
-    pub fn new(now: Instant) -> Session {
-        Session { state: State::AwaitConnect, silence: CONNECT_TIME_LIMIT, last_heard: now }
+    /// Of a client that has shown this certificate.
+    pub fn new(now: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
+        Session { state: State::AwaitConnect, silence: CONNECT_TIME_LIMIT, last_heard: now, certificate }
     }
 
     /// When to call [`Session::handle_deadline`].
     pub fn deadline(&self) -> Instant {
         self.last_heard + self.silence
+    }
+
+    /// The hub did not listen until now, so nothing is wrong with a client that it did not hear.
+    pub fn forgive_silence(&mut self, now: Instant) {
+        self.last_heard = now;
     }
 
     /// Whether to give packets now. A client need not wait for the answer to its CONNECT; the connection does.
@@ -119,7 +129,7 @@ impl Session {
             return self.refuse(ConnectReturnCode::RefusedProtocolVersion, "the client does not speak MQTT 3.1.1");
         }
         let Some(login) = connect.login else {
-            return self.refuse(ConnectReturnCode::NotAuthorized, "CONNECT has no user name and password");
+            return self.refuse(ConnectReturnCode::NotAuthorized, "CONNECT has no user name");
         };
         // `host/clientId/?api-version=…`, with and without the question mark; any version will do.
         let named = login.username.split('/').nth(1).unwrap_or_default();
@@ -144,8 +154,10 @@ impl Session {
             seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(MAX_SILENCE),
         };
         self.state = State::AwaitVerdict(device.clone());
-        let (password, clean_session) = (login.password, connect.clean_session);
-        vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { device, password, clean_session, will })))]
+        let token = Some(login.password).filter(|password| !password.is_empty());
+        let credentials = Credentials { token, certificate: self.certificate.take() };
+        let clean_session = connect.clean_session;
+        vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { device, credentials, clean_session, will })))]
     }
 
     fn handle_up(&mut self, device: &DeviceId, packet: Packet) -> Vec<Action> {
@@ -241,7 +253,7 @@ mod tests {
     }
 
     fn up(now: Instant) -> Session {
-        let mut session = Session::new(now);
+        let mut session = Session::new(now, None);
         let actions = session.handle_packet(now, Packet::Connect(connect()));
         assert!(matches!(actions.as_slice(), [Action::ToHub(LinkInput::Connect(_))]), "{actions:?}");
         session.handle_output(LinkOutput::Accepted { session_present: false });
@@ -257,7 +269,7 @@ mod tests {
         let with = |change: &dyn Fn(&mut Connect)| {
             let mut packet = connect();
             change(&mut packet);
-            let actions = Session::new(Instant::now()).handle_packet(Instant::now(), Packet::Connect(packet));
+            let actions = Session::new(Instant::now(), None).handle_packet(Instant::now(), Packet::Connect(packet));
             assert!(closes(&actions), "{actions:?}");
             match actions.into_iter().next() {
                 Some(Action::Send(Packet::ConnAck(ack))) => ack.code,
@@ -291,7 +303,7 @@ mod tests {
         ] {
             assert!(closes(&up(now).handle_packet(now, packet.clone())), "{packet:?}");
         }
-        assert!(closes(&Session::new(now).handle_packet(now, Packet::PingReq)), "before CONNECT");
+        assert!(closes(&Session::new(now, None).handle_packet(now, Packet::PingReq)), "before CONNECT");
     }
 
     #[test]
@@ -327,13 +339,13 @@ mod tests {
     #[test]
     fn silence_is_measured_from_the_last_packet() {
         let now = Instant::now();
-        assert_eq!(Session::new(now).deadline(), now + CONNECT_TIME_LIMIT);
+        assert_eq!(Session::new(now, None).deadline(), now + CONNECT_TIME_LIMIT);
         let mut session = up(now);
         let later = now + Duration::from_secs(10);
         session.handle_packet(later, Packet::PingReq);
         assert_eq!(session.deadline(), later + Duration::from_secs(90));
         for (keep_alive, silence) in [(0, MAX_SILENCE), (1, Duration::from_millis(1500)), (u16::MAX, MAX_SILENCE)] {
-            let mut session = Session::new(now);
+            let mut session = Session::new(now, None);
             session.handle_packet(now, Packet::Connect(Connect { keep_alive, ..connect() }));
             assert_eq!(session.deadline(), now + silence, "{keep_alive}");
         }
@@ -372,7 +384,7 @@ mod tests {
     #[test]
     fn packets_wait_for_the_verdict() {
         let now = Instant::now();
-        let mut session = Session::new(now);
+        let mut session = Session::new(now, None);
         assert!(session.takes_packets());
         session.handle_packet(now, Packet::Connect(connect()));
         assert!(!session.takes_packets());
@@ -413,7 +425,7 @@ mod tests {
         fn no_bytes_make_a_session_panic(bytes in any_bytes(), skip in 0usize..64) {
             for bytes in [&bytes[..], &bytes[skip.min(bytes.len())..]] {
                 let now = Instant::now();
-                let mut session = Session::new(now);
+                let mut session = Session::new(now, None);
                 let mut stream = BytesMut::from(bytes);
                 while let Ok(packet) = Packet::read(&mut stream, MAX_PACKET) {
                     let is_connect = matches!(packet, Packet::Connect(_));

@@ -1,5 +1,7 @@
 //! `hub.db`: policies, devices, twins, subscriptions, cloud-to-device messages and feedback on them.
 
+pub(crate) mod configurations;
+mod identity;
 mod indexes;
 mod messages;
 mod rows;
@@ -10,7 +12,6 @@ use std::path::Path;
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params, types::Type};
 use durable_store::{Durability, Store, StoreError};
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::identity::Identity;
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::Subscription;
 
@@ -71,6 +72,14 @@ pub(crate) const MIGRATIONS: &[&str] = &[
         ended TEXT NOT NULL
     );
 ",
+    configurations::TABLES,
+    // Certificates of devices, and of authorities that sign them.
+    "
+    ALTER TABLE devices ADD COLUMN authentication TEXT NOT NULL DEFAULT 'sas';
+    ALTER TABLE devices ADD COLUMN primary_thumbprint TEXT;
+    ALTER TABLE devices ADD COLUMN secondary_thumbprint TEXT;
+    CREATE TABLE authorities (name TEXT PRIMARY KEY, certificate BLOB NOT NULL) WITHOUT ROWID;
+",
     // A twin in parts, so that a query reads and parses those that it looks at.
     "
     ALTER TABLE twins RENAME TO twin_documents;
@@ -83,13 +92,15 @@ pub(crate) const MIGRATIONS: &[&str] = &[
         reported_version INTEGER NOT NULL,
         reported TEXT NOT NULL,
         desired_metadata TEXT NOT NULL,
-        reported_metadata TEXT NOT NULL
+        reported_metadata TEXT NOT NULL,
+        configurations TEXT NOT NULL
     ) WITHOUT ROWID;
     INSERT INTO twins SELECT
         id, json_extract(document, '$.version'), json_extract(document, '$.tags'),
         json_extract(document, '$.desired.version'), json_extract(document, '$.desired.properties'),
         json_extract(document, '$.reported.version'), json_extract(document, '$.reported.properties'),
-        json_extract(document, '$.desired.metadata'), json_extract(document, '$.reported.metadata')
+        json_extract(document, '$.desired.metadata'), json_extract(document, '$.reported.metadata'),
+        COALESCE(json_extract(document, '$.configurations'), '{}')
         FROM twin_documents;
     DROP TABLE twin_documents;
     CREATE INDEX devices_by_status ON devices (enabled);
@@ -145,26 +156,6 @@ pub(crate) fn load_policies(tx: &Transaction<'_>) -> sql::Result<Vec<Policy>> {
         .collect()
 }
 
-/// Columns of an identity, for [`identity`].
-const IDENTITY: &str =
-    "d.id, d.generation, d.revision, d.enabled, d.status_reason, d.status_updated, d.primary_key, d.secondary_key";
-/// How many they are.
-const IDENTITY_COLUMNS: usize = 8;
-
-/// An identity whose columns begin at `first`.
-fn identity(row: &Row<'_>, first: usize) -> sql::Result<Identity> {
-    Ok(Identity {
-        device_id: parsed(row, first, DeviceId::parse)?,
-        generation_id: u64::try_from(row.get::<_, i64>(first + 1)?).unwrap_or_default(),
-        revision: u64::try_from(row.get::<_, i64>(first + 2)?).unwrap_or_default(),
-        enabled: row.get(first + 3)?,
-        status_reason: row.get(first + 4)?,
-        status_updated: row.get::<_, Option<String>>(first + 5)?.and_then(|text| iothub_protocol::time::parse(&text)),
-        primary_key: key(row, first + 6)?,
-        secondary_key: key(row, first + 7)?,
-    })
-}
-
 /// Whether the error is of what stands in a row, and not of the store.
 pub(crate) fn is_unreadable(error: &sql::Error) -> bool {
     matches!(error, sql::Error::FromSqlConversionFailure(..) | sql::Error::InvalidColumnType(..))
@@ -173,10 +164,12 @@ pub(crate) fn is_unreadable(error: &sql::Error) -> bool {
 /// A device with all that is stored of it; `None` if there is none of that name.
 pub(crate) fn load_device(connection: &sql::Connection, id: &DeviceId) -> sql::Result<Option<Device>> {
     let mut select = connection.prepare_cached(&format!(
-        "SELECT {IDENTITY}, {} FROM devices d JOIN twins t ON t.id = d.id WHERE d.id = ?1",
+        "SELECT {}, {} FROM devices d JOIN twins t ON t.id = d.id WHERE d.id = ?1",
+        identity::COLUMNS,
         twins::COLUMNS
     ))?;
-    let found = select.query_row([id.as_str()], |row| Ok((identity(row, 0)?, twins::twin(row, IDENTITY_COLUMNS)?)));
+    let found =
+        select.query_row([id.as_str()], |row| Ok((identity::read(row, 0)?, twins::twin(row, identity::COUNT)?)));
     let Some((identity, twin)) = found.optional()? else { return Ok(None) };
     let (last_activity, last_sequence) = twins::activity(connection, id)?;
     let queue = messages::load_queue(connection, id, last_sequence)?;
@@ -194,7 +187,7 @@ fn load_subscriptions(connection: &sql::Connection, id: &DeviceId) -> sql::Resul
 
 pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     match change {
-        Change::Identity(identity) => put_identity(tx, identity),
+        Change::Identity(identity) => identity::put(tx, identity),
         Change::Twin(id, twin) => twins::put(tx, id, twin),
         Change::Activity(id, last_activity, last_sequence) => {
             twins::put_activity(tx, id, *last_activity, *last_sequence)
@@ -220,7 +213,7 @@ pub(crate) fn create(tx: &Transaction<'_>, device: &NewDevice) -> sql::Result<bo
     if tx.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([id.as_str()])? {
         return Ok(false);
     }
-    put_identity(tx, &device.identity)?;
+    identity::put(tx, &device.identity)?;
     twins::put(tx, id, &device.twin)?;
     Ok(true)
 }
@@ -231,31 +224,18 @@ pub(crate) fn each_device<E>(
     mut each: impl FnMut(NewDevice) -> Result<(), E>,
 ) -> sql::Result<Result<(), E>> {
     let mut select = connection.prepare(&format!(
-        "SELECT {IDENTITY}, {} FROM devices d CROSS JOIN twins t ON t.id = d.id ORDER BY d.id",
+        "SELECT {}, {} FROM devices d CROSS JOIN twins t ON t.id = d.id ORDER BY d.id",
+        identity::COLUMNS,
         twins::COLUMNS
     ))?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        let (identity, twin) = (identity(row, 0)?, twins::twin(row, IDENTITY_COLUMNS)?);
+        let (identity, twin) = (identity::read(row, 0)?, twins::twin(row, identity::COUNT)?);
         if let Err(error) = each(NewDevice { identity, twin }) {
             return Ok(Err(error));
         }
     }
     Ok(Ok(()))
-}
-
-fn put_identity(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO devices VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params![
-        identity.device_id.as_str(),
-        number(identity.generation_id),
-        number(identity.revision),
-        identity.enabled,
-        identity.status_reason,
-        identity.status_updated.map(iothub_protocol::time::format),
-        identity.primary_key.to_base64(),
-        identity.secondary_key.to_base64(),
-    ])?;
-    Ok(())
 }
 
 fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &Subscriptions) -> sql::Result<()> {

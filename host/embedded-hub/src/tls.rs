@@ -13,6 +13,8 @@ use rcgen::{
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+use crate::certificate::Ask;
+
 /// The authority's certificate, for clients to trust.
 pub const CA_FILE: &str = "ca.pem";
 const CA_KEY_FILE: &str = "ca.key";
@@ -36,7 +38,8 @@ pub enum TlsError {
 }
 
 /// A TLS server configuration for `localhost`, its addresses and this machine's name, signed by the authority in
-/// `folder`, which is made if it is not there: P-256, as all SDKs accept it; the key with mode 0600.
+/// `folder`, which is made if it is not there: P-256, as all SDKs accept it; the key with mode 0600. Clients are asked for
+/// a certificate, and need not have one.
 pub fn server_config(folder: &Path, machine_name: Option<&str>) -> Result<Arc<ServerConfig>, TlsError> {
     let (ca, ca_pem) = authority(folder)?;
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
@@ -56,7 +59,7 @@ pub fn server_config(folder: &Path, machine_name: Option<&str>) -> Result<Arc<Se
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
+        .with_client_cert_verifier(Ask::new())
         .with_single_cert(vec![certificate.der().clone(), ca_pem], key)?;
     config.ticketer = rustls::crypto::ring::Ticketer::new()?;
     Ok(Arc::new(config))

@@ -21,6 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+#[path = "embedded/queries.rs"]
+mod queries;
+
 /// Nothing here takes so long; a test that waits in vain ends.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -41,7 +44,14 @@ impl Fixture {
         let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ports = [&mqtt, &https].map(|listener| listener.local_addr().expect("an address").port());
         let data = folder.path().to_owned();
-        let settings = HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default() };
+        let settings = HubSettings {
+            data,
+            mqtt,
+            https,
+            machine_name: None,
+            jobs: Default::default(),
+            rehearsal: Default::default(),
+        };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Fixture { hub, mqtt: ports[0], https: ports[1], folder }
     }
@@ -71,7 +81,13 @@ impl Fixture {
         self.raw(request, &[&[authorization.as_str()], headers].concat(), body).await
     }
 
+    /// As [`Fixture::rest`], with headers of one's own, and the answer's head in small letters.
     async fn raw(&self, request: &str, headers: &[&str], body: &str) -> (u16, String, String) {
+        let (status, head, body) = self.raw_as_sent(request, headers, body).await;
+        (status, head.to_ascii_lowercase(), body)
+    }
+
+    async fn raw_as_sent(&self, request: &str, headers: &[&str], body: &str) -> (u16, String, String) {
         let mut stream = self.tls(self.https, rustls::ALL_VERSIONS).await;
         let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
         let length = body.len();
@@ -84,7 +100,7 @@ impl Fixture {
         let answer = String::from_utf8(answer).expect("text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        (status, head.to_ascii_lowercase(), body.to_owned())
+        (status, head.to_owned(), body.to_owned())
     }
 
     async fn device(&self, versions: &[&'static SupportedProtocolVersion]) -> Device {
@@ -116,7 +132,8 @@ impl Fixture {
     }
 
     async fn key(&self, id: &str) -> SharedKey {
-        self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device")
+        let credentials = self.hub.handle.ensure_device(&DeviceId::parse(id).expect("an id")).await.expect("a device");
+        credentials.key().expect("a key").clone()
     }
 }
 

@@ -5,7 +5,7 @@
 //! repeated.
 //!
 //! On each connect the rule of the SDKs holds: subscribe, GET the twin, then let through the notices that are newer
-//! than what the GET brought. What the hub sends before that is kept, within a bound, and given to the actor in order.
+//! than what the GET brought, and a GET again where one of those did not come. What the hub sends before that is kept, within a bound, and given to the actor in order.
 //! When the link breaks everything in flight is forgotten: the actor keeps what must arrive and sends it again.
 
 use std::collections::VecDeque;
@@ -13,10 +13,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::connection_string::HostName;
+use iothub_protocol::connection_string::{DeviceCredentials, HostName};
 use iothub_protocol::id::{DeviceId, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -44,6 +43,8 @@ const MAX_REPORTS: usize = 32;
 const STABLE: Duration = Duration::from_secs(30);
 /// How long a due renewal waits for methods in flight, whose callers it would fail.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(30);
+/// A connection by certificate has nothing to renew.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const API_VERSION: &str = "2021-04-12";
 const CLIENT_TYPE: &str = concat!("latch%2F", env!("CARGO_PKG_VERSION"));
 
@@ -53,8 +54,8 @@ pub struct SessionSettings {
     pub device_id: DeviceId,
     /// As in the connection string: it stands in the user name and in the token.
     pub host: HostName,
-    pub key: SharedKey,
-    /// How long a token is valid; it is renewed after four fifths of that.
+    pub credentials: DeviceCredentials,
+    /// How long a token is valid; it is renewed after four fifths of that. A certificate needs none.
     pub token_lifetime: Duration,
     /// Spreads waits and renewals; different for each device, so that a fleet does not act in step.
     pub seed: u64,
@@ -102,7 +103,8 @@ pub enum Refusal {
     #[error("the hub refused the user name or the token (CONNACK 4)")]
     Credentials,
     #[error(
-        "the hub refused the device (CONNACK 5): it is unknown or disabled there, its key differs or the clock is off"
+        "the hub refused the device (CONNACK 5): it is unknown or disabled there, its key or certificate differs or the \
+         clock is off"
     )]
     NotAuthorized,
 }
@@ -259,7 +261,7 @@ impl Session {
             Input::Received { topic, payload, packet_id } => {
                 self.received(now.monotonic, &topic, payload, packet_id);
             }
-            Input::Taken { token } => self.taken(token),
+            Input::Taken { token } => self.taken(now.monotonic, token),
             Input::Send(message) => self.send(now.monotonic, message),
             Input::Elapsed => self.elapsed(now),
         }
@@ -276,6 +278,9 @@ impl Session {
                 Stage::Subscribing { deadline, .. } if deadline <= now.monotonic => {
                     self.close("the hub did not answer the subscriptions".to_owned(), Again::BackOff);
                 }
+                _ if link.telemetry_is_overdue(now.monotonic) => {
+                    self.close("the hub did not acknowledge a message in time".to_owned(), Again::BackOff);
+                }
                 Stage::GettingTwin { retry_at, .. } if retry_at <= now.monotonic => self.get_twin(now.monotonic),
                 _ => self.expire_reports(now.monotonic),
             },
@@ -284,9 +289,15 @@ impl Session {
     }
 
     fn connect(&mut self, now: Now, after: Option<Failure>) {
-        let SessionSettings { device_id, host, key, token_lifetime, .. } = &self.settings;
+        let SessionSettings { device_id, host, credentials, token_lifetime, .. } = &self.settings;
         let authority = host.authority();
-        let password = key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime);
+        let password = match credentials {
+            DeviceCredentials::Key(key) => {
+                key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime)
+            }
+            // TLS has shown the certificate.
+            DeviceCredentials::X509 => String::new(),
+        };
         let username = format!("{authority}/{device_id}/?api-version={API_VERSION}&DeviceClientType={CLIENT_TYPE}");
         self.phase = Phase::Connecting { token_made: now.monotonic };
         self.outputs.push_back(Output::State(LinkState::Connecting { after }));
@@ -296,7 +307,10 @@ impl Session {
     fn accepted(&mut self, now: Instant) {
         let Phase::Connecting { token_made } = self.phase else { return };
         let share = self.rng.random_range(0.76..0.84);
-        let renewal = token_made + self.settings.token_lifetime.mul_f64(share);
+        let renewal = match self.settings.credentials {
+            DeviceCredentials::Key(_) => token_made + self.settings.token_lifetime.mul_f64(share),
+            DeviceCredentials::X509 => now + NEVER,
+        };
         let wanted = [Subscription::Methods, Subscription::TwinResponses, Subscription::Desired];
         let stage = Stage::Subscribing { missing: wanted.len(), deadline: now + SUBSCRIBE_TIMEOUT };
         self.phase = Phase::Online(Box::new(Link::new(now, renewal, stage)));
@@ -431,15 +445,20 @@ impl Session {
             TwinAnswer::Failed { message, retry_in } => {
                 warn!(device = %self.settings.device_id, status, message, ?retry_in, "no twin from the hub");
             }
-            TwinAnswer::Twin { deliveries } => {
+            TwinAnswer::Twin { deliveries, gap } => {
                 self.outputs.extend(deliveries.into_iter().map(Output::Deliver));
                 self.outputs.push_back(Output::State(LinkState::Ready));
+                if gap {
+                    warn!(device = %self.settings.device_id, "a notice did not come, asking for the whole twin");
+                    self.get_twin(now);
+                }
             }
         }
     }
 
-    fn taken(&mut self, token: u64) {
-        if let Phase::Online(_) = self.phase {
+    fn taken(&mut self, now: Instant, token: u64) {
+        if let Phase::Online(link) = &mut self.phase {
+            link.telemetry_taken(token, now);
             self.outputs.push_back(Output::Deliver(FromHub::TelemetryTaken { token }));
         }
     }

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use iothub_protocol::connection_string::{DeviceConnectionString, HostName};
+use iothub_protocol::connection_string::{DeviceConnectionString, DeviceCredentials, HostName};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
-use iothub_protocol::sas::SharedKey;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet,
     Publish, QoS, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
@@ -56,8 +55,9 @@ pub struct DeviceConnectionSettings {
     pub device_id: DeviceId,
     /// As in the connection string; without a port it is [`DEFAULT_PORT`].
     pub host: HostName,
-    pub key: SharedKey,
-    /// Shared by all devices, see [`client_config`](crate::tls::client_config).
+    pub credentials: DeviceCredentials,
+    /// Shared by all devices, see [`client_config`](crate::tls::client_config); of a device with a certificate its own, see
+    /// [`with_certificate`](crate::tls::with_certificate).
     pub tls: Arc<ClientConfig>,
     pub keep_alive: Duration,
     pub token_lifetime: Duration,
@@ -78,7 +78,7 @@ impl DeviceConnectionSettings {
         DeviceConnectionSettings {
             device_id: connection.device_id,
             host: connection.host,
-            key: connection.key,
+            credentials: connection.credentials,
             tls,
             keep_alive: DEFAULT_KEEP_ALIVE,
             token_lifetime: DEFAULT_TOKEN_LIFETIME,
@@ -114,7 +114,7 @@ pub fn spawn(
         SessionSettings {
             device_id: settings.device_id.clone(),
             host: settings.host.clone(),
-            key: settings.key.clone(),
+            credentials: settings.credentials.clone(),
             token_lifetime: settings.token_lifetime,
             seed: settings.seed,
         },

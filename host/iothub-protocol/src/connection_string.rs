@@ -1,4 +1,4 @@
-//! Connection strings: `HostName=…;DeviceId=…;SharedAccessKey=…`.
+//! Connection strings: `HostName=…;DeviceId=…;SharedAccessKey=…`, or `x509=true` in place of the key.
 
 use crate::id::{DeviceId, IdError};
 use crate::sas::{SasError, SharedKey};
@@ -8,7 +8,15 @@ use crate::sas::{SasError, SharedKey};
 pub struct DeviceConnectionString {
     pub host: HostName,
     pub device_id: DeviceId,
-    pub key: SharedKey,
+    pub credentials: DeviceCredentials,
+}
+
+/// What a device proves itself with.
+#[derive(Debug, Clone)]
+pub enum DeviceCredentials {
+    Key(SharedKey),
+    /// A certificate, which is given beside the string.
+    X509,
 }
 
 /// What a back end needs to connect.
@@ -38,9 +46,15 @@ pub enum ConnectionStringError {
     Host(String),
     #[error("DeviceId is wrong: {0}")]
     DeviceId(#[from] IdError),
+    #[error("x509 is neither true nor false")]
+    X509,
+    #[error("the connection string has both x509=true and SharedAccessKey; a device has one of them")]
+    Both,
     #[error("SharedAccessKey is wrong: {0}")]
     Key(#[from] SasError),
-    #[error("the connection string has {0}; only a device with its own SharedAccessKey and no gateway is supported")]
+    #[error(
+        "the connection string has {0}; only a device with its own SharedAccessKey or x509=true and no gateway is supported"
+    )]
     Unsupported(&'static str),
 }
 
@@ -48,21 +62,43 @@ impl DeviceConnectionString {
     pub fn parse(text: &str) -> Result<DeviceConnectionString, ConnectionStringError> {
         let pairs = Pairs::parse(text)?;
         // Each of these means another way to connect or to sign; to ignore one would end in a refusal hard to explain.
-        let other = ["ModuleId", "x509", "GatewayHostName", "SharedAccessKeyName", "SharedAccessSignature"];
+        let other = ["ModuleId", "GatewayHostName", "SharedAccessKeyName", "SharedAccessSignature"];
         if let Some(name) = other.into_iter().find(|name| pairs.find(name).is_some()) {
             return Err(ConnectionStringError::Unsupported(name));
         }
-        Ok(DeviceConnectionString {
-            host: HostName::parse(pairs.get("HostName")?)?,
-            device_id: DeviceId::parse(pairs.get("DeviceId")?)?,
-            key: SharedKey::parse(pairs.get("SharedAccessKey")?)?,
-        })
+        let (host, device_id) = (HostName::parse(pairs.get("HostName")?)?, DeviceId::parse(pairs.get("DeviceId")?)?);
+        let credentials = match (pairs.find("x509"), pairs.find("SharedAccessKey")) {
+            (Some("true"), None) => DeviceCredentials::X509,
+            (Some("true"), Some(_)) => return Err(ConnectionStringError::Both),
+            (Some("false") | None, Some(key)) => DeviceCredentials::Key(SharedKey::parse(key)?),
+            (Some("false") | None, None) => return Err(ConnectionStringError::Missing("SharedAccessKey")),
+            (Some(_), _) => return Err(ConnectionStringError::X509),
+        };
+        Ok(DeviceConnectionString { host, device_id, credentials })
+    }
+
+    /// The key of a device that has one.
+    pub fn key(&self) -> Option<&SharedKey> {
+        self.credentials.key()
     }
 
     /// The whole string, key included: for a file with mode 0600 and nowhere else.
     pub fn reveal(&self) -> String {
-        let key = self.key.to_base64();
-        format!("HostName={};DeviceId={};SharedAccessKey={key}", self.host.authority(), self.device_id)
+        let proof = match &self.credentials {
+            DeviceCredentials::Key(key) => format!("SharedAccessKey={}", key.to_base64()),
+            DeviceCredentials::X509 => "x509=true".to_owned(),
+        };
+        format!("HostName={};DeviceId={};{proof}", self.host.authority(), self.device_id)
+    }
+}
+
+impl DeviceCredentials {
+    /// The key of a device that has one.
+    pub fn key(&self) -> Option<&SharedKey> {
+        match self {
+            DeviceCredentials::Key(key) => Some(key),
+            DeviceCredentials::X509 => None,
+        }
     }
 }
 
@@ -136,6 +172,9 @@ mod tests {
         let device = format!("HostName=localhost:18883;DeviceId=d1;SharedAccessKey={KEY}");
         let parsed = DeviceConnectionString::parse(&device).expect("a device string");
         assert_eq!((parsed.host.port, parsed.reveal()), (Some(18883), device));
+        let x509 = "HostName=localhost;DeviceId=d1;x509=true";
+        let parsed = DeviceConnectionString::parse(x509).expect("a device string");
+        assert_eq!((parsed.key().is_none(), parsed.reveal().as_str()), (true, x509));
         let service = format!("HostName=localhost;SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}");
         assert_eq!(ServiceConnectionString::parse(&service).expect("a service string").reveal(), service);
     }
@@ -145,7 +184,13 @@ mod tests {
         let error = |text: &str| DeviceConnectionString::parse(text).expect_err(text);
         assert_eq!(error("nonsense"), ConnectionStringError::Pair);
         assert_eq!(error("HostName=h;DeviceId=d"), ConnectionStringError::Missing("SharedAccessKey"));
-        for other in ["x509=true", "ModuleId=m", "GatewayHostName=g", "SharedAccessKeyName=device"] {
+        assert_eq!(
+            error(&format!("HostName=h;DeviceId=d;SharedAccessKey={KEY};x509=true")),
+            ConnectionStringError::Both
+        );
+        assert_eq!(error("HostName=h;DeviceId=d;x509=yes"), ConnectionStringError::X509);
+        assert_eq!(error("HostName=h;x509=true"), ConnectionStringError::Missing("DeviceId"));
+        for other in ["ModuleId=m", "GatewayHostName=g", "SharedAccessKeyName=device"] {
             let text = format!("HostName=h;DeviceId=d;SharedAccessKey={KEY};{other}");
             assert!(matches!(error(&text), ConnectionStringError::Unsupported(_)), "{other}");
         }

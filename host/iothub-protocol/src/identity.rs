@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::authentication::{Authentication, AuthenticationBody, AuthenticationRequest};
 use crate::error::{ErrorCode, HubError};
 use crate::id::DeviceId;
-use crate::sas::SharedKey;
 use crate::time;
 
 /// Longest reason for a status, in characters; the registry's limit.
@@ -27,22 +27,21 @@ pub struct Identity {
     pub enabled: bool,
     pub status_reason: Option<String>,
     pub status_updated: Option<DateTime<Utc>>,
-    pub primary_key: SharedKey,
-    pub secondary_key: SharedKey,
+    pub authentication: Authentication,
 }
 
-/// What a back end asks for with `PUT /devices/{id}`. A missing or empty key means: make one, or keep the one there is.
+/// What a back end asks for with `PUT /devices/{id}`: the whole identity. What it leaves out is not kept: an update
+/// without authentication makes new keys, as at Azure.
 #[derive(Debug, Clone, Default)]
 pub struct IdentityRequest {
     pub disabled: bool,
     pub status_reason: Option<String>,
-    pub primary_key: Option<SharedKey>,
-    pub secondary_key: Option<SharedKey>,
+    pub authentication: AuthenticationRequest,
 }
 
 impl IdentityRequest {
     /// # Errors
-    /// 400-codes for a body that is not an identity, for keys that are no keys, and for authentication other than keys.
+    /// 400-codes for a body that is not an identity, and for authentication that is none.
     pub fn from_json(device_id: &DeviceId, body: &[u8]) -> Result<IdentityRequest, HubError> {
         let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
         let body: Body = serde_json::from_slice(body)
@@ -58,21 +57,8 @@ impl IdentityRequest {
         if body.status_reason.as_ref().is_some_and(|reason| reason.chars().count() > MAX_STATUS_REASON) {
             return Err(invalid(format!("statusReason is longer than {MAX_STATUS_REASON} characters")));
         }
-        let authentication = body.authentication.unwrap_or_default();
-        if let Some(kind) = authentication.kind.filter(|kind| kind != "sas") {
-            return Err(invalid(format!("authentication type {kind:?} is not supported by this hub, only \"sas\" is")));
-        }
-        let keys = authentication.symmetric_key.unwrap_or_default();
-        let key = |name: &str, text: Option<String>| match text.filter(|text| !text.is_empty()) {
-            None => Ok(None),
-            Some(text) => SharedKey::parse(&text).map(Some).map_err(|e| invalid(format!("{name}: {e}"))),
-        };
-        Ok(IdentityRequest {
-            disabled,
-            status_reason: body.status_reason,
-            primary_key: key("primaryKey", keys.primary_key)?,
-            secondary_key: key("secondaryKey", keys.secondary_key)?,
-        })
+        let authentication = AuthenticationRequest::from_body(body.authentication.unwrap_or_default())?;
+        Ok(IdentityRequest { disabled, status_reason: body.status_reason, authentication })
     }
 }
 
@@ -82,22 +68,7 @@ struct Body {
     device_id: Option<String>,
     status: Option<String>,
     status_reason: Option<String>,
-    authentication: Option<Authentication>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct Authentication {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    symmetric_key: Option<SymmetricKey>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase")]
-struct SymmetricKey {
-    primary_key: Option<String>,
-    secondary_key: Option<String>,
+    authentication: Option<AuthenticationBody>,
 }
 
 impl Identity {
@@ -120,14 +91,7 @@ impl Identity {
             "statusUpdatedTime": when(self.status_updated),
             "lastActivityTime": when(last_activity),
             "cloudToDeviceMessageCount": message_count,
-            "authentication": {
-                "symmetricKey": {
-                    "primaryKey": self.primary_key.to_base64(),
-                    "secondaryKey": self.secondary_key.to_base64(),
-                },
-                "x509Thumbprint": {"primaryThumbprint": null, "secondaryThumbprint": null},
-                "type": "sas",
-            },
+            "authentication": self.authentication.to_json(),
             "capabilities": {"iotEdge": false},
             "deviceScope": null,
         })
@@ -157,7 +121,9 @@ mod tests {
         let node =
             r#"{"deviceId":"d1","authentication":{"type":"sas","symmetricKey":{"primaryKey":"","secondaryKey":""}}}"#;
         let python = r#"{"deviceId":"d1","status":"disabled","authentication":{"symmetricKey":{},"type":"sas"},"capabilities":{"iotEdge":false}}"#;
-        assert!(read(node).is_ok_and(|request| !request.disabled && request.primary_key.is_none()));
+        assert!(read(node).is_ok_and(|request| {
+            !request.disabled && matches!(request.authentication, AuthenticationRequest::Sas { keys: None })
+        }));
         assert!(read(python).is_ok_and(|request| request.disabled));
         assert!(read(r#"{"deviceId":"d1"}"#).is_ok());
     }
@@ -167,8 +133,8 @@ mod tests {
         for (body, text) in [
             (r#"{"deviceId":"d2"}"#, "not the path's"),
             (r#"{"status":"off"}"#, "neither enabled nor disabled"),
-            (r#"{"authentication":{"type":"selfSigned"}}"#, "not supported"),
-            (r#"{"authentication":{"symmetricKey":{"primaryKey":"??"}}}"#, "primaryKey: the key is not base64"),
+            (r#"{"authentication":{"type":"none"}}"#, "is none of"),
+            (r#"{"authentication":{"symmetricKey":{"primaryKey":"??"}}}"#, "both keys"),
             ("[]", "no device"),
         ] {
             let error = read(body).expect_err(body);

@@ -1,5 +1,7 @@
 //! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
 
+pub mod policy;
+
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
@@ -7,6 +9,7 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::{DeviceId, JobId};
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
+use policy::JobPolicy;
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
 pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
@@ -43,6 +46,8 @@ pub struct JobRequest {
     pub start_time: Option<DateTime<Utc>>,
     /// Seconds from the start until the job ends, whatever is left of it.
     pub max_execution_time_in_seconds: u32,
+    /// How it goes over its devices; `None` as at Azure.
+    pub policy: Option<JobPolicy>,
 }
 
 /// A job's status; the names are the wire's.
@@ -89,6 +94,8 @@ pub struct JobResponse {
     pub failure_reason: Option<String>,
     /// Absent until the targets are known.
     pub statistics: Option<JobStatistics>,
+    /// The stage in which a job with a policy is, counted from 1; `None` before it has begun.
+    pub stage: Option<u32>,
 }
 
 /// One device's row of a job.
@@ -103,6 +110,10 @@ pub struct DeviceJob {
     pub start: Option<DateTime<Utc>>,
     pub end: Option<DateTime<Utc>>,
     pub outcome: Option<DeviceJobOutcome>,
+    /// The device's stage in a job with a policy, counted from 1.
+    pub stage: Option<u32>,
+    /// The twin is updated, and what makes the device succeed has not been reported yet.
+    pub is_awaited: bool,
 }
 
 /// How a device's part of a job ended.
@@ -174,7 +185,9 @@ impl JobRequest {
                 .filter(|seconds| (1..=MAX_MAX_EXECUTION).contains(seconds))
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
-        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds })
+        let policy = body.get("latch").unwrap_or(&Value::Null);
+        let policy = JobPolicy::from_json(policy, &action, max_execution_time_in_seconds)?;
+        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy })
     }
 
     /// The body that a client sends, and that a journal keeps.
@@ -192,12 +205,20 @@ impl JobRequest {
             body.insert("startTime".into(), json!(time::format(start)));
         }
         body.insert("maxExecutionTimeInSeconds".into(), json!(self.max_execution_time_in_seconds));
+        if let Some(policy) = &self.policy {
+            body.insert("latch".into(), policy.to_json());
+        }
         Value::Object(body)
     }
 
-    /// The whole body that the service answers a PUT with.
+    /// The whole body that the service answers a PUT with. A policy comes back, so that its sender knows that it counts.
     pub fn created(&self) -> Value {
-        json!({"jobId": self.job_id, "type": self.action.job_type(), "status": JobStatus::Queued.name()})
+        let mut body =
+            json!({"jobId": self.job_id, "type": self.action.job_type(), "status": JobStatus::Queued.name()});
+        if let Some(policy) = &self.policy {
+            body["latch"] = policy.to_json();
+        }
+        body
     }
 }
 
@@ -349,6 +370,13 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
+        if let Some(policy) = &self.request.policy {
+            let mut latch = policy.to_json();
+            if let Some(number) = self.stage {
+                latch["progress"] = json!({"stage": number, "stages": policy.stages.len().max(1)});
+            }
+            body.insert("latch".into(), latch);
+        }
         Value::Object(body)
     }
 }
@@ -381,6 +409,9 @@ impl DeviceJob {
                 row.insert("error".into(), json!({"code": code, "description": description}));
             }
         }
+        if let Some(number) = self.stage {
+            row.insert("latch".into(), json!({"stage": number, "awaited": self.is_awaited}));
+        }
         Value::Object(row)
     }
 }
@@ -411,6 +442,33 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_comes_back_wherever_the_job_does_and_without_one_there_is_no_field() {
+        let plain = r#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*","tags":{}},"queryCondition":"*"}"#;
+        let policy = json!({"version": 1, "policy": {"rate": 5, "onAbort": "keep"}});
+        let with = format!("{}, \"latch\": {policy}}}", &plain[..plain.len() - 1]);
+        for (body, latch, progress) in
+            [(plain, Value::Null, Value::Null), (with.as_str(), policy.clone(), json!({"stage": 1, "stages": 1}))]
+        {
+            let request = JobRequest::from_json(id(), body.as_bytes()).expect("a job");
+            assert_eq!((&request.to_json()["latch"], &request.created()["latch"]), (&latch, &latch));
+            assert_eq!(JobRequest::from_json(id(), request.to_json().to_string().as_bytes()).as_ref(), Ok(&request));
+            let response = JobResponse {
+                status: JobStatus::Running,
+                created_time: DateTime::UNIX_EPOCH,
+                start_time: DateTime::UNIX_EPOCH,
+                end_time: None,
+                failure_reason: None,
+                statistics: None,
+                stage: request.policy.as_ref().map(|_| 1),
+                request,
+            };
+            let mut shown = response.to_json()["latch"].clone();
+            let shown_progress = shown.as_object_mut().and_then(|latch| latch.remove("progress"));
+            assert_eq!((shown, shown_progress.unwrap_or_default()), (latch, progress));
+        }
+    }
+
+    #[test]
     fn wrong_requests_get_azures_codes() {
         for (body, code) in [
             (r#"{"type":"scheduleTwinUpdate"}"#, ErrorCode::GenericBadRequest),
@@ -429,6 +487,10 @@ mod tests {
             ),
             (
                 r#"{"jobId":"other","type":"scheduleUpdateTwin","updateTwin":{"etag":"*"},"queryCondition":"*"}"#,
+                ErrorCode::ArgumentInvalid,
+            ),
+            (
+                r#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*"},"queryCondition":"*","latch":{"version":2}}"#,
                 ErrorCode::ArgumentInvalid,
             ),
             ("{", ErrorCode::IotHubFormatError),

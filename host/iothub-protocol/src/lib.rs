@@ -7,6 +7,8 @@
 //! Start with [`id`] for the words, [`link`] for what a device connection carries, [`topic`] for how that looks in
 //! MQTT, and [`job`] for what a back end schedules.
 
+pub mod authentication;
+pub mod configuration;
 pub mod connection_string;
 pub mod error;
 pub mod feedback;
@@ -15,6 +17,7 @@ pub mod identity;
 pub mod job;
 pub mod link;
 pub mod method;
+pub mod plugin_report;
 pub mod query;
 pub mod sas;
 pub mod time;

@@ -2,7 +2,7 @@
 //!
 //! Ids go into topics as they are; property names and values are percent-encoded, names too (`%24.mid`).
 
-use chrono::{DateTime, Datelike as _, SubsecRound as _, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::id::{DeviceId, MethodName, RequestId};
@@ -199,9 +199,9 @@ pub fn parse_cloud_message(device: &DeviceId, topic: &str, body: Vec<u8>) -> Opt
     Some(message)
 }
 
-/// To the millisecond, and of a year that can be written again.
+/// To the millisecond.
 fn expiry(text: &str) -> Option<DateTime<Utc>> {
-    time::parse(text).map(|time| time.trunc_subsecs(3)).filter(|time| (0..=9999).contains(&time.year()))
+    time::parse(text).map(|time| time.trunc_subsecs(3))
 }
 
 /// Whether `topic` is that of a cloud-to-device message for `device`, readable or not.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::connection_string::{
-    ConnectionStringError, DeviceConnectionString, HostName, ServiceConnectionString,
+    ConnectionStringError, DeviceConnectionString, DeviceCredentials, HostName, ServiceConnectionString,
 };
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -174,6 +174,29 @@ impl ServiceClient {
         self.page(ServiceRequest::device_jobs(job, page)).await
     }
 
+    /// The hub applies it to the devices that it targets from then on.
+    pub async fn create_configuration(
+        &self,
+        id: &ConfigurationId,
+        configuration: Value,
+    ) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::create_configuration(id, configuration)).await
+    }
+
+    pub async fn get_configuration(&self, id: &ConfigurationId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_configuration(id)).await
+    }
+
+    /// All of them; there are no pages.
+    pub async fn list_configurations(&self) -> Result<Vec<Value>, ServiceError> {
+        Ok(self.page(ServiceRequest::list_configurations()).await?.items)
+    }
+
+    /// Without an etag, whatever its state. Devices keep what it has set.
+    pub async fn delete_configuration(&self, id: &ConfigurationId, etag: Option<&str>) -> Result<(), ServiceError> {
+        self.send(&ServiceRequest::delete_configuration(id, etag)).await.map(|_| ())
+    }
+
     async fn object(&self, request: ServiceRequest) -> Result<Value, ServiceError> {
         let (_, body) = self.send(&request).await?;
         decode::<Map<String, Value>>(&request, &body).map(Value::Object)
@@ -252,12 +275,15 @@ impl ServiceClient {
 /// What the device of this identity connects with; `host` as its MQTT side has it, which may be another port.
 ///
 /// # Errors
-/// If the registry's answer holds no device id or no key, as with X.509 devices.
+/// If the registry's answer holds no device id, or no key for a device that should have one.
 pub fn device_connection(identity: &Value, host: HostName) -> Result<DeviceConnectionString, ConnectionStringError> {
     let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let device_id = DeviceId::parse(text("/deviceId"))?;
-    let key = SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?;
-    Ok(DeviceConnectionString { host, device_id, key })
+    let credentials = match text("/authentication/type") {
+        "selfSigned" | "certificateAuthority" => DeviceCredentials::X509,
+        _ => DeviceCredentials::Key(SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?),
+    };
+    Ok(DeviceConnectionString { host, device_id, credentials })
 }
 
 /// What the hub asks for, else 1 s, 2 s, 4 s.

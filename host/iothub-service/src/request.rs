@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
@@ -51,18 +51,10 @@ pub struct JobFilter<'a> {
 
 impl ServiceRequest {
     pub fn create_device(device: &DeviceId, identity: &IdentityRequest) -> ServiceRequest {
-        // An empty key asks the hub to make one.
-        let key = |key: &Option<_>| key.as_ref().map(iothub_protocol::sas::SharedKey::to_base64).unwrap_or_default();
         let mut body = json!({
             "deviceId": device,
             "status": if identity.disabled { "disabled" } else { "enabled" },
-            "authentication": {
-                "type": "sas",
-                "symmetricKey": {
-                    "primaryKey": key(&identity.primary_key),
-                    "secondaryKey": key(&identity.secondary_key),
-                },
-            },
+            "authentication": identity.authentication.to_json(),
         });
         if let Some(reason) = &identity.status_reason {
             body["statusReason"] = json!(reason);
@@ -136,6 +128,22 @@ impl ServiceRequest {
             request.target.push_str(&format!("&{name}={}", utf8_percent_encode(value, UNRESERVED_KEPT)));
         }
         request
+    }
+
+    pub fn create_configuration(id: &ConfigurationId, configuration: Value) -> ServiceRequest {
+        ServiceRequest::new(Method::PUT, &["configurations", id.as_str()]).with_body(configuration)
+    }
+
+    pub fn get_configuration(id: &ConfigurationId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["configurations", id.as_str()])
+    }
+
+    pub fn list_configurations() -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["configurations"])
+    }
+
+    pub fn delete_configuration(id: &ConfigurationId, etag: Option<&str>) -> ServiceRequest {
+        ServiceRequest::new(Method::DELETE, &["configurations", id.as_str()]).with_if_match(etag)
     }
 
     fn new(method: Method, path: &[&str]) -> ServiceRequest {
@@ -238,6 +246,21 @@ mod tests {
     }
 
     #[test]
+    fn configuration_calls() {
+        let id = ConfigurationId::parse("door:v1").expect("an id");
+        let line = "PUT /configurations/door%3Av1?api-version=2021-04-12";
+        let create = ServiceRequest::create_configuration(&id, json!({"priority": 1}));
+        check(&create, line, &[], json!({"priority": 1}));
+        assert!(!create.repeatable, "the second of two would find the first");
+        let line = "GET /configurations/door%3Av1?api-version=2021-04-12";
+        check(&ServiceRequest::get_configuration(&id), line, &[], Value::Null);
+        let line = "GET /configurations?api-version=2021-04-12";
+        check(&ServiceRequest::list_configurations(), line, &[], Value::Null);
+        let line = "DELETE /configurations/door%3Av1?api-version=2021-04-12";
+        check(&ServiceRequest::delete_configuration(&id, None), line, &[("if-match", "\"*\"")], Value::Null);
+    }
+
+    #[test]
     fn job_and_query_calls() {
         let page = PageRequest { max_items: Some(100), continuation: Some("abc".into()) };
         let headers = [("x-ms-max-item-count", "100"), ("x-ms-continuation", "abc")];
@@ -255,6 +278,7 @@ mod tests {
             query_condition: "*".into(),
             start_time: None,
             max_execution_time_in_seconds: 60,
+            policy: None,
         };
         let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
         check(&ServiceRequest::create_job(&request), line, &[], request.to_json());

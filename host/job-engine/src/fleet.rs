@@ -1,17 +1,19 @@
 //! The port to the devices.
 
+use std::collections::HashMap;
 use std::future::Future;
 
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 
 /// The devices that jobs act on.
 ///
-/// Calls run concurrently, each on a task of its own, but never two at once for one device. They are dropped when the
-/// engine stops.
+/// Calls run concurrently, each on a task of its own, but never two at once for one device, apart from updates that take
+/// back a pin. They are dropped when the engine stops.
 pub trait Fleet: Send + Sync + 'static {
     /// The devices whose twins match; asked once for each job, when it starts.
     fn select(&self, condition: &Condition) -> impl Future<Output = Result<Vec<DeviceId>, HubError>> + Send;
@@ -26,4 +28,13 @@ pub trait Fleet: Send + Sync + 'static {
 
     /// Merge into the twin. Done twice it must be as done once: an update is repeated when a crash hid its outcome.
     fn patch_twin(&self, device: &DeviceId, update: &TwinUpdate) -> impl Future<Output = Result<(), HubError>> + Send;
+
+    /// How each of these devices stands to the pin of a plugin; those that do not exist are left out. Asked again and
+    /// again while a job waits for reports, for some hundred devices at most, and no sooner than a second after the
+    /// answer before.
+    fn pin_states(
+        &self,
+        plugin: &str,
+        devices: &[DeviceId],
+    ) -> impl Future<Output = Result<HashMap<DeviceId, PinState>, HubError>> + Send;
 }

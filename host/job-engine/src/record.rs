@@ -23,9 +23,13 @@ pub struct Change {
 pub enum What {
     /// The job waits for its start time.
     Scheduled,
-    /// The job has started, with these devices, all pending.
+    /// The job has started, with these devices, all pending, and with a policy the stage of each, counted from 1.
     Begun {
-        targets: Vec<DeviceId>,
+        targets: Vec<(DeviceId, Option<u32>)>,
+    },
+    /// A stage has begun, counted from 1.
+    Stage {
+        number: u32,
     },
     /// The device is to be sent this attempt once that is recorded.
     Started {
@@ -34,6 +38,10 @@ pub enum What {
     },
     /// The device is pending again: its attempt came to nothing and another one will follow.
     Waiting {
+        device: DeviceId,
+    },
+    /// The device's twin is updated, and its report is waited for.
+    Awaited {
         device: DeviceId,
     },
     Ended {
@@ -48,6 +56,10 @@ pub enum What {
     },
     /// Nothing more is sent for the job; it ends with the last outcome in flight.
     Cancelling,
+    /// The same, because the job's policy says so; it will end as failed.
+    Aborting {
+        reason: String,
+    },
     Finished {
         status: JobStatus,
         reason: Option<String>,
@@ -64,9 +76,32 @@ pub struct SavedJob {
     /// When it began, once its targets are known.
     pub begun: Option<DateTime<Utc>>,
     pub cancelling: bool,
+    /// Why its policy stops it.
+    pub aborted: Option<String>,
     pub statistics: JobStatistics,
     /// The devices that have not ended.
     pub targets: Vec<SavedTarget>,
+    /// What there is to know of a job with a policy that has begun.
+    pub course: Option<SavedCourse>,
+}
+
+/// How far a job with a policy has come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedCourse {
+    /// The stage that is under way, counted from 1.
+    pub stage: u32,
+    /// Its devices that have succeeded or failed, in the order of that.
+    pub ended: Vec<SavedEnd>,
+    /// The devices to which anything was sent.
+    pub reached: Vec<DeviceId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SavedEnd {
+    /// Counted from 1.
+    pub stage: u32,
+    pub at: DateTime<Utc>,
+    pub succeeded: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -76,4 +111,8 @@ pub struct SavedTarget {
     pub attempt: u32,
     /// The attempt was recorded and may have been sent; its outcome is not known.
     pub in_doubt: bool,
+    /// Since when its report is waited for.
+    pub awaited: Option<DateTime<Utc>>,
+    /// Counted from 1; 0 in a job without a policy.
+    pub stage: u32,
 }

@@ -30,6 +30,7 @@ pub(crate) fn twin_job(name: &str) -> JobRequest {
         query_condition: "*".to_owned(),
         start_time: None,
         max_execution_time_in_seconds: 100,
+        policy: None,
     }
 }
 

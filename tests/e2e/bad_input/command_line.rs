@@ -32,6 +32,13 @@ fn commands_are_refused_with_a_code_and_a_reason() {
         (&["job", "show", "nothing"], 1, "JobNotFound: "),
         (&["job", "results", "nothing"], 1, "JobNotFound: "),
         (&["job", "method", "lockDoor", "--query", "*", "--start", "tomorrow"], 1, "is not a time with a zone"),
+        (&["job", "twin", "--tags", "{}", "--query", "*", "--soak", "10s"], 1, "need --success-by plugin:NAME"),
+        (&["job", "twin", "--tags", "{}", "--query", "*", "--stage", "5,50"], 1, "must end with {\"percent\": 100}"),
+        (
+            &["plugin", "rollout", "lock-door", "2.0.0", "--query", "*", "--stage", "50,5"],
+            1,
+            "percent must be above 50",
+        ),
         (&["device", "list", "--ca", bad_ca], 1, "bad.pem cannot be used"),
         (&["device", "list", "--hub", bad_ca], 1, "holds no service connection string"),
         (&["device", "list", "--hub", "/nowhere"], 1, "cannot read /nowhere"),
@@ -45,6 +52,9 @@ fn commands_are_refused_with_a_code_and_a_reason() {
         (&["method", "door-0001", "lock door"], 2, "invalid value 'lock door'"),
         (&["method", "door-0001", "lockDoor", "--response-timeout", "4"], 2, "4 is not in 5..=300"),
         (&["twin", "update", "door-0001"], 2, "--desired <JSON>"),
+        (&["job", "method", "lockDoor", "--query", "*", "--pause", "10s"], 2, "--stage <PERCENT>"),
+        (&["job", "method", "lockDoor", "--query", "*", "--abort-failures", "110%"], 2, "a whole number up to 100"),
+        (&["job", "twin", "--tags", "{}", "--query", "*", "--success-by", "luck"], 2, "plugin:NAME"),
         (&["up", "--devices", "many"], 2, "invalid value 'many'"),
         (&["up", "--mqtt", "here"], 2, "invalid value 'here'"),
     ] {

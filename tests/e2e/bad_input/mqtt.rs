@@ -43,10 +43,14 @@ fn devices_that_are_not_who_they_say() {
             password(SharedKey::from_random([7; 32]).sign(&resource, None, hour)),
             ConnectReturnCode::NotAuthorized,
         ),
-        ("another device's key", password(other.key.sign(&resource, None, hour)), ConnectReturnCode::NotAuthorized),
+        (
+            "another device's key",
+            password(other.key().expect("a key").sign(&resource, None, hour)),
+            ConnectReturnCode::NotAuthorized,
+        ),
         (
             "a token of the past",
-            password(device.key.sign(&resource, None, Utc::now())),
+            password(device.key().expect("a key").sign(&resource, None, Utc::now())),
             ConnectReturnCode::NotAuthorized,
         ),
         ("no token", password("hush".to_owned()), ConnectReturnCode::NotAuthorized),
@@ -55,7 +59,7 @@ fn devices_that_are_not_who_they_say() {
             "an unknown device",
             with(&|packet| {
                 packet.client_id = "nobody".to_owned();
-                packet.set_login(format!("{host}/nobody"), device.key.sign(&host, None, hour));
+                packet.set_login(format!("{host}/nobody"), device.key().expect("a key").sign(&host, None, hour));
             }),
             ConnectReturnCode::NotAuthorized,
         ),

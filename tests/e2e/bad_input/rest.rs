@@ -70,7 +70,10 @@ fn tokens_that_are_none_or_too_weak() {
         (&rest.token(&nobody, hour), "not signed with a key of this hub"),
         (&rest.token(owner, TimeDelta::seconds(-1)), "the token has expired"),
         (&owner.key.sign(&device_scope, Some(&owner.policy), Utc::now() + hour), "for another resource"),
-        (&device.key.sign(&device_scope, None, Utc::now() + hour), "not signed with a key of this hub"),
+        (
+            &device.key().expect("a key").sign(&device_scope, None, Utc::now() + hour),
+            "not signed with a key of this hub",
+        ),
     ] {
         hub.refuses(&[("authorization", token)], ("GET /twins/door-0001", vec![], IotHubUnauthorized, says));
     }
@@ -175,6 +178,7 @@ fn jobs() -> Vec<Case> {
         job.as_object_mut().expect("an object").extend(change.as_object().cloned().expect("an object"));
         body(job)
     };
+    let policy = |policy: Value| job(json!({"latch": {"version": 1, "policy": policy}}));
     let line = "PUT /jobs/v2/new";
     vec![
         ("PUT /jobs/v2/there", job(json!({})), JobAlreadyExists, "the job there exists already"),
@@ -188,6 +192,10 @@ fn jobs() -> Vec<Case> {
         (line, job(json!({"startTime": "tomorrow"})), ArgumentInvalid, "is not an ISO 8601 time"),
         (line, job(json!({"maxExecutionTimeInSeconds": 0})), ArgumentInvalid, "must be within [1"),
         (line, job(json!({"jobId": "other"})), ArgumentInvalid, "is not the path's"),
+        (line, job(json!({"latch": {"version": 2, "policy": {}}})), ArgumentInvalid, "latch.version must be 1"),
+        (line, policy(json!({"speed": 1})), ArgumentInvalid, "latch.policy has no field \"speed\", only stages, rate"),
+        (line, policy(json!({"stages": [{"percent": 50}]})), ArgumentInvalid, "must end with {\"percent\": 100}"),
+        (line, policy(json!({"succeed": {"plugin": "lamp"}})), ArgumentInvalid, "needs a scheduleUpdateTwin that pins"),
         ("GET /jobs/v2/query?jobStatus=sleeping", vec![], ArgumentInvalid, "there is no job status"),
     ]
 }

@@ -1,20 +1,20 @@
 'use strict';
 // Keys that are wrong, tokens of the past, devices that are unknown or disabled.
 
-const { createHmac, randomBytes } = require('node:crypto');
+const { randomBytes } = require('node:crypto');
 const { NoRetry } = require('azure-iot-common');
 const {
-  Mqtt,
   assert,
   connect,
+  connectByToken,
   createDevice,
-  device,
   event,
   hostName,
   iothub,
   main,
   registry,
   serviceString,
+  token,
 } = require('./support');
 
 // The SDK calls any failure of a first connection by this name; the text behind it is the broker's own answer.
@@ -62,20 +62,4 @@ async function disabling(connectionString) {
   await assert.rejects(connect(connectionString), { name: 'UnauthorizedError' }, 'disabled device');
   await registry.update({ ...identity, status: 'enabled' });
   await (await connect(connectionString)).close();
-}
-
-/** A shared access signature that ends `seconds` from now, made by hand: the SDK would make none of the past. */
-function token(resource, key, seconds, policy) {
-  const expiry = Math.floor(Date.now() / 1000) + seconds;
-  const encoded = encodeURIComponent(resource);
-  const signature = createHmac('sha256', Buffer.from(key, 'base64')).update(`${encoded}\n${expiry}`).digest('base64');
-  const fields = [`sr=${encoded}`, `sig=${encodeURIComponent(signature)}`, `se=${expiry}`];
-  return `SharedAccessSignature ${fields.concat(policy ? [`skn=${policy}`] : []).join('&')}`;
-}
-
-async function connectByToken(signature) {
-  const client = device.Client.fromSharedAccessSignature(signature, Mqtt);
-  client.on('error', (error) => console.error('device client:', error.message));
-  await client.open();
-  return client;
 }

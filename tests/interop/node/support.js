@@ -3,6 +3,7 @@
 
 const assert = require('node:assert/strict');
 const { execFile } = require('node:child_process');
+const { createHmac } = require('node:crypto');
 const fs = require('node:fs');
 const path = require('node:path');
 const { setTimeout: pause } = require('node:timers/promises');
@@ -84,6 +85,22 @@ async function connect(connectionString) {
   return client;
 }
 
+/** A shared access signature that ends `seconds` from now, made by hand: the SDK would make none of the past. */
+function token(resource, key, seconds, policy) {
+  const expiry = Math.floor(Date.now() / 1000) + seconds;
+  const encoded = encodeURIComponent(resource);
+  const signature = createHmac('sha256', Buffer.from(key, 'base64')).update(`${encoded}\n${expiry}`).digest('base64');
+  const fields = [`sr=${encoded}`, `sig=${encodeURIComponent(signature)}`, `se=${expiry}`];
+  return `SharedAccessSignature ${fields.concat(policy ? [`skn=${policy}`] : []).join('&')}`;
+}
+
+async function connectByToken(signature) {
+  const client = device.Client.fromSharedAccessSignature(signature, Mqtt);
+  client.on('error', (error) => console.error('device client:', error.message));
+  await client.open();
+  return client;
+}
+
 /**
  * Answers a direct method from now on, and waits until the hub knows: the SDK subscribes in the background, and what a
  * device sends the hub handles in order.
@@ -146,6 +163,7 @@ module.exports = {
   among,
   assert,
   connect,
+  connectByToken,
   createDevice,
   device,
   event,
@@ -162,5 +180,6 @@ module.exports = {
   service,
   serviceString,
   statistics,
+  token,
   until,
 };

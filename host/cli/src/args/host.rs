@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
+use embedded_hub::rehearsal::tier::{Sku, SkuError, Tier};
 
-use super::hub_store::HubCommand;
+use super::HubCommand;
 
 /// Where `--help` shows what bounds plugins.
 const LIMITS: &str = "Limits of plugins";
@@ -14,6 +15,8 @@ const LIMITS: &str = "Limits of plugins";
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) tier: TierArgs,
     #[command(flatten)]
     pub(crate) host: HostArgs,
     /// Make sure that door-0001 to door-N exist, and run them, instead of the configuration's devices
@@ -27,19 +30,14 @@ pub(crate) struct HubArgs {
     pub(crate) command: Option<HubCommand>,
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) tier: TierArgs,
     /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) devices: u32,
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
-}
-
-impl HubArgs {
-    /// Whether anything is said that only a hub which runs can heed.
-    pub(crate) fn runs_a_hub(&self) -> bool {
-        self.listen.https.is_some() || self.listen.mqtt.is_some() || self.admin.is_some() || self.devices > 0
-    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -62,6 +60,28 @@ pub(crate) struct ListenArgs {
 }
 
 #[derive(Debug, Clone, Default, ClapArgs)]
+pub(crate) struct TierArgs {
+    /// Let the hub have the quotas and throttles of an Azure tier: F1, S1, S2 or S3 [default: none]
+    #[arg(long, value_name = "TIER", value_parser = tier)]
+    pub(crate) tier: Option<Tier>,
+    /// Units of the tier, which multiply most of its limits [default: 1]
+    #[arg(long, value_name = "N", requires = "tier")]
+    pub(crate) units: Option<u32>,
+}
+
+impl TierArgs {
+    /// # Errors
+    /// If the tier does not come in that many units.
+    pub(crate) fn sku(&self) -> Result<Option<Sku>, SkuError> {
+        self.tier.map(|tier| Sku::new(tier, self.units.unwrap_or(1))).transpose()
+    }
+}
+
+fn tier(text: &str) -> Result<Tier, String> {
+    Tier::by_name(text).ok_or_else(|| "the tiers are F1, S1, S2 and S3".to_owned())
+}
+
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub(crate) struct HostArgs {
     /// The fleet's configuration [default: latch.toml beside the plugin folder, if it is there]
     ///
@@ -76,6 +96,10 @@ pub(crate) struct HostArgs {
     /// Also serve the admin API on this address; its token is in admin.token in the data folder
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    /// Folder with ID.pem and ID.key of each device whose connection string says x509=true: its certificate, followed by
+    /// those that lead to an authority of the hub, and its private key
+    #[arg(long, value_name = "DIR")]
+    pub(crate) certificates: Option<PathBuf>,
     /// Seconds that a plugin may take for one call [default: 5]
     #[arg(long, help_heading = LIMITS, value_name = "S", value_parser = clap::value_parser!(u32).range(1..=300))]
     pub(crate) call_limit: Option<u32>,

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 /// What is done with the hub's store.
 #[derive(Debug, Subcommand)]
-pub(crate) enum HubCommand {
+pub(crate) enum StoreCommand {
     /// Declare indexes, for queries that look for values of tags or properties
     #[command(subcommand)]
     Index(IndexCommand),

@@ -91,7 +91,7 @@ impl Stage {
         let listeners = listeners::bind(&ListenArgs { https: Some(any_port), mqtt: Some(any_port) }).await?;
         let host = HostSettings { plugins: Some(plugins), ..HostSettings::default() };
         let loaded = Plugins::load(&host, &data).await?;
-        let hub = RunningHub::start(data.clone(), listeners).await?;
+        let hub = RunningHub::start(data.clone(), listeners, None).await?;
         let devices = hub.ensure_doors(args.devices).await?;
         let tls = tls_for(&data.path().join(embedded_hub::tls::CA_FILE))?;
         let service = Arc::new(ServiceClient::new(hub.service.clone(), tls.clone())?);
@@ -163,6 +163,7 @@ impl Stage {
             query_condition: "status = 'enabled'".to_owned(),
             start_time: None,
             max_execution_time_in_seconds: DEFAULT_MAX_EXECUTION,
+            policy: None,
         };
         let begun = Instant::now();
         self.service.create_job(&request).await?;

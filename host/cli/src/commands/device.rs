@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use iothub_protocol::authentication::{AuthenticationRequest, Thumbprint};
 use iothub_protocol::connection_string::HostName;
 use iothub_protocol::identity::IdentityRequest;
 use iothub_service::device_connection;
@@ -18,10 +19,11 @@ use crate::output::{cell, document, line, table};
 pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Result<()> {
     let service = context.service()?;
     match command {
-        DeviceCommand::Create { id, save } => {
+        DeviceCommand::Create { id, x509_thumbprint, x509_ca, save } => {
+            let request = request(&x509_thumbprint, x509_ca)?;
             // Before the device is made, so that its keys are not lost if the file cannot be.
             let file = save.as_deref().map(new_private_file).transpose()?;
-            let identity = service.create_device(&id, &IdentityRequest::default()).await?;
+            let identity = service.create_device(&id, &request).await?;
             if let Some(mut file) = file {
                 // Devices reach the hub by the same name, on MQTT's own port.
                 let host = HostName { name: service.host().name.clone(), port: None };
@@ -51,7 +53,8 @@ pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Re
         DeviceCommand::Show { id } => {
             let mut identity = service.get_device(&id).await?;
             for key in ["primaryKey", "secondaryKey"] {
-                if let Some(shown) = identity.pointer_mut(&format!("/authentication/symmetricKey/{key}")) {
+                let shown = identity.pointer_mut(&format!("/authentication/symmetricKey/{key}"));
+                if let Some(shown) = shown.filter(|key| !key.is_null()) {
                     *shown = json!("(hidden)");
                 }
             }
@@ -65,6 +68,18 @@ pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Re
             Ok(())
         }
     }
+}
+
+fn request(thumbprints: &[Thumbprint], by_authority: bool) -> anyhow::Result<IdentityRequest> {
+    let authentication = match (thumbprints, by_authority) {
+        ([], false) => AuthenticationRequest::default(),
+        ([], true) => AuthenticationRequest::CertificateAuthority,
+        ([primary, rest @ ..], _) if rest.len() < 2 => {
+            AuthenticationRequest::SelfSigned { primary: Some(primary.clone()), secondary: rest.first().cloned() }
+        }
+        _ => bail!("--x509-thumbprint takes one thumbprint or two"),
+    };
+    Ok(IdentityRequest { authentication, ..IdentityRequest::default() })
 }
 
 fn new_private_file(path: &Path) -> anyhow::Result<File> {

@@ -13,7 +13,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::events::encoded;
-use crate::args::{HubCommand, IndexCommand};
+use crate::args::{IndexCommand, StoreCommand};
 use crate::context::Context;
 use crate::data_folder::DataFolder;
 use crate::exit::Unreachable;
@@ -23,12 +23,12 @@ use crate::progress;
 /// The store in the data folder.
 const STORE: &str = "hub.db";
 
-pub(super) async fn run(command: HubCommand, context: &Context) -> anyhow::Result<()> {
+pub(super) async fn run(command: StoreCommand, context: &Context) -> anyhow::Result<()> {
     match command {
-        HubCommand::Index(command) => index(command, context).await,
-        HubCommand::Backup { file } => backup(file, context).await,
-        HubCommand::Import { file, skip_existing } => import::run(&file, skip_existing, context).await,
-        HubCommand::Export { file, without_keys } => export(file, !without_keys, context).await,
+        StoreCommand::Index(command) => index(command, context).await,
+        StoreCommand::Backup { file } => backup(file, context).await,
+        StoreCommand::Import { file, skip_existing } => import::run(&file, skip_existing, context).await,
+        StoreCommand::Export { file, without_keys } => export(file, !without_keys, context).await,
     }
 }
 

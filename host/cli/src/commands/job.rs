@@ -3,12 +3,15 @@
 use anyhow::bail;
 use chrono::Utc;
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::{JobAction, JobRequest};
-use iothub_protocol::time;
+use iothub_protocol::job::policy::JobPolicy;
+use iothub_protocol::job::{JobAction, JobRequest, TwinUpdate};
+use iothub_protocol::{plugin_report, time};
 use iothub_service::{JobFilter, PageRequest, ServiceClient};
+use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use crate::args::{JobCommand, ScheduleArgs};
+use super::policy;
+use crate::args::{JobCommand, ReportArgs, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, table};
@@ -16,13 +19,14 @@ use crate::progress;
 
 pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
     match command {
-        JobCommand::Method { name, call, schedule } => {
+        JobCommand::Method { name, call, schedule, policy } => {
             let action = JobAction::Method(super::direct_method(name, &call)?);
-            create(action, schedule, context).await
+            create(action, schedule, policy::policy(&policy, None, &ReportArgs::default())?, context).await
         }
-        JobCommand::Twin { change, schedule } => {
+        JobCommand::Twin { change, schedule, policy, success } => {
             let action = JobAction::UpdateTwin(super::twin_update(&change)?);
-            create(action, schedule, context).await
+            let policy = policy::policy(&policy, success.success_by.as_deref(), &success.report)?;
+            create(action, schedule, policy, context).await
         }
         JobCommand::List => list(context).await,
         JobCommand::Show { id } => document(&context.service()?.get_job(&id).await?),
@@ -35,7 +39,24 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Resul
     }
 }
 
-async fn create(action: JobAction, schedule: ScheduleArgs, context: &Context) -> anyhow::Result<()> {
+/// `latch plugin rollout`: a twin job that pins a version.
+pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Result<()> {
+    let RolloutArgs { name, wanted, schedule, mut policy, report } = args;
+    let name = PluginName::parse(&name)?;
+    if policy.stage.is_empty() {
+        policy.stage = ROLLOUT_STAGES.to_vec();
+    }
+    let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
+    let policy = policy::policy(&policy, Some(name.as_str()), &report)?;
+    create(JobAction::UpdateTwin(update), schedule, policy, context).await
+}
+
+async fn create(
+    action: JobAction,
+    schedule: ScheduleArgs,
+    policy: Option<JobPolicy>,
+    context: &Context,
+) -> anyhow::Result<()> {
     let start_time = match schedule.start.as_deref() {
         None => None,
         Some(text) => match time::parse(text) {
@@ -50,9 +71,19 @@ async fn create(action: JobAction, schedule: ScheduleArgs, context: &Context) ->
         query_condition: schedule.query,
         start_time,
         max_execution_time_in_seconds: schedule.max_execution,
+        policy,
     };
     let service = context.service()?;
+    if request.policy.is_some() {
+        policy::check_hub(&service)?;
+    }
     let created = service.create_job(&request).await?;
+    if request.policy.is_some() && created["latch"].is_null() {
+        service.cancel_job(&job_id).await?;
+        bail!(
+            "this hub has taken the job {job_id} and not its policy; the job is cancelled, but may have reached devices"
+        );
+    }
     if schedule.wait {
         return watch(&service, &job_id, context).await;
     }
@@ -88,6 +119,11 @@ fn summary(job: &Value) -> String {
     );
     if count("failedCount") > 0 {
         text.push_str(&format!(", {} failed", count("failedCount")));
+    }
+    let canceled = ["succeededCount", "failedCount", "pendingCount", "runningCount"].map(count).iter().sum::<u64>();
+    let canceled = count("deviceCount").saturating_sub(canceled);
+    if canceled > 0 && !job["latch"].is_null() {
+        text.push_str(&format!(", {canceled} left out"));
     }
     if let Some(reason) = job["failureReason"].as_str() {
         text.push_str(&format!(" ({reason})"));
@@ -174,7 +210,11 @@ fn outcome(row: &Value) -> String {
             let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
             format!("{}: {}", text("code"), text("description"))
         }
+        None if row["latch"]["awaited"] == json!(true) => "twin updated, waits for the device's report".to_owned(),
         None if row["outcome"].is_object() => "twin updated".to_owned(),
         None => "-".to_owned(),
     }
 }
+
+/// Of a rollout that names none: few, many, all.
+const ROLLOUT_STAGES: [u8; 3] = [5, 50, 100];

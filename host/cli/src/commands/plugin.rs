@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use super::rollout;
+use super::{job, rollout};
 use crate::args::{BuildArgs, BuildLanguage, PluginCommand, Toolchain};
 use crate::context::Context;
 use crate::output::{document, say, table};
@@ -28,6 +28,7 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Swap(args) => rollout::swap(args, context).await,
         PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
         PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,
+        PluginCommand::Rollout(args) => job::rollout(args, context).await,
         PluginCommand::Pin { name, wanted, devices } => rollout::pin(&name, &wanted, devices, context).await,
         PluginCommand::Unpin { name, devices, query } => rollout::unpin(&name, devices, query, context).await,
     }

@@ -206,7 +206,14 @@ fn select(condition: &str) -> anyhow::Result<String> {
         }
         return Ok(text.to_owned());
     }
-    let everybody = Condition::parse_job(text)?.is_all();
+    let condition = Condition::parse_job(text)?;
+    if condition.source() != Source::Devices {
+        bail!("--query is over devices: SELECT deviceId FROM devices WHERE …");
+    }
+    if text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("from")) {
+        return Ok(format!("SELECT deviceId {text}"));
+    }
+    let everybody = condition.is_all();
     Ok(format!("SELECT deviceId FROM devices{}", if everybody { String::new() } else { format!(" WHERE {text}") }))
 }
 
@@ -224,7 +231,9 @@ mod tests {
                 "select * from devices where tags.floor > 2",
                 Some("select * from devices where tags.floor > 2".to_owned()),
             ),
+            ("from devices where tags.floor > 2", Some("SELECT deviceId from devices where tags.floor > 2".to_owned())),
             ("SELECT * FROM devices.jobs", None),
+            ("FROM devices.modules WHERE moduleId = 'm'", None),
             ("tags.site =", None),
             ("", None),
         ] {

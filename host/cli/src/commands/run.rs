@@ -14,7 +14,7 @@ use crate::data_folder::DataFolder;
 use crate::fleet::{Fleet, Plugins, check_descriptors};
 use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
-use crate::settings::HostSettings;
+use crate::settings::{Flags, HostSettings};
 use crate::signals::{self, drain};
 
 /// Each device has its end of a connection in the process.
@@ -31,13 +31,14 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         ),
     };
     check_descriptors(devices.len(), DESCRIPTORS_OF_A_DEVICE)?;
-    let settings = HostSettings::new(&args.host, &configuration.config);
+    let flags = Flags { host: args.host, ..Flags::default() };
+    let settings = HostSettings::new(&flags, &configuration.config);
     let tls = context.tls()?;
     let data = DataFolder::open(&context.data)?;
     let plugins = Plugins::load(&settings, &data).await?;
     let fleet = Arc::new(Fleet::start(plugins, &settings, &data, devices, tls).await?);
     let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), settings.admin).await?;
-    let reload = configuration.follow(args.host, source, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
+    let reload = configuration.follow(flags, source, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
     let ready = async {
         fleet.connected().await?;
         let plugins = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use anyhow::bail;
+use embedded_hub::rehearsal::tier::Sku;
+
 use crate::admin_server::AdminServer;
 use crate::args::{HubArgs, UpArgs};
 use crate::context::{Context, tls_for};
@@ -11,7 +14,7 @@ use crate::hub::RunningHub;
 use crate::listeners;
 use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
-use crate::settings::{self, HostSettings};
+use crate::settings::{Flags, HostSettings};
 use crate::signals::{self, drain};
 
 /// Each device has both ends of its connection in the process.
@@ -19,13 +22,14 @@ const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let configuration = Configuration::read(&args.host)?;
-    let settings = HostSettings::new(&args.host, &configuration.config);
+    let flags = Flags { host: args.host, listen: args.listen, tier: args.tier.sku()? };
+    let settings = HostSettings::new(&flags, &configuration.config);
     let count = args.devices.map_or(configuration.config.devices.len(), |devices| devices as usize);
     check_descriptors(count, DESCRIPTORS_OF_A_DEVICE)?;
+    check_tier(count, settings.tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let plugins = Plugins::load(&settings, &data).await?;
-    let listen = settings::listen(&args.listen, &configuration.config);
-    let mut hub = RunningHub::start(data.clone(), listeners::bind(&listen).await?).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&settings.listen).await?, settings.tier).await?;
     let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
     let devices = match configuration.connect(&connections).await? {
         Some(devices) => devices,
@@ -36,7 +40,7 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let router = admin::router(fleet.admin_state()).merge(hub.hub.operator_router());
     let admin = AdminServer::start(&data, router, settings.admin).await?;
     let plugin_count = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
-    let reload = configuration.follow(args.host, connections, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
+    let reload = configuration.follow(flags, connections, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
 
     let stop = signals::stop()?;
     let result = tokio::select! {
@@ -63,8 +67,10 @@ async fn ready_then_wait(fleet: &Fleet, hub: &RunningHub, plugins: usize) -> any
 
 pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> {
     check_descriptors(args.devices as usize, 1)?;
+    let tier = args.tier.sku()?;
+    check_tier(args.devices as usize, tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?).await?;
+    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let admin = AdminServer::start(&data, hub.hub.operator_router(), args.admin).await?;
     let stop = signals::stop()?;
@@ -76,6 +82,16 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
     admin.stop();
     drain(hub.stop()).await;
     result
+}
+
+/// Devices that a hub of that tier cannot have are refused before anything is made.
+fn check_tier(devices: usize, tier: Option<Sku>) -> anyhow::Result<()> {
+    match tier {
+        Some(tier) if devices > tier.devices() => {
+            bail!("a hub of the tier {} has at most {} devices, not {devices}", tier.tier(), tier.devices())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Does not end while the hub can write.

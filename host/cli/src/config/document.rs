@@ -12,8 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistake::{Mistake, Position};
-use super::quantity;
 use super::sources::Sources;
+use crate::units;
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -265,8 +265,8 @@ impl<'a> Entry<'a> {
     }
 
     pub(super) fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let shown = quantity::shown_duration;
-        let Some(duration) = quantity::duration(self.quantity("5s")?) else {
+        let shown = units::shown_duration;
+        let Some(duration) = units::duration(self.quantity("5s")?) else {
             self.mistake("expected a whole number with a unit, as \"5s\"; units are ms, s, m, h and d");
             return None;
         };
@@ -279,8 +279,8 @@ impl<'a> Entry<'a> {
 
     /// In bytes.
     pub(super) fn size(&self, range: RangeInclusive<u64>) -> Option<u64> {
-        let shown = quantity::shown_size;
-        let Some(size) = quantity::size(self.quantity("64KiB")?) else {
+        let shown = units::shown_size;
+        let Some(size) = units::size(self.quantity("64KiB")?) else {
             self.mistake("expected a whole number with a unit, as \"64KiB\"; units are B, KiB, MiB and GiB");
             return None;
         };

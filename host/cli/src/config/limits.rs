@@ -6,7 +6,7 @@ use device_actors::{Backoff, Limits};
 use plugin_runtime::{CallLimits, MAX_RESIDENT, RuntimeSettings};
 
 use super::document::{Entry, Section};
-use super::quantity::{shown_duration, shown_size};
+use crate::units::{shown_duration, shown_size};
 
 /// Limits of the whole host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -11,7 +11,6 @@ mod limits;
 mod mistake;
 mod pattern;
 mod plugins;
-mod quantity;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -20,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use embedded_hub::rehearsal::tier::{Sku, Tier};
 use iothub_protocol::connection_string::DeviceConnectionString;
 use iothub_protocol::id::DeviceId;
 use plugin_runtime::{PluginName, PluginPlans};
@@ -57,6 +57,9 @@ pub(crate) struct HostSection {
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) https: Option<SocketAddr>,
     pub(crate) mqtt: Option<SocketAddr>,
+    pub(crate) certificates: Option<PathBuf>,
+    /// `tier` with `units`.
+    pub(crate) tier: Option<Sku>,
 }
 
 impl FleetConfig {
@@ -96,10 +99,37 @@ fn read_sections(document: &Section<'_>) -> FleetConfig {
 }
 
 fn host(section: &Section<'_>) -> HostSection {
-    let plugins = section.get("plugins");
-    let plugins = plugins.and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let path = |key| section.get(key).and_then(|entry| Some(entry.sources().path(entry.text()?)));
+    let (plugins, certificates) = (path("plugins"), path("certificates"));
     let address = |key| section.get(key).and_then(|entry| address(&entry));
-    HostSection { plugins, admin: address("admin"), https: address("https"), mqtt: address("mqtt") }
+    HostSection {
+        plugins,
+        certificates,
+        admin: address("admin"),
+        https: address("https"),
+        mqtt: address("mqtt"),
+        tier: tier(section),
+    }
+}
+
+fn tier(section: &Section<'_>) -> Option<Sku> {
+    let (named, units) = (section.get("tier"), section.get("units"));
+    let count = units.as_ref().map_or(Some(1), |entry| entry.count(1..=u64::from(u32::MAX)));
+    let Some(named) = named else {
+        if let Some(units) = units {
+            units.mistake("units are of a tier; add tier = \"S1\"");
+        }
+        return None;
+    };
+    let tier = Tier::by_name(named.text()?);
+    if tier.is_none() {
+        named.mistake("expected \"F1\", \"S1\", \"S2\" or \"S3\"");
+    }
+    let sku = Sku::new(tier?, u32::try_from(count?).ok()?);
+    if let Err(error) = &sku {
+        units.as_ref().unwrap_or(&named).mistake(error.to_string());
+    }
+    sku.ok()
 }
 
 fn address(entry: &Entry<'_>) -> Option<SocketAddr> {

@@ -163,10 +163,18 @@ fn plugins_have_places_settings_grants_and_limits() {
 #[test]
 fn host_settings_are_those_of_flags() {
     let host =
-        config("[host]\nplugins = \"p\"\nadmin = \"127.0.0.1:1\"\nhttps = \"[::1]:2\"\nmqtt = \"0.0.0.0:3\"\n").host;
+        config("[host]\nplugins = \"p\"\nadmin = \"127.0.0.1:1\"\nhttps = \"[::1]:2\"\nmqtt = \"0.0.0.0:3\"\ncertificates = \"c\"\n").host;
     assert_eq!(host.plugins.as_deref(), Some(Path::new("/fleet/p")));
+    assert_eq!(host.certificates.as_deref(), Some(Path::new("/fleet/c")));
     let addresses = [host.admin, host.https, host.mqtt].map(|address| address.map(|address| address.to_string()));
     assert_eq!(addresses.map(Option::unwrap_or_default), ["127.0.0.1:1", "[::1]:2", "0.0.0.0:3"]);
+    for (text, expected) in [
+        ("[host]\ntier = \"S1\"\nunits = 3\n", Some("S1 with 3 units")),
+        ("[host]\ntier = \"f1\"\n", Some("F1 with 1 unit")),
+        ("[host]\n", None),
+    ] {
+        assert_eq!(config(text).host.tier.map(|tier| tier.to_string()).as_deref(), expected, "{text}");
+    }
 }
 
 /// Each one differs from its default, so that none is left out or mixed up.
@@ -270,9 +278,15 @@ fn mistakes_in_the_document() {
         ("[hosts]\n", "1:2: unknown key; did you mean host?"),
         ("colour = 1\n", "1:1: unknown key; there are devices, host, limits, plugins"),
         ("host = 1\n", "1:8: host: expected a table"),
-        ("[host]\nport = 1\n", "2:1: unknown key in host; there are admin, https, mqtt, plugins"),
+        (
+            "[host]\nport = 1\n",
+            "2:1: unknown key in host; there are admin, certificates, https, mqtt, plugins, tier, units",
+        ),
         ("[host]\nadmin = \"localhost:1\"\n", "2:9: host.admin: expected an IP address with a port"),
         ("[host]\nplugins = 1\n", "2:11: host.plugins: expected a text in quotes"),
+        ("[host]\ntier = \"B1\"\n", "2:8: host.tier: expected \"F1\", \"S1\", \"S2\" or \"S3\""),
+        ("[host]\ntier = \"F1\"\nunits = 2\n", "3:9: host.units: a hub of the tier F1 has 1 to 1 units"),
+        ("[host]\nunits = 2\n", "2:9: host.units: units are of a tier; add tier = \"S1\""),
     ]);
 }
 

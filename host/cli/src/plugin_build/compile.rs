@@ -86,9 +86,21 @@ impl Compile<'_> {
                 self.workspace.root.display()
             );
         }
+        if lacks_sockets(said) {
+            return "Debian's packages have no sockets for guests; build with rustup's target: rustup target add \
+                    wasm32-wasip2, and latch plugin build --toolchain rustup"
+                .to_owned();
+        }
         let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
         format!("the command was: cargo {}, in {}", arguments.join(" "), self.workspace.root.display())
     }
+}
+
+/// Whether the linker misses what the C library for WASI 0.1 does not have.
+fn lacks_sockets(said: &str) -> bool {
+    ["socket", "connect", "getaddrinfo"]
+        .iter()
+        .any(|name| said.lines().any(|line| line.trim_end().ends_with(&format!("undefined symbol: {name}"))))
 }
 
 impl Artifacts {
@@ -148,5 +160,12 @@ mod tests {
         );
         let artifacts = Artifacts::parse(messages).unwrap().0;
         assert_eq!(artifacts.into_iter().collect::<Vec<_>>(), [("door".to_owned(), PathBuf::from("/t/door.wasm"))]);
+    }
+
+    #[test]
+    fn missing_sockets_are_known_by_what_the_linker_says() {
+        let said = "  = note: wasm-ld: error: door.o: undefined symbol: getaddrinfo\n          wasm-ld: error: …\n";
+        assert!(lacks_sockets(said));
+        assert!(!lacks_sockets("wasm-ld: error: door.o: undefined symbol: socket_of_mine\n"));
     }
 }

@@ -14,6 +14,7 @@ impl Actor {
         let lineup = self.activations.lineup(&self.lineup);
         self.lineup = lineup.clone();
         self.health.keep(&lineup);
+        self.shares.keep(&lineup);
         self.drop_resident(|id, _| !lineup.has_version(id));
         self.desired.reconsider(now, &lineup);
         self.part_with_messages();

@@ -222,6 +222,7 @@ impl Actor {
         self.health.worked(&plugin.id);
         if self.lineup.has_version(&plugin.id) {
             self.resident.push((plugin.id.clone(), now));
+            self.call_counted(plugin, false);
         } else {
             self.outputs.push_back(Output::DropInstance(plugin.id.clone()));
         }
@@ -238,6 +239,7 @@ impl Actor {
         } else if self.lineup.has_version(&plugin.id) {
             let in_a_row = self.health.failed(now, &plugin.id, &self.limits);
             self.failed_in_a_row(now, plugin, in_a_row);
+            self.call_counted(plugin, true);
         }
         if let Message::Method { rid, connection } = &message {
             self.answer_on(*connection, rid.clone(), Answer::failed(plugin, &failure));

@@ -2,6 +2,7 @@
 
 mod activation;
 mod bench;
+mod cut_off;
 mod deliveries;
 mod messages;
 mod outbox;

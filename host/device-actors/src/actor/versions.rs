@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use iothub_protocol::plugin_report::{ACTIVE, FAILING, HOST_KEY, NOT_ACTIVATED, PLUGINS, pins};
 use iothub_protocol::twin;
 use serde_json::{Map, Value, json};
 
 use super::{Actor, Output};
-use crate::desired::{HOST_KEY, PLUGINS, pins};
 use crate::lineup::{Offers, Plugin};
 use crate::selection::{Selection, select};
-
-/// The status of a version that did not take over.
-const NOT_ACTIVATED: &str = "not-activated";
 
 impl Actor {
     pub(super) fn take_offers(&mut self, now: Instant, offers: Arc<Offers>) {
@@ -27,6 +24,7 @@ impl Actor {
         let Some(host) = patch.get(HOST_KEY) else { return };
         for name in host.get(PLUGINS).and_then(Value::as_object).into_iter().flat_map(Map::keys) {
             self.records.dirty.past |= self.past.release(name);
+            self.shares.forget(name);
         }
         self.reselect(now);
     }
@@ -45,6 +43,7 @@ impl Actor {
         let set: Vec<_> = set.map(|(name, _)| name.clone()).collect();
         for name in set {
             self.records.dirty.past |= self.past.release(&name);
+            self.shares.forget(&name);
         }
     }
 
@@ -69,7 +68,16 @@ impl Actor {
     }
 
     fn select(&self) -> Selection {
-        select(&self.device, &self.offers, self.desired.pins(), &self.past)
+        let mut selection = select(&self.device, &self.offers, self.desired.pins(), &self.past);
+        for (name, id, reason) in self.shares.failing() {
+            if selection.lineup.has_version(id)
+                && let Some(Some(report)) = selection.reports.get_mut(name.as_str())
+                && report["status"] == ACTIVE
+            {
+                (report["status"], report["reason"]) = (json!(FAILING), json!(reason));
+            }
+        }
+        selection
     }
 
     /// Make the twin hold exactly these reports. Recorded when there is a chance: after a crash they are made again.
@@ -95,6 +103,15 @@ impl Actor {
         let plugins = Map::from_iter([(PLUGINS.to_owned(), Value::Object(patch))]);
         self.outbox.report(&Map::from_iter([(HOST_KEY.to_owned(), Value::Object(plugins))]));
         self.records.dirty.unsent = true;
+    }
+
+    /// A call of a version that runs has ended. Of one that the twin pins it is reported if too many fail.
+    pub(super) fn call_counted(&mut self, plugin: &Plugin, failed: bool) {
+        let is_pinned = self.desired.pins().is_some_and(|pins| pins.contains_key(plugin.name.as_str()));
+        if is_pinned && self.lineup.has_version(&plugin.id) && self.shares.count(plugin, failed) {
+            let reports = self.select().reports;
+            self.report_versions(reports);
+        }
     }
 
     /// A version failed here so many times in a row: run another one, if there is any.

@@ -4,13 +4,11 @@ use bytes::Bytes;
 use chrono::DateTime;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, RequestId};
-use iothub_protocol::sas::Token;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
 use serde_json::{Map, Value};
 
 use super::{ConnectRequest, Granted, Hub, LinkId, LinkInput, LinkOutput, Now, Output, Subscriptions};
-use crate::events::HubEvent;
-use crate::policy::Rights;
+use crate::events::{AuthMethod, HubEvent, Sender, TwinChange};
 
 /// Most bytes of a message: its body, the values of system properties, names and values of the others.
 const MAX_MESSAGE: usize = 256 * 1024;
@@ -20,6 +18,7 @@ pub(super) struct Link {
     device: DeviceId,
     expiry: DateTime<chrono::Utc>,
     will: Option<(FromDevice, Bytes)>,
+    auth: AuthMethod,
 }
 
 impl<R> Hub<R> {
@@ -41,18 +40,19 @@ impl<R> Hub<R> {
     }
 
     fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
-        let expiry = match self.authenticate(now, &request.device, &request.password) {
-            Ok(expiry) => expiry,
+        let (expiry, auth) = match self.authenticate(now, &request.device, &request.credentials) {
+            Ok(proof) => proof,
             Err(reason) => {
-                tracing::info!(device = %request.device, reason, "connection refused");
+                tracing::info!(device = %request.device, %reason, "connection refused");
                 return self.immediate.push_back(Output::Link(link, LinkOutput::Refused));
             }
         };
         let Some(device) = self.devices.get(&request.device) else { return };
         // The newer connection wins. The device is never shown as disconnected in between.
         if let Some(older) = device.link {
-            let will = self.forget(older).and_then(|ended| ended.will);
-            self.send_will(now, &request.device, will);
+            if let Some(ended) = self.forget(older) {
+                self.send_will(now, &request.device, ended.auth, ended.will);
+            }
             self.end_calls_to(&request.device, &taken_over());
             self.release_messages(now, &request.device, older);
             let reason = "the device connected again elsewhere";
@@ -71,45 +71,11 @@ impl<R> Hub<R> {
         self.heard(now, &request.device);
         let session_present = !request.clean_session && had_subscriptions;
         self.expiries.insert((expiry, link));
-        self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will });
+        self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will, auth });
         self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
         // Calls and messages that waited for the device can go if its subscriptions were kept.
         self.release_waiting_calls(now, &request.device);
         self.attend_queue(now, &request.device);
-    }
-
-    /// When the token expires, or why the device may not connect. The reason is for the log; the device gets a code
-    /// only.
-    pub(super) fn authenticate(
-        &self,
-        now: Now,
-        id: &DeviceId,
-        password: &str,
-    ) -> Result<DateTime<chrono::Utc>, &'static str> {
-        let token = Token::parse(password).map_err(|_| "the password is no SAS token")?;
-        let device = self.devices.get(id).ok_or("the device is not registered")?;
-        let signed = match token.policy() {
-            None => token.signed_by(&device.identity.primary_key) || token.signed_by(&device.identity.secondary_key),
-            Some(name) => self
-                .policies
-                .iter()
-                .find(|policy| policy.name == name && policy.rights.contains(Rights::DEVICE_CONNECT))
-                .is_some_and(|policy| policy.signed(&token)),
-        };
-        if !signed {
-            return Err("the token's signature is wrong");
-        }
-        if token.is_expired(now.wall) {
-            return Err("the token has expired");
-        }
-        if !token.covers_device(id) {
-            return Err("the token is for another resource");
-        }
-        if !device.identity.enabled {
-            return Err("the device is disabled");
-        }
-        // A token made to last forever is no error: it is cut at the end of time.
-        Ok(DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<chrono::Utc>::MAX_UTC))
     }
 
     fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, filters: &[(Subscription, Granted)]) {
@@ -137,7 +103,8 @@ impl<R> Hub<R> {
     fn published(&mut self, now: Now, link: LinkId, id: &DeviceId, message: FromDevice, payload: &Bytes) {
         match message {
             FromDevice::Telemetry { bag } => {
-                if let Err(reason) = self.telemetry(now, id, &bag, payload, None) {
+                let auth = self.links.get(&link).map_or(AuthMethod::DeviceKey, |link| link.auth);
+                if let Err(reason) = self.telemetry(now, id, auth, &bag, payload, None) {
                     self.cut(now, link, reason);
                 }
             }
@@ -156,6 +123,7 @@ impl<R> Hub<R> {
         &mut self,
         now: Now,
         id: &DeviceId,
+        auth: AuthMethod,
         bag: &str,
         body: &[u8],
         kind: Option<&str>,
@@ -165,13 +133,15 @@ impl<R> Hub<R> {
             return Err("a message with its properties is larger than 256 KiB");
         }
         properties.extend(kind.map(|kind| ("iothub-MessageType".to_owned(), kind.to_owned())));
-        self.gated.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body)));
+        let generation_id = self.devices.get(id).map_or(0, |device| device.identity.generation_id);
+        let sender = Sender { generation_id, auth };
+        self.gated.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body, sender)));
         Ok(())
     }
 
-    fn send_will(&mut self, now: Now, id: &DeviceId, will: Option<(FromDevice, Bytes)>) {
+    fn send_will(&mut self, now: Now, id: &DeviceId, auth: AuthMethod, will: Option<(FromDevice, Bytes)>) {
         if let Some((FromDevice::Telemetry { bag }, body)) = will
-            && let Err(reason) = self.telemetry(now, id, &bag, &body, Some("Will"))
+            && let Err(reason) = self.telemetry(now, id, auth, &bag, &body, Some("Will"))
         {
             tracing::info!(device = %id, reason, "the will was dropped");
         }
@@ -192,13 +162,16 @@ impl<R> Hub<R> {
             Ok(_) => Err(HubError::new(ErrorCode::ArgumentInvalid, "the reported patch is not a JSON object")),
             Err(e) => Err(HubError::new(ErrorCode::ArgumentInvalid, format!("the reported patch is not JSON: {e}"))),
         };
-        let result: Result<(u64, Map<String, Value>), HubError> =
-            patch.and_then(|patch| Ok((device.twin.report(&patch, expected, now.wall)?, patch)));
+        let result: Result<(u64, Value), HubError> = patch.and_then(|patch: Map<String, Value>| {
+            let version = device.twin.report(&patch, expected, now.wall)?;
+            Ok((version, device.twin.reported_body(&patch)))
+        });
         match result {
-            Ok((version, patch)) => {
+            Ok((version, body)) => {
                 self.unwritten(id).twin = true;
                 self.twin_response(link, 204, rid, Some(version), Bytes::new());
-                self.gated.push_back(Output::Event(HubEvent::reported(id.clone(), now.wall, version, patch)));
+                let event = HubEvent::twin(id.clone(), now.wall, TwinChange::Reported, &body);
+                self.gated.push_back(Output::Event(event));
             }
             Err(error) => {
                 let tracking = format!("{:016x}", link.0);
@@ -223,7 +196,7 @@ impl<R> Hub<R> {
     fn closed(&mut self, now: Now, link: LinkId, graceful: bool) {
         let Some(ended) = self.forget(link) else { return };
         let id = ended.device;
-        self.send_will(now, &id, ended.will.filter(|_| !graceful));
+        self.send_will(now, &id, ended.auth, ended.will.filter(|_| !graceful));
         self.end_calls_to(&id, &connection_closed());
         self.release_messages(now, &id, link);
         self.gated.push_back(Output::Event(HubEvent::disconnected(id, now.wall)));
@@ -247,7 +220,7 @@ impl<R> Hub<R> {
 }
 
 /// What a message's properties count: of the system's own, whose names begin with `$.`, the values only.
-pub(super) fn properties_size(properties: &[(String, String)]) -> usize {
+pub(crate) fn properties_size(properties: &[(String, String)]) -> usize {
     let name_size = |name: &str| if name.starts_with("$.") { 0 } else { name.len() };
     properties.iter().map(|(name, value)| name_size(name) + value.len()).sum()
 }

@@ -18,7 +18,7 @@ use iothub_protocol::topic::{Subscription, cloud_message_topic};
 use serde_json::{Value, json};
 
 use super::links::properties_size;
-use super::{Answer, Device, Granted, Hub, LinkId, LinkOutput, Now, Output, not_found};
+use super::{Answer, Credentials, Device, Granted, Hub, LinkId, LinkOutput, Now, Output, not_found};
 use crate::events::{HubEvent, body_member};
 use crate::queue::{Disposition, MAX_DEPTH, Queued, Settled};
 
@@ -246,11 +246,11 @@ impl<R> Hub<R> {
         &mut self,
         now: Now,
         id: &DeviceId,
-        password: &str,
+        credentials: &Credentials,
         token: u128,
         lock: Duration,
     ) -> Result<Answer, HubError> {
-        self.admit(now, id, password)?;
+        self.admit(now, id, credentials)?;
         // What has expired is not handed out.
         self.attend_queue(now, id);
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
@@ -263,11 +263,11 @@ impl<R> Hub<R> {
         &mut self,
         now: Now,
         id: &DeviceId,
-        password: &str,
+        credentials: &Credentials,
         token: u128,
         disposition: Disposition,
     ) -> Result<Answer, HubError> {
-        self.admit(now, id, password)?;
+        self.admit(now, id, credentials)?;
         self.attend_queue(now, id);
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
         let settled = device.queue.settle(token, disposition).ok_or_else(lock_lost)?;
@@ -277,11 +277,10 @@ impl<R> Hub<R> {
     }
 
     /// Whether a request over HTTPS is the device's own.
-    fn admit(&mut self, now: Now, id: &DeviceId, password: &str) -> Result<(), HubError> {
-        self.authenticate(now, id, password).map_err(|reason| {
-            tracing::info!(device = %id, reason, "request refused");
-            let text = "Authentication failed for this device, renew token or certificate and reconnect";
-            HubError::new(ErrorCode::IotHubUnauthorized, text)
+    fn admit(&mut self, now: Now, id: &DeviceId, credentials: &Credentials) -> Result<(), HubError> {
+        self.authenticate(now, id, credentials).map_err(|reason| {
+            tracing::info!(device = %id, %reason, "request refused");
+            reason.answer()
         })?;
         self.heard(now, id);
         Ok(())

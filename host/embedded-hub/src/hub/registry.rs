@@ -1,15 +1,16 @@
 //! Devices come, change and go; back ends change twins.
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::authentication::Authentication;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::{Identity, IdentityRequest};
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::{Subscription, ToDevice};
-use iothub_protocol::twin::{DesiredNotice, Twin, etag_matches};
+use iothub_protocol::twin::{Twin, TwinPatch, etag_matches};
 
 use super::{Answer, Device, Hub, LinkOutput, Now, Output, Subscriptions, Unwritten, not_found};
-use crate::events::HubEvent;
+use crate::events::{HubEvent, TwinChange};
 use crate::import::NewDevice;
 use crate::queue::Queue;
 
@@ -33,7 +34,7 @@ impl<R> Hub<R> {
             (None, Some(_)) => Err(not_found(id)),
             (None, None) => Ok(self.create(now, id, request, keys)),
             (Some(device), Some(_)) if !etag_matches(&device.identity.etag(), if_match) => Err(etag_mismatch()),
-            (Some(_), Some(_)) => self.update(now, id, request),
+            (Some(_), Some(_)) => self.update(now, id, request, keys),
         }
     }
 
@@ -60,12 +61,19 @@ impl<R> Hub<R> {
         unwritten.identity = true;
         unwritten.twin = true;
         let device = Device::new(identity, twin, Subscriptions::new(), Queue::default());
+        let event = HubEvent::created(id.clone(), now.wall, &device.twin.whole_body(id));
         self.devices.insert(id.clone(), device);
         self.residency.is_there(id);
-        self.gated.push_back(Output::Event(HubEvent::created(id.clone(), now.wall)));
+        self.gated.push_back(Output::Event(event));
     }
 
-    fn update(&mut self, now: Now, id: &DeviceId, request: IdentityRequest) -> Result<Answer, HubError> {
+    fn update(
+        &mut self,
+        now: Now,
+        id: &DeviceId,
+        request: IdentityRequest,
+        keys: [SharedKey; 2],
+    ) -> Result<Answer, HubError> {
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
         let identity = &mut device.identity;
         if identity.enabled == request.disabled {
@@ -74,12 +82,7 @@ impl<R> Hub<R> {
         }
         identity.status_reason = request.status_reason;
         identity.revision += 1;
-        if let Some(key) = request.primary_key {
-            identity.primary_key = key;
-        }
-        if let Some(key) = request.secondary_key {
-            identity.secondary_key = key;
-        }
+        identity.authentication = Authentication::of_request(request.authentication, keys);
         let link = device.link.filter(|_| request.disabled);
         self.unwritten(id).identity = true;
         if let Some(link) = link {
@@ -103,29 +106,43 @@ impl<R> Hub<R> {
         }
         self.end_calls_to(id, &not_found(id));
         self.drop_messages(id);
-        self.devices.remove(id);
+        let twin = self.devices.remove(id).map(|device| device.twin.whole_body(id)).unwrap_or_default();
         self.is_absent(id);
         // What is still to be written of it must not be taken for what is made anew under its name.
         self.unwritten.insert(id.clone(), Unwritten { deletion: true, ..Unwritten::default() });
-        self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall)));
+        self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall, &twin)));
         Ok(Answer::Done)
     }
 
+    /// A back end's change of tags or desired properties: told to the device if it listens, and to who follows events.
     pub(super) fn change_twin(
         &mut self,
+        now: Now,
         id: &DeviceId,
         if_match: Option<&str>,
-        change: impl FnOnce(&mut Twin) -> Result<Option<DesiredNotice>, HubError>,
+        patch: &TwinPatch,
+        change: TwinChange,
     ) -> Result<Answer, HubError> {
         let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
         if !device.twin.matches(if_match) {
             return Err(etag_mismatch());
         }
-        let notice = change(&mut device.twin)?;
+        let version = device.twin.version;
+        let notice = match change {
+            TwinChange::Replaced => device.twin.replace(patch, now.wall)?,
+            TwinChange::Updated | TwinChange::Reported => device.twin.patch(patch, now.wall)?,
+        };
         if let (Some(notice), Some(link)) = (notice, device.listening(Subscription::Desired)) {
             let topic = ToDevice::Desired { version: notice.version }.format();
             let payload = notice.to_json().to_string().into();
             self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
+        }
+        if device.twin.version != version {
+            let body = match change {
+                TwinChange::Replaced => device.twin.whole_body(id),
+                TwinChange::Updated | TwinChange::Reported => device.twin.updated_body(patch),
+            };
+            self.gated.push_back(Output::Event(HubEvent::twin(id.clone(), now.wall, change, &body)));
         }
         let answer = Answer::Document(device.twin_json());
         self.unwritten(id).twin = true;
@@ -140,7 +157,6 @@ pub(crate) fn new_identity(
     request: IdentityRequest,
     keys: [SharedKey; 2],
 ) -> Identity {
-    let [primary, secondary] = keys;
     let ticks = now.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
     let generation_id = u64::try_from(ticks).unwrap_or_default();
     Identity {
@@ -151,8 +167,7 @@ pub(crate) fn new_identity(
         enabled: !request.disabled,
         status_reason: request.status_reason,
         status_updated: None,
-        primary_key: request.primary_key.unwrap_or(primary),
-        secondary_key: request.secondary_key.unwrap_or(secondary),
+        authentication: Authentication::of_request(request.authentication, keys),
     }
 }
 

@@ -77,6 +77,7 @@ impl Operation {
             | Operation::DeleteDevice { id, .. }
             | Operation::PatchTwin { id, .. }
             | Operation::ReplaceTwin { id, .. }
+            | Operation::Configure { id, .. }
             | Operation::CallMethod { id, .. }
             | Operation::SendMessage { id, .. }
             | Operation::ReceiveMessage { id, .. }

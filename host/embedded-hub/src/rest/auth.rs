@@ -15,11 +15,15 @@ impl RestState {
     /// # Errors
     /// 401003 without a valid token, 401002 without the rights. The texts never hold any of the token.
     pub(super) fn authorize(&self, headers: &HeaderMap, rights: Rights) -> Result<(), HubError> {
-        let unauthorized = |text: &str| HubError::new(ErrorCode::IotHubUnauthorized, text);
-        let Some(header) = header_text(headers, &header::AUTHORIZATION) else {
-            return Err(unauthorized("Authorization header missing"));
-        };
-        let token = Token::parse(header).map_err(|e| unauthorized(&e.to_string()))?;
+        match header_text(headers, &header::AUTHORIZATION) {
+            Some(header) => self.authorize_token(header, rights),
+            None => Err(unauthorized("Authorization header missing")),
+        }
+    }
+
+    /// As [`RestState::authorize`], for a token wherever it came from.
+    pub(super) fn authorize_token(&self, token: &str, rights: Rights) -> Result<(), HubError> {
+        let token = Token::parse(token).map_err(|e| unauthorized(&e.to_string()))?;
         let policy = token.policy().and_then(|name| self.policies.iter().find(|policy| policy.name == name));
         let policy = policy
             .filter(|policy| policy.signed(&token))
@@ -37,4 +41,8 @@ impl RestState {
         }
         Ok(())
     }
+}
+
+fn unauthorized(text: &str) -> HubError {
+    HubError::new(ErrorCode::IotHubUnauthorized, text)
 }

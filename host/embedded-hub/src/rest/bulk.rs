@@ -46,10 +46,8 @@ fn read_items(body: &[u8]) -> Result<Vec<Value>, HubError> {
     let items: Vec<Value> = serde_json::from_slice(body)
         .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is no array of devices: {e}")))?;
     if items.len() > MAX_ITEMS {
-        return Err(HubError::new(
-            ErrorCode::ArgumentInvalid,
-            format!("at most {MAX_ITEMS} devices go in one request"),
-        ));
+        let text = format!("at most {MAX_ITEMS} devices go in one request");
+        return Err(HubError::new(ErrorCode::TooManyDevices, text));
     }
     let mut seen = BTreeSet::new();
     match items.iter().filter_map(|item| item["id"].as_str()).find(|id| !seen.insert(*id)) {
@@ -67,7 +65,7 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
     if item.get("moduleId").is_some_and(|module| !module.is_null()) {
         return Err(invalid("modules are not supported by this hub".into()));
     }
-    let etag = |name: &str| match item[name].as_str().filter(|etag| !etag.is_empty()) {
+    let etag = |name: &str| match etag_of(item, name) {
         Some(etag) => Ok(Some(etag.to_owned())),
         None => Err(HubError::new(ErrorCode::ArgumentNull, format!("{name} is missing"))),
     };
@@ -91,6 +89,12 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
         "updatetwinifmatchetag" => patch_twin(state, id, item, etag("twinETag")?).await,
         other => Err(invalid(format!("there is no importMode {other:?}"))),
     }
+}
+
+/// The Python SDK writes `eTag`, as the documentation does; the Node SDK leaves the identity's own `etag` in.
+fn etag_of<'a>(item: &'a Value, name: &str) -> Option<&'a str> {
+    let (_, etag) = item.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    etag.as_str().filter(|etag| !etag.is_empty())
 }
 
 async fn put(state: &RestState, id: &DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
@@ -126,12 +130,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn both_sdks_spellings_of_an_etag_are_read() {
+        for item in [json!({"eTag": "MQ=="}), json!({"etag": "MQ=="})] {
+            assert_eq!(etag_of(&item, "eTag"), Some("MQ=="), "{item}");
+        }
+        for item in [json!({}), json!({"eTag": ""}), json!({"eTag": 1}), json!({"twinETag": "MQ=="}), json!([])] {
+            assert_eq!(etag_of(&item, "eTag"), None, "{item}");
+        }
+    }
+
+    #[test]
     fn a_device_comes_once() {
         assert!(read_items(br#"[{"id":"a"},{"id":"b"}]"#).is_ok());
         let twice = read_items(br#"[{"id":"a"},{"id":"a"}]"#).expect_err("twice");
         assert_eq!(twice.code, ErrorCode::DeviceDefinedMultipleTimes);
         let many: Vec<Value> = (0..101).map(|n| json!({"id": n.to_string()})).collect();
-        assert!(read_items(Value::Array(many).to_string().as_bytes()).is_err());
+        let refused = read_items(Value::Array(many).to_string().as_bytes()).expect_err("too many");
+        assert_eq!(refused.code, ErrorCode::TooManyDevices);
         assert!(read_items(b"{}").is_err());
     }
 }

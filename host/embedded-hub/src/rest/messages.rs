@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -15,7 +15,8 @@ use super::RestState;
 use super::devices::document;
 use super::extract::Path as PathPart;
 use super::reply::{Refusal, header_text};
-use crate::hub::{Answer, Operation, Password};
+use super::serve::Peer;
+use crate::hub::{Answer, Credentials, Operation};
 use crate::policy::Rights;
 use crate::queue::{self, Disposition, Queued};
 
@@ -84,11 +85,12 @@ async fn settle_feedback(
 pub(super) async fn receive(
     State(state): State<RestState>,
     PathPart(id): PathPart,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let (id, password, token) = (DeviceId::parse(&id)?, device_token(&headers)?, rand::random());
+    let (id, credentials, token) = (DeviceId::parse(&id)?, credentials(peer, &headers)?, rand::random());
     let lock = lock_timeout(&headers)?;
-    match state.hub.request(Operation::ReceiveMessage { id: id.clone(), password, token, lock }).await? {
+    match state.hub.request(Operation::ReceiveMessage { id: id.clone(), credentials, token, lock }).await? {
         Answer::Message(queued) => Ok((headers_of(&id, token, &queued), queued.message.body.clone()).into_response()),
         _ => Ok(StatusCode::NO_CONTENT.into_response()),
     }
@@ -98,40 +100,46 @@ pub(super) async fn receive(
 pub(super) async fn complete_or_reject(
     State(state): State<RestState>,
     Path((id, lock)): Path<(String, String)>,
+    Extension(peer): Extension<Peer>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let mut parameters = uri.query().unwrap_or_default().split('&');
     let is_rejection = parameters.any(|parameter| parameter.split('=').next() == Some("reject"));
     let disposition = if is_rejection { Disposition::Reject } else { Disposition::Complete };
-    settle(state, &id, &lock, &headers, disposition).await
+    settle(state, &id, &lock, credentials(peer, &headers)?, disposition).await
 }
 
 /// `POST /devices/{id}/messages/deviceBound/{lock}/abandon`.
 pub(super) async fn abandon(
     State(state): State<RestState>,
     Path((id, lock)): Path<(String, String)>,
+    Extension(peer): Extension<Peer>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    settle(state, &id, &lock, &headers, Disposition::Abandon).await
+    settle(state, &id, &lock, credentials(peer, &headers)?, Disposition::Abandon).await
 }
 
 async fn settle(
     state: RestState,
     id: &str,
     lock: &str,
-    headers: &HeaderMap,
+    credentials: Credentials,
     disposition: Disposition,
 ) -> Result<Response, Refusal> {
-    let (id, password) = (DeviceId::parse(id)?, device_token(headers)?);
+    let id = DeviceId::parse(id)?;
     let token = token(lock)?;
-    state.hub.request(Operation::SettleMessage { id, password, token, disposition }).await?;
+    state.hub.request(Operation::SettleMessage { id, credentials, token, disposition }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-fn device_token(headers: &HeaderMap) -> Result<Password, HubError> {
-    let missing = || HubError::new(ErrorCode::IotHubUnauthorized, "Authorization header missing");
-    header_text(headers, &header::AUTHORIZATION).map(|text| Password(text.to_owned())).ok_or_else(missing)
+/// What the device shows: a token in the header, a certificate in the handshake.
+fn credentials(Peer(certificate): Peer, headers: &HeaderMap) -> Result<Credentials, HubError> {
+    let token = header_text(headers, &header::AUTHORIZATION).map(str::to_owned);
+    if token.is_none() && certificate.is_none() {
+        return Err(HubError::new(ErrorCode::IotHubUnauthorized, "Authorization header missing"));
+    }
+    Ok(Credentials { token, certificate })
 }
 
 fn lock_timeout(headers: &HeaderMap) -> Result<Duration, HubError> {

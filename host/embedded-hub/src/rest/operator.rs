@@ -2,12 +2,13 @@
 //! which at Azure go by AMQP. Whoever reaches the socket may; there are no tokens here.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -20,11 +21,14 @@ use iothub_protocol::link::{CloudMessage, Feedback};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::events::{self, EventQuery};
 use super::extract::{Path, Query};
-use super::{events, store};
+use super::{rehearsals, store, tokens};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
-use crate::hub::{Answer, Operation, numbered};
+use crate::hub::{Answer, Operation, numbered, properties_size};
+use crate::policy::Policy;
+use crate::rehearsal::tier::Class;
 
 /// Largest request: a message of 64 KiB in base64 with room for escapes.
 const MAX_BODY: usize = 512 * 1024;
@@ -33,16 +37,19 @@ const BATCH: usize = 100;
 
 /// The routes:
 /// `GET /events`; `POST /messages/{device}` with a message, or with `?wait=true` its end, and `GET /messages/{device}`, the
-/// queue; `GET /feedback`, one JSON object a line, which takes nothing away from back ends.
+/// queue; `GET /feedback`, one JSON object a line, which takes nothing away from back ends; `POST /policies/{name}/token`, a
+/// token of that policy; and those of `rehearsals`.
 /// Errors are `{"error": "…", "code": "…"}` with a status of 400 and above.
-pub(crate) fn router(hub: HubHandle) -> Router {
+pub(crate) fn router(hub: HubHandle, policies: Arc<[Policy]>) -> Router {
     Router::new()
-        .route("/events", get(events::follow))
+        .route("/events", get(follow))
         .route("/messages/{device}", get(list).post(send))
         .route("/feedback", get(feedback))
+        .merge(rehearsals::router())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .merge(store::router())
         .with_state(hub)
+        .merge(Router::new().route("/policies/{policy}/token", post(tokens::make)).with_state(policies))
 }
 
 /// An error for the operator.
@@ -67,6 +74,10 @@ impl IntoResponse for OperatorError {
     }
 }
 
+async fn follow(hub: State<HubHandle>, query: Query<EventQuery>) -> Result<Response, OperatorError> {
+    Ok(events::follow(hub, query).await?)
+}
+
 async fn list(State(hub): State<HubHandle>, Path(device): Path) -> Result<Response, OperatorError> {
     document(hub.request(Operation::ListMessages(DeviceId::parse(&device)?)).await?)
 }
@@ -86,6 +97,8 @@ async fn send(
 ) -> Result<Response, OperatorError> {
     let id = DeviceId::parse(&device)?;
     let message = Box::new(read_message(&body)?);
+    hub.rehearsal().pass_or_fail(Class::CloudSends, 1).await?;
+    hub.rehearsal().charge(|| message.body.len() + properties_size(&message.properties));
     document(hub.request(Operation::SendMessage { id, message, wait: query.wait }).await?)
 }
 

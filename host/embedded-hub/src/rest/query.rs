@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::query::{Executor, Query, Source};
+use iothub_protocol::query::{Executor, GroupKey, Query, Source};
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -28,7 +28,11 @@ struct QueryBody {
 #[derive(Serialize, Deserialize, Default)]
 struct Token {
     /// The last device looked at; for jobs, the position that the engine named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     after: Option<String>,
+    /// Of a query with groups: the last one given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<GroupKey>,
     /// Rows given so far, for `TOP`.
     given: u64,
     /// Of which query.
@@ -47,6 +51,7 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
     };
     let limit = page_size(&headers);
     let (rows, next) = match query.source() {
+        Source::Devices if query.is_aggregate() => group_page(&state.hub, &query, token, limit).await?,
         Source::Devices => device_page(&state.hub, &query, token, limit).await?,
         Source::Jobs => job_page(&state, &query, token, limit).await?,
         // Modules are not supported, so there are none.
@@ -83,15 +88,35 @@ async fn device_page(
             if executor.is_done() {
                 return Ok((rows, None));
             }
-            if rows.len() == limit && !query.is_aggregate() {
+            if rows.len() == limit {
                 let there_may_be_more = chunk.peek().is_some() || !walk.is_over();
-                let token = Token { after: Some(id.to_string()), given, of: token.of };
+                let token = Token { after: Some(id.to_string()), given, group: None, of: token.of };
                 return Ok((rows, there_may_be_more.then_some(token)));
             }
         }
     }
-    rows.extend(executor.finish());
     Ok((rows, None))
+}
+
+/// Groups are known once all devices were looked at, and are looked for again on each page: no more of them are kept
+/// than a page has.
+async fn group_page(
+    hub: &HubHandle,
+    query: &Query,
+    token: Token,
+    limit: usize,
+) -> Result<(Vec<Value>, Option<Token>), HubError> {
+    let mut executor = Executor::page_of_groups(query, token.given, token.group, limit);
+    let mut walk = Walk::of_query(hub, query, None, limit);
+    while let Some(chunk) = walk.next().await? {
+        for (_, twin) in chunk {
+            executor.push(&twin);
+        }
+    }
+    let (rows, last) = executor.finish_page();
+    let given = token.given + rows.len() as u64;
+    let next = last.map(|group| Token { group: Some(group), given, after: None, of: token.of });
+    Ok((rows, next))
 }
 
 async fn job_page(
@@ -106,7 +131,7 @@ async fn job_page(
     let given = token.given + page.items.len() as u64;
     let next = page.continuation.filter(|_| query.top().is_none_or(|top| given < top));
     let rows = page.items.iter().map(|row| row.to_json()).collect();
-    Ok((rows, next.map(|after| Token { after: Some(after), given, of: token.of })))
+    Ok((rows, next.map(|after| Token { after: Some(after), given, ..token })))
 }
 
 impl Token {
@@ -136,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_token_belongs_to_its_query() {
-        let token = Token { after: Some("d1".into()), given: 3, of: fingerprint("SELECT * FROM devices") }.write();
+        let of = fingerprint("SELECT * FROM devices");
+        let token = Token { after: Some("d1".into()), given: 3, of, ..Token::default() }.write();
         let read = Token::read(&token, "SELECT * FROM devices").expect("its own");
         assert_eq!((read.after.as_deref(), read.given), (Some("d1"), 3));
         assert!(Token::read(&token, "SELECT * FROM devices.jobs").is_err());

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
@@ -12,7 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept;
+use crate::accept::{self, Peers};
+use crate::certificate::ClientCertificate;
 
 /// A request whose head takes longer is given up.
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -20,16 +24,40 @@ const HEAD_TIME_LIMIT: Duration = Duration::from_secs(30);
 const DRAIN_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Accept until `cancel`; then requests in hand are answered if they can be soon, and idle connections closed.
-pub(crate) async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, cancel: CancellationToken) {
-    let stop = cancel.clone();
-    accept::serve(listener, tls, cancel, move |stream| handle(stream, router.clone(), stop.clone())).await;
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    router: Router,
+    peers: Peers,
+    cancel: CancellationToken,
+) {
+    let (stop, router) = (cancel.clone(), TowerToHyperService::new(router));
+    accept::serve(listener, tls, cancel, move |stream| {
+        let certificate = peers.certificate(&stream);
+        handle(stream, Peer(certificate), router.clone(), stop.clone())
+    })
+    .await;
 }
 
-async fn handle(stream: TlsStream<TcpStream>, router: Router, cancel: CancellationToken) {
+/// Stands in each request's extensions.
+#[derive(Debug, Clone)]
+pub(super) struct Peer(pub(super) Option<Arc<ClientCertificate>>);
+
+async fn handle(
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    router: TowerToHyperService<Router>,
+    cancel: CancellationToken,
+) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME_LIMIT)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

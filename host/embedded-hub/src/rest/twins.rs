@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
-use iothub_protocol::error::ErrorCode;
+use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::method::DirectMethod;
 use iothub_protocol::twin::TwinPatch;
@@ -58,7 +58,7 @@ pub(super) async fn call(
 ) -> Result<Response, Refusal> {
     let plain = |error| Refusal::of_method(error, None);
     state.authorize(&headers, Rights::SERVICE_CONNECT).map_err(plain)?;
-    let id = DeviceId::parse(&id)?;
+    let id = DeviceId::parse(&id).map_err(|e| plain(HubError::new(ErrorCode::ArgumentInvalid, e.to_string())))?;
     let body = read_body(body).await.map_err(plain)?;
     let method = DirectMethod::from_json(&body).map_err(plain)?;
     let (connect, response) = (method.connect_timeout(), method.response_timeout());

@@ -11,7 +11,7 @@ use iothub_protocol::time;
 use serde_json::Value;
 
 use super::indexes::TwinPath;
-use super::{IDENTITY, IDENTITY_COLUMNS, identity, parsed, twins};
+use super::{identity, parsed, twins};
 use crate::hub::{Counts, facts};
 use crate::presence::Presence;
 
@@ -218,28 +218,30 @@ impl ChunkReader<'_> {
             column("t.reported_version", parts.reported),
             column("t.reported", parts.reported),
             column("t.reported_metadata", parts.reported && parts.metadata),
+            column("t.configurations", parts.rest),
         ];
         let twin = twin.join(", ");
         if !parts.rest {
             return format!("SELECT t.id, {twin} FROM twins t");
         }
         format!(
-            "SELECT t.id, {twin}, {IDENTITY}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = t.id)
-             FROM twins t CROSS JOIN devices d ON d.id = t.id LEFT JOIN activity a ON a.id = t.id"
+            "SELECT t.id, {twin}, {}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = t.id)
+             FROM twins t CROSS JOIN devices d ON d.id = t.id LEFT JOIN activity a ON a.id = t.id",
+            identity::COLUMNS
         )
     }
 
     fn take(&mut self, row: &sql::Row<'_>) -> sql::Result<()> {
         /// Columns before those of the identity.
-        const OWN: usize = 9;
+        const OWN: usize = 10;
         if self.is_hopeless(row)? {
             return Ok(());
         }
         let id = parsed(row, 0, DeviceId::parse)?;
         let twin = twins::twin(row, 1)?;
         let document = if self.selection.parts.rest {
-            let identity = identity(row, OWN)?;
-            let after = OWN + IDENTITY_COLUMNS;
+            let identity = identity::read(row, OWN)?;
+            let after = OWN + identity::COUNT;
             let seen = self.presence.seen(&id);
             let stored = || Ok(row.get::<_, Option<String>>(after)?.and_then(|text| time::parse(&text)));
             let last_activity = seen.map_or_else(stored, |seen| Ok::<_, sql::Error>(seen.last_activity))?;
@@ -286,16 +288,17 @@ pub(crate) fn identities(
     presence: &Presence,
 ) -> sql::Result<Vec<Row>> {
     let mut select = connection.prepare_cached(&format!(
-        "SELECT {IDENTITY}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = d.id)
-         FROM devices d LEFT JOIN activity a ON a.id = d.id WHERE d.id > ?1 ORDER BY d.id LIMIT ?2"
+        "SELECT {}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = d.id)
+         FROM devices d LEFT JOIN activity a ON a.id = d.id WHERE d.id > ?1 ORDER BY d.id LIMIT ?2",
+        identity::COLUMNS
     ))?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let rows = select.query_map(sql::params![after, limit], |row| {
-        let identity = identity(row, 0)?;
-        let stored = row.get::<_, Option<String>>(IDENTITY_COLUMNS)?.and_then(|text| time::parse(&text));
+        let identity = identity::read(row, 0)?;
+        let stored = row.get::<_, Option<String>>(identity::COUNT)?.and_then(|text| time::parse(&text));
         let seen = presence.seen(&identity.device_id);
         let last_activity = seen.map_or(stored, |seen| seen.last_activity);
-        let message_count = usize::try_from(row.get::<_, i64>(IDENTITY_COLUMNS + 1)?).unwrap_or_default();
+        let message_count = usize::try_from(row.get::<_, i64>(identity::COUNT + 1)?).unwrap_or_default();
         let connected = seen.is_some_and(|seen| seen.connected);
         let document = identity.to_json(connected, last_activity, message_count);
         Ok((identity.device_id, document))

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params};
+use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::time;
 use iothub_protocol::twin::{Section, Twin};
@@ -12,7 +13,7 @@ use super::{number, parsed};
 
 /// Columns of a whole twin, for [`twin`].
 pub(super) const COLUMNS: &str = "t.version, t.tags, t.desired_version, t.desired, t.desired_metadata, \
-                                  t.reported_version, t.reported, t.reported_metadata";
+                                  t.reported_version, t.reported, t.reported_metadata, t.configurations";
 
 /// A twin whose columns begin at `first`. What was not selected (`NULL`) is empty.
 pub(super) fn twin(row: &Row<'_>, first: usize) -> sql::Result<Twin> {
@@ -21,6 +22,10 @@ pub(super) fn twin(row: &Row<'_>, first: usize) -> sql::Result<Twin> {
         tags: object(row, first + 1)?,
         desired: section(row, first + 2)?,
         reported: section(row, first + 5)?,
+        configurations: match row.get_ref(first + 8)? {
+            sql::types::ValueRef::Null => ConfigurationMarks::new(),
+            _ => parsed(row, first + 8, |text| serde_json::from_str(text))?,
+        },
     })
 }
 
@@ -40,17 +45,20 @@ fn object(row: &Row<'_>, column: usize) -> sql::Result<Map<String, Value>> {
 }
 
 pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, twin: &Twin) -> sql::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO twins VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute(params![
-        id.as_str(),
-        number(twin.version),
-        text(&twin.tags)?,
-        number(twin.desired.version),
-        text(&twin.desired.properties)?,
-        number(twin.reported.version),
-        text(&twin.reported.properties)?,
-        text(&twin.desired.metadata)?,
-        text(&twin.reported.metadata)?,
-    ])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO twins VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
+        params![
+            id.as_str(),
+            number(twin.version),
+            text(&twin.tags)?,
+            number(twin.desired.version),
+            text(&twin.desired.properties)?,
+            number(twin.reported.version),
+            text(&twin.reported.properties)?,
+            text(&twin.desired.metadata)?,
+            text(&twin.reported.metadata)?,
+            text(&twin.configurations)?,
+        ],
+    )?;
     Ok(())
 }
 

@@ -13,6 +13,9 @@ use crate::backoff::Backoff;
 
 /// After this long a GET is sent again, under a new number. A late answer to the earlier one still counts.
 const TWIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// After this long without a sign that the hub takes messages, one of them is lost, or its PUBACK; as in Node's SDK. On
+/// the same link MQTT has no way to ask for it.
+const PUBACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many GETs are remembered as asked.
 const MAX_GETS: usize = 4;
 /// How much is kept of what comes before its time. A persisted subscription can bring a burst right after the connect.
@@ -40,6 +43,8 @@ pub(super) struct Link {
     pub(super) messages_subscribed: bool,
     /// Messages that wait for their acknowledgement, by token, with their packet ids; oldest first.
     messages: VecDeque<(u64, u16)>,
+    /// Telemetry without a PUBACK, by token, and when that is overdue; oldest first.
+    telemetry: VecDeque<(u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -70,8 +75,15 @@ pub(super) enum Notice {
 #[derive(Debug)]
 pub(super) enum TwinAnswer {
     NotAsked,
-    Failed { message: String, retry_in: Duration },
-    Twin { deliveries: Vec<FromHub> },
+    Failed {
+        message: String,
+        retry_in: Duration,
+    },
+    /// With `gap`, a notice after that twin did not come.
+    Twin {
+        deliveries: Vec<FromHub>,
+        gap: bool,
+    },
 }
 
 impl Link {
@@ -88,6 +100,7 @@ impl Link {
             early_notices: Vec::new(),
             messages_subscribed: false,
             messages: VecDeque::new(),
+            telemetry: VecDeque::new(),
         }
     }
 
@@ -105,7 +118,29 @@ impl Link {
             Stage::GettingTwin { retry_at } => Some(retry_at),
             Stage::Ready { .. } => None,
         };
-        [report, stage].into_iter().flatten().fold(renewal, Instant::min)
+        [report, stage, self.telemetry_deadline()].into_iter().flatten().fold(renewal, Instant::min)
+    }
+
+    pub(super) fn telemetry_sent(&mut self, token: u64, now: Instant) {
+        self.telemetry.push_back((token, now + PUBACK_TIMEOUT));
+    }
+
+    /// A hub takes messages in their order, so those behind this one have only now got their turn; one before it has
+    /// been passed over, and its time runs on.
+    pub(super) fn telemetry_taken(&mut self, token: u64, now: Instant) {
+        let Some(position) = self.telemetry.iter().position(|(sent, _)| *sent == token) else { return };
+        self.telemetry.remove(position);
+        for (_, deadline) in self.telemetry.iter_mut().skip(position) {
+            *deadline = now + PUBACK_TIMEOUT;
+        }
+    }
+
+    pub(super) fn telemetry_is_overdue(&self, now: Instant) -> bool {
+        self.telemetry_deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    fn telemetry_deadline(&self) -> Option<Instant> {
+        self.telemetry.iter().map(|(_, deadline)| *deadline).min()
     }
 
     pub(super) fn renewal_due(&self, now: Instant, patience: Duration) -> bool {
@@ -168,6 +203,9 @@ impl Link {
                 if notice.version <= *desired_version {
                     return Notice::Nothing;
                 }
+                if notice.version > *desired_version + 1 {
+                    return Notice::GetTwin { reason: "a notice did not come" };
+                }
                 *desired_version = notice.version;
                 Notice::Deliver(desired(notice))
             }
@@ -215,14 +253,16 @@ impl Link {
         self.get_failures.reset();
         let mut version = document.desired_version;
         let mut deliveries = vec![FromHub::Twin(document)];
+        let mut gap = false;
         for notice in std::mem::take(&mut self.early_notices) {
-            if notice.version > version {
+            gap |= notice.version > version + 1;
+            if notice.version > version && !gap {
                 version = notice.version;
                 deliveries.push(desired(notice));
             }
         }
         self.stage = Stage::Ready { desired_version: version };
-        TwinAnswer::Twin { deliveries }
+        TwinAnswer::Twin { deliveries, gap }
     }
 }
 

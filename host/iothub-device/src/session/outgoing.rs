@@ -33,20 +33,23 @@ impl Session {
                 self.outputs.extend(packet_id.map(|packet_id| Output::Acknowledge { packet_id }));
             }
             (ToHub::SubscribeMessages, _) => self.subscribe_messages(),
-            (ToHub::Telemetry { token, message }, _) => self.send_telemetry(token, *message),
+            (ToHub::Telemetry { token, message }, _) => self.send_telemetry(now, token, *message),
         }
     }
 
-    fn send_telemetry(&mut self, token: u64, message: TelemetryMessage) {
+    fn send_telemetry(&mut self, now: Instant, token: u64, message: TelemetryMessage) {
         let topic = telemetry_topic(&self.settings.device_id, &message);
         if fits(&topic, &message.body) {
+            if let Phase::Online(link) = &mut self.phase {
+                link.telemetry_sent(token, now);
+            }
             let publication = Publication { topic, payload: message.body, token: Some(token) };
             self.outputs.push_back(Output::Publish(publication));
         } else {
             // No hub can ever take it; kept, it would hold up everything behind it for good.
             let (message_id, bytes) = (&message.message_id, message.body.len());
             error!(device = %self.settings.device_id, message_id, bytes, "message dropped: mqtt cannot carry it");
-            self.taken(token);
+            self.taken(now, token);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use iothub_protocol::id::MethodName;
 use iothub_protocol::link::{CloudMessage, TelemetryMessage, TwinDocument};
+use iothub_protocol::sas::SharedKey;
 use iothub_protocol::sas::Token;
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ impl Bench {
         let settings = SessionSettings {
             device_id: DeviceId::parse("d1").expect("an id"),
             host: HostName::parse("localhost:18883").expect("a host"),
-            key: SharedKey::parse(KEY).expect("a key"),
+            credentials: DeviceCredentials::Key(SharedKey::parse(KEY).expect("a key")),
             token_lifetime: LIFETIME,
             seed: 7,
         };
@@ -332,6 +333,63 @@ fn telemetry_is_taken_once_acknowledged() {
 }
 
 #[test]
+fn a_message_without_its_puback_ends_the_connection() {
+    let message = || TelemetryMessage {
+        message_id: "m".into(),
+        content_type: None,
+        content_encoding: None,
+        properties: vec![],
+        body: vec![b'x'],
+    };
+    let second = Duration::from_secs(1);
+    let telemetry = |token| Input::Send(ToHub::Telemetry { token, message: Box::new(message()) });
+    let is_end = |outputs: &[Output]| {
+        matches!(outputs, [Output::Deliver(FromHub::Disconnected { reason }), Output::Disconnect]
+        if reason.contains("acknowledge"))
+    };
+    let mut bench = Bench::ready();
+    bench.on(telemetry(1));
+    let (waited, outputs) = bench.wait();
+    assert!(waited == second * 30 && is_end(&outputs), "{waited:?} {outputs:?}");
+    bench.lose();
+    bench.reconnect();
+    assert!(bench.session.deadline().is_some_and(|deadline| deadline <= bench.now + second * 10), "it is forgotten");
+
+    // A hub that is slow and takes one after the other has not lost any.
+    let mut bench = Bench::ready();
+    (1..=5).for_each(|token| _ = bench.on(telemetry(token)));
+    for token in 1..=5 {
+        assert_eq!(bench.after(second * 29), []);
+        bench.on(Input::Taken { token });
+    }
+    assert!(bench.session.deadline().is_some_and(|deadline| deadline > bench.now + second * 60), "all are taken");
+
+    // One that was passed over is lost, however busy the link.
+    (6..=9).for_each(|token| _ = bench.on(telemetry(token)));
+    bench.on(Input::Taken { token: 6 });
+    bench.after(second * 20);
+    bench.on(Input::Taken { token: 8 });
+    let (waited, outputs) = bench.wait();
+    assert!(waited == second * 10 && is_end(&outputs), "{waited:?} {outputs:?}");
+}
+
+#[test]
+fn a_notice_that_did_not_come_asks_for_the_whole_twin() {
+    let mut bench = Bench::ready();
+    assert_eq!(bench.notice(6), [desired(6)]);
+    assert_eq!(bench.notice(8), [get(2)], "7 is missing");
+    assert_eq!(bench.answer_get(2, 8), [twin(8), Output::State(LinkState::Ready)]);
+    assert_eq!(bench.notice(9), [desired(9)]);
+
+    let mut bench = Bench::connected();
+    for early in [6, 8] {
+        assert_eq!(bench.notice(early), []);
+    }
+    assert_eq!(bench.answer_get(1, 5), [twin(5), desired(6), Output::State(LinkState::Ready), get(2)]);
+    assert_eq!(bench.answer_get(2, 8), [twin(8), Output::State(LinkState::Ready)]);
+}
+
+#[test]
 fn the_token_is_renewed_after_four_fifths_of_its_life() {
     let mut bench = Bench::ready();
     let (waited, outputs) = bench.wait();
@@ -345,6 +403,22 @@ fn the_token_is_renewed_after_four_fifths_of_its_life() {
     let Some(Output::Connect(credentials)) = outputs.last() else { panic!("{outputs:?}") };
     let token = Token::parse(&credentials.password).expect("a token");
     assert_eq!(token.expiry(), (bench.wall() + LIFETIME).timestamp());
+}
+
+#[test]
+fn a_certificate_needs_no_token_and_no_renewal() {
+    let mut bench = Bench::new();
+    bench.session.settings.credentials = DeviceCredentials::X509;
+    let outputs = bench.after(Duration::ZERO);
+    let Some(Output::Connect(credentials)) = outputs.last() else { panic!("{outputs:?}") };
+    assert_eq!(credentials.password, "");
+    assert!(credentials.username.starts_with("localhost:18883/d1/?api-version="), "{credentials:?}");
+    bench.on(Input::Accepted);
+    for _ in 0..3 {
+        bench.on(Input::Subscribed { granted: true });
+    }
+    bench.answer_get(1, 5);
+    assert!(bench.session.deadline().is_some_and(|deadline| deadline > bench.now + 100 * LIFETIME));
 }
 
 #[test]

@@ -42,8 +42,11 @@ impl Hub {
     }
 
     fn device(&self, ca: &str) -> Device {
-        let port = self.listener.local_addr().expect("an address").port();
-        device_at(port, ca)
+        device_at(self.port(), ca)
+    }
+
+    fn port(&self) -> u16 {
+        self.listener.local_addr().expect("an address").port()
     }
 
     async fn accept(&self) -> (Peer, Connect) {
@@ -60,7 +63,7 @@ impl Hub {
     /// Until the twin has been asked for; returns the GET's request id.
     async fn accept_until_get(&self) -> (Peer, String) {
         let (mut peer, connect) = self.accept().await;
-        assert_eq!((connect.client_id.as_str(), connect.clean_session, connect.keep_alive), ("d1", false, 60));
+        assert_eq!((connect.client_id.as_str(), connect.clean_session), ("d1", false));
         peer.send(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))).await;
         for expected in ["$iothub/methods/POST/#", "$iothub/twin/res/#", "$iothub/twin/PATCH/properties/desired/#"] {
             let Packet::Subscribe(subscribe) = peer.next().await else { panic!("no subscribe to {expected}") };
@@ -140,11 +143,16 @@ impl Device {
 }
 
 fn device_at(port: u16, ca: &str) -> Device {
+    device_with(port, ca, DEFAULT_KEEP_ALIVE)
+}
+
+fn device_with(port: u16, ca: &str, keep_alive: Duration) -> Device {
     let text = format!("HostName=localhost:{port};DeviceId=d1;SharedAccessKey={KEY}");
     let connection = DeviceConnectionString::parse(&text).expect("a connection string");
     let tls = client_config(Roots::Pem(ca.as_bytes())).expect("a config");
     let connects = Arc::new(Semaphore::new(1));
-    let settings = DeviceConnectionSettings::new(connection, tls, connects.clone(), 1);
+    let settings =
+        DeviceConnectionSettings { keep_alive, ..DeviceConnectionSettings::new(connection, tls, connects.clone(), 1) };
     let ((to_actor, from_hub), (to_hub, from_actor)) = (mpsc::channel(1), mpsc::channel(1));
     let cancel = CancellationToken::new();
     let connection = spawn(settings, to_actor, from_actor, cancel.clone());
@@ -197,6 +205,16 @@ async fn a_device_lives_through_a_cut_and_says_good_bye() {
     assert_eq!(peer.next().await, Packet::Disconnect);
     device.until(|state| *state == LinkState::Stopped).await;
     soon(&mut device.connection.task).await.expect("a clean end");
+}
+
+#[tokio::test]
+async fn a_link_that_is_half_open_is_noticed_and_made_anew() {
+    let hub = Hub::start().await;
+    let mut device = device_with(hub.port(), &hub.ca, Duration::from_secs(1));
+    let _mute = hub.accept_until_ready(&mut device).await;
+    let FromHub::Disconnected { reason } = device.next().await else { panic!("no end") };
+    assert!(reason.contains("did not answer a ping"), "{reason}");
+    hub.accept_until_ready(&mut device).await;
 }
 
 #[tokio::test]

@@ -2,10 +2,9 @@
 
 use std::fmt;
 
+use super::functions::Function;
 use super::lexer::{is_first_name, is_name, keyword};
-use super::{
-    Aggregate, Condition, Constant, Expression, Fold, Function, Item, ItemValue, List, Operator, Path, Query, Source,
-};
+use super::{Aggregate, Condition, Constant, Expression, Fold, Item, ItemValue, List, Operator, Path, Query, Source};
 
 impl fmt::Display for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -18,11 +17,8 @@ impl fmt::Display for Query {
             List::All => f.write_str("*")?,
             List::Items(items) => separated(f, items, ", ", |f, item| write_item(f, item, source))?,
         }
-        write!(f, " FROM {}", source.prefix().join("."))?;
-        if let Some(expression) = &self.condition.expression {
-            f.write_str(" WHERE ")?;
-            write_expression(f, expression, source)?;
-        }
+        f.write_str(" ")?;
+        write_source(f, &self.condition)?;
         if let Some(path) = &self.group_by {
             f.write_str(" GROUP BY ")?;
             write_path(f, path, source)?;
@@ -33,9 +29,10 @@ impl fmt::Display for Query {
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.expression {
-            None => f.write_str("*"),
-            Some(expression) => write_expression(f, expression, self.source),
+        match (self.source, &self.expression) {
+            (Source::Devices, None) => f.write_str("*"),
+            (Source::Devices, Some(expression)) => write_expression(f, expression, self.source),
+            _ => write_source(f, self),
         }
     }
 }
@@ -97,14 +94,27 @@ fn binding(expression: &Expression) -> Binding {
         Expression::Arithmetic { .. } => Binding::Product,
         Expression::Negate(_) => Binding::Signed,
         Expression::Constant(Constant::Number(number)) if number.is_sign_negative() => Binding::Signed,
-        Expression::Undefined | Expression::Constant(_) | Expression::Path(_) | Expression::Call { .. } => {
-            Binding::Primary
-        }
+        Expression::Undefined
+        | Expression::Constant(_)
+        | Expression::Path(_)
+        | Expression::Call { .. }
+        | Expression::Array(_) => Binding::Primary,
     }
 }
 
 fn is_sum(rest: &[(Operator, Expression)]) -> bool {
     rest.first().is_some_and(|(operator, _)| operator.is_additive())
+}
+
+fn write_source(f: &mut fmt::Formatter<'_>, condition: &Condition) -> fmt::Result {
+    write!(f, "FROM {}", condition.source.prefix().join("."))?;
+    match &condition.expression {
+        None => Ok(()),
+        Some(expression) => {
+            f.write_str(" WHERE ")?;
+            write_expression(f, expression, condition.source)
+        }
+    }
 }
 
 fn write_item(f: &mut fmt::Formatter<'_>, item: &Item, source: Source) -> fmt::Result {
@@ -132,6 +142,11 @@ fn write_expression(f: &mut fmt::Formatter<'_>, expression: &Expression, source:
             write!(f, "{function}(")?;
             separated(f, arguments, ", ", |f, argument| write_expression(f, argument, source))?;
             f.write_str(")")
+        }
+        Expression::Array(elements) => {
+            f.write_str("[")?;
+            separated(f, elements, ", ", |f, element| write_expression(f, element, source))?;
+            f.write_str("]")
         }
         Expression::Or(any) => separated(f, any, " OR ", |f, one| write_bound(f, one, Binding::And, source)),
         Expression::And(all) => separated(f, all, " AND ", |f, one| write_bound(f, one, Binding::Not, source)),
@@ -177,15 +192,12 @@ fn write_bound(f: &mut fmt::Formatter<'_>, expression: &Expression, wanted: Bind
 
 /// With the source's prefix where the path would be read as something else without it.
 fn write_path(f: &mut fmt::Formatter<'_>, path: &Path, source: Source) -> fmt::Result {
-    let prefix = source.prefix();
-    let looks_prefixed = path.0.len() > prefix.len()
-        && path.0.iter().zip(prefix).all(|(part, wanted)| part.eq_ignore_ascii_case(wanted));
     let is_ambiguous = match path.0.as_slice() {
         [name] => !is_first_name(name) || keyword(name).is_some(),
-        [first, ..] => !is_first_name(first),
+        [first, ..] => !is_first_name(first) || first.eq_ignore_ascii_case("devices"),
         [] => false,
     };
-    let prefix = if looks_prefixed || is_ambiguous { prefix } else { &[] };
+    let prefix = if is_ambiguous { source.prefix() } else { &[] };
     let parts = prefix.iter().copied().chain(path.0.iter().map(String::as_str));
     for (place, part) in parts.enumerate() {
         if place > 0 {

@@ -5,9 +5,11 @@ use std::cmp::Ordering;
 
 use serde_json::Value;
 
-use super::{Comparison, Constant, Expression, Function, Operator, Path};
+use super::functions::Function;
+use super::{Comparison, Constant, Expression, Operator, Path};
 
-/// A value while it is computed with. Numbers are doubles, which hold every integer that a twin may.
+/// A value while it is computed with: borrowed from the row or the query wherever it stands in one of them, so that
+/// paths, constants and comparisons cost no memory. Numbers are doubles, which hold every integer that a twin may.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Term<'a> {
     Undefined,
@@ -16,7 +18,7 @@ pub(super) enum Term<'a> {
     Number(f64),
     Text(Cow<'a, str>),
     /// An object or an array: can be projected and asked for its type, not compared.
-    Composite(&'a Value),
+    Composite(Cow<'a, Value>),
 }
 
 /// A condition holds only for the boolean `true`.
@@ -29,9 +31,15 @@ pub(super) fn evaluate<'a>(expression: &'a Expression, row: &'a Value) -> Term<'
         Expression::Undefined => Term::Undefined,
         Expression::Constant(constant) => Term::from(constant),
         Expression::Path(path) => look_up(path, row),
+        Expression::Call { function: Function::Concat, arguments } => concat(arguments, row),
         Expression::Call { function, arguments } => {
-            let arguments: Vec<Term<'a>> = arguments.iter().map(|argument| evaluate(argument, row)).collect();
-            call(*function, &arguments)
+            let argument = |place| arguments.get(place).map_or(Term::Undefined, |argument| evaluate(argument, row));
+            let third = arguments.get(2).map(|argument| evaluate(argument, row));
+            call(*function, &argument(0), &argument(1), third.as_ref())
+        }
+        Expression::Array(elements) => {
+            let elements = elements.iter().filter_map(|element| evaluate(element, row).into_json()).collect();
+            Term::Composite(Cow::Owned(Value::Array(elements)))
         }
         Expression::Or(any) => decide(any, row, true),
         Expression::And(all) => decide(all, row, false),
@@ -124,16 +132,15 @@ fn number<'a>(value: Option<f64>) -> Term<'a> {
     value.filter(|value| value.is_finite()).map_or(Term::Undefined, Term::Number)
 }
 
-fn call<'a>(function: Function, arguments: &[Term<'a>]) -> Term<'a> {
-    let first = arguments.first().unwrap_or(&Term::Undefined);
-    let second = arguments.get(1).unwrap_or(&Term::Undefined);
+/// A function of at most three arguments, which are all but one.
+fn call<'a>(function: Function, first: &Term<'_>, second: &Term<'_>, third: Option<&Term<'_>>) -> Term<'a> {
     match function {
         Function::IsDefined => Term::Bool(*first != Term::Undefined),
-        Function::IsArray => Term::Bool(matches!(first, Term::Composite(Value::Array(_)))),
+        Function::IsArray => Term::Bool(matches!(first, Term::Composite(value) if value.is_array())),
         Function::IsBool => Term::Bool(matches!(first, Term::Bool(_))),
         Function::IsNull => Term::Bool(*first == Term::Null),
         Function::IsNumber => Term::Bool(matches!(first, Term::Number(_))),
-        Function::IsObject => Term::Bool(matches!(first, Term::Composite(Value::Object(_)))),
+        Function::IsObject => Term::Bool(matches!(first, Term::Composite(value) if value.is_object())),
         Function::IsPrimitive => Term::Bool(first.is_primitive()),
         Function::IsString => Term::Bool(matches!(first, Term::Text(_))),
         Function::AsNumber => match first {
@@ -148,14 +155,11 @@ fn call<'a>(function: Function, arguments: &[Term<'a>]) -> Term<'a> {
         Function::Floor => numeric(first, f64::floor),
         Function::Sqrt => numeric(first, f64::sqrt),
         Function::Sign => numeric(first, |n| if n == 0.0 { 0.0 } else { n.signum() }),
-        Function::Concat => {
-            let texts: Option<Vec<&str>> = arguments.iter().map(Term::text).collect();
-            texts.map_or(Term::Undefined, |texts| text(texts.concat()))
-        }
+        Function::Concat => Term::Undefined,
         Function::Length => first.text().map_or(Term::Undefined, |t| Term::Number(t.chars().count() as f64)),
         Function::Lower => first.text().map_or(Term::Undefined, |t| text(t.to_lowercase())),
         Function::Upper => first.text().map_or(Term::Undefined, |t| text(t.to_uppercase())),
-        Function::Substring => substring(first, second, arguments.get(2)).map_or(Term::Undefined, text),
+        Function::Substring => substring(first, second, third).map_or(Term::Undefined, text),
         Function::StartsWith => with_texts(first, second, |t, part| Term::Bool(t.starts_with(part))),
         Function::EndsWith => with_texts(first, second, |t, part| Term::Bool(t.ends_with(part))),
         Function::Contains => with_texts(first, second, |t, part| Term::Bool(t.contains(part))),
@@ -164,6 +168,17 @@ fn call<'a>(function: Function, arguments: &[Term<'a>]) -> Term<'a> {
             Term::Number(before.map_or(-1.0, |before| before.chars().count() as f64))
         }),
     }
+}
+
+fn concat<'a>(arguments: &[Expression], row: &Value) -> Term<'a> {
+    let mut whole = String::new();
+    for argument in arguments {
+        match evaluate(argument, row) {
+            Term::Text(part) => whole.push_str(&part),
+            _ => return Term::Undefined,
+        }
+    }
+    text(whole)
 }
 
 fn numeric<'a>(argument: &Term<'_>, compute: impl Fn(f64) -> f64) -> Term<'a> {
@@ -207,14 +222,14 @@ impl Term<'_> {
     }
 
     /// As JSON; `None` for undefined, which is left out of an answer.
-    pub(super) fn to_json(&self) -> Option<Value> {
+    pub(super) fn into_json(self) -> Option<Value> {
         match self {
             Term::Undefined => None,
             Term::Null => Some(Value::Null),
-            Term::Bool(value) => Some(Value::Bool(*value)),
-            Term::Number(number) => Some(json_number(*number)),
-            Term::Text(text) => Some(Value::String(text.to_string())),
-            Term::Composite(value) => Some((*value).clone()),
+            Term::Bool(value) => Some(Value::Bool(value)),
+            Term::Number(number) => Some(json_number(number)),
+            Term::Text(text) => Some(Value::String(text.into_owned())),
+            Term::Composite(value) => Some(value.into_owned()),
         }
     }
 }
@@ -232,7 +247,7 @@ impl<'a> From<&'a Value> for Term<'a> {
             Value::Bool(value) => Term::Bool(*value),
             Value::Number(value) => number(value.as_f64()),
             Value::String(text) => Term::Text(Cow::Borrowed(text)),
-            Value::Array(_) | Value::Object(_) => Term::Composite(value),
+            Value::Array(_) | Value::Object(_) => Term::Composite(Cow::Borrowed(value)),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! A query over rows, one by one.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use serde_json::{Map, Value};
 
 use super::eval::{Term, evaluate, json_number, look_up};
-use super::{Aggregate, Fold, Item, ItemValue, List, Query};
+use super::{Aggregate, Fold, GroupKey, Item, ItemValue, List, Query};
 
 /// Takes a query's rows one by one. A plain projection answers each at once; aggregates and groups come at the end.
 #[derive(Debug)]
@@ -13,9 +14,13 @@ pub struct Executor<'q> {
     query: &'q Query,
     /// How many rows were given out.
     given: u64,
-    /// By the grouped value's JSON text, `None` where it is undefined; ordered, so that answers do not depend on
-    /// chance.
-    groups: BTreeMap<Option<String>, Group>,
+    groups: BTreeMap<GroupKey, Group>,
+    /// The last group of the pages before.
+    after: Option<GroupKey>,
+    /// How many groups are kept: the first ones in their order.
+    room: usize,
+    /// Whether there are groups that had no room.
+    has_more: bool,
 }
 
 /// What is known of the rows with one value.
@@ -27,17 +32,22 @@ struct Group {
     tallies: Vec<Tally>,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Tally {
-    rows: u64,
-    numbers: u64,
-    sum: f64,
-    least: Option<Extreme>,
-    greatest: Option<Extreme>,
+/// What an aggregate has seen.
+#[derive(Debug)]
+enum Tally {
+    /// Of an item that is no aggregate.
+    Nothing,
+    Count(u64),
+    Sum {
+        numbers: u64,
+        sum: f64,
+    },
+    Least(Option<Extreme>),
+    Greatest(Option<Extreme>),
 }
 
 /// Numbers come before texts, as in the store that IoT Hub's language stems from.
-#[derive(Debug, Clone, PartialEq, PartialOrd)]
+#[derive(Debug, PartialEq, PartialOrd)]
 enum Extreme {
     Number(f64),
     Text(String),
@@ -50,7 +60,14 @@ impl<'q> Executor<'q> {
 
     /// Go on after `given` rows of earlier pages, which count towards `TOP`.
     pub fn resume(query: &'q Query, given: u64) -> Executor<'q> {
-        Executor { query, given, groups: BTreeMap::new() }
+        Executor::page_of_groups(query, given, None, usize::MAX)
+    }
+
+    /// As [`Executor::resume`], for a page of at most `limit` groups: the first ones after `after`. All rows are to be
+    /// pushed again for each page; no more than `limit` groups are in memory, however many there are.
+    /// What [`Executor::finish_page`] gives tells where the next page begins.
+    pub fn page_of_groups(query: &'q Query, given: u64, after: Option<GroupKey>, limit: usize) -> Executor<'q> {
+        Executor { query, given, groups: BTreeMap::new(), after, room: limit.max(1), has_more: false }
     }
 
     /// Take a row; get what it becomes, if it is in the answer by itself.
@@ -76,35 +93,62 @@ impl<'q> Executor<'q> {
     }
 
     /// The rows that had to wait for the last one: aggregates and groups.
-    pub fn finish(mut self) -> Vec<Value> {
-        let List::Items(items) = &self.query.list else { return Vec::new() };
+    pub fn finish(self) -> Vec<Value> {
+        self.finish_page().0
+    }
+
+    /// As [`Executor::finish`]; with the last row's group, if there are groups after it that the query wants.
+    pub fn finish_page(mut self) -> (Vec<Value>, Option<GroupKey>) {
+        let List::Items(items) = &self.query.list else { return (Vec::new(), None) };
         if !self.query.is_aggregate() {
-            return Vec::new();
+            return (Vec::new(), None);
         }
         // Without groups there is one row, whatever there was to count.
         if self.query.group_by.is_none() && self.groups.is_empty() {
-            self.groups.insert(None, Group::new(items, &Value::Null));
+            self.groups.insert(GroupKey::of(&Term::Undefined), Group::new(items, &Value::Null));
         }
-        let top = self.query.top.and_then(|top| usize::try_from(top).ok()).unwrap_or(usize::MAX);
-        self.groups.into_values().take(top).map(|group| group.finish(items)).collect()
+        let left = self.query.top.map_or(u64::MAX, |top| top.saturating_sub(self.given));
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let next = self.groups.last_key_value().map(|(last, _)| last.clone());
+        let next = next.filter(|_| self.has_more && self.groups.len() < left);
+        (self.groups.into_values().take(left).map(|group| group.finish(items)).collect(), next)
     }
 
     fn fold(&mut self, items: &[Item], row: &Value) {
-        let key = self.query.group_by.as_ref().and_then(|path| look_up(path, row).to_json()).map(|v| v.to_string());
-        let group = self.groups.entry(key).or_insert_with(|| Group::new(items, row));
+        let value = self.query.group_by.as_ref().map_or(Term::Undefined, |path| look_up(path, row));
+        let key = GroupKey::of(&value);
+        if self.after.as_ref().is_some_and(|after| key <= *after) {
+            return;
+        }
+        let is_full = self.groups.len() >= self.room;
+        if is_full && self.groups.last_key_value().is_some_and(|(last, _)| key > *last) {
+            self.has_more = true;
+            return;
+        }
+        let group = match self.groups.entry(key) {
+            Entry::Occupied(group) => group.into_mut(),
+            Entry::Vacant(place) => {
+                // The last one makes room, once this one is in.
+                self.has_more |= is_full;
+                place.insert(Group::new(items, row))
+            }
+        };
         for (item, tally) in items.iter().zip(&mut group.tallies) {
             match item.aggregate() {
-                Some(Aggregate::Count) => tally.rows += 1,
+                Some(Aggregate::Count) => tally.count(),
                 Some(Aggregate::Of(_, path)) => tally.add(&look_up(path, row)),
                 None => {}
             }
+        }
+        if self.groups.len() > self.room {
+            self.groups.pop_last();
         }
     }
 }
 
 fn project(items: &[Item], row: &Value) -> Map<String, Value> {
     let members = items.iter().enumerate().filter_map(|(place, item)| match &item.value {
-        ItemValue::Expression(expression) => Some((item.name(place), evaluate(expression, row).to_json()?)),
+        ItemValue::Expression(expression) => Some((item.name(place), evaluate(expression, row).into_json()?)),
         ItemValue::Aggregate(_) => None,
     });
     members.collect()
@@ -112,7 +156,7 @@ fn project(items: &[Item], row: &Value) -> Map<String, Value> {
 
 impl Group {
     fn new(items: &[Item], row: &Value) -> Group {
-        Group { plain: project(items, row), tallies: vec![Tally::default(); items.len()] }
+        Group { plain: project(items, row), tallies: items.iter().map(|item| Tally::new(item.aggregate())).collect() }
     }
 
     fn finish(self, items: &[Item]) -> Value {
@@ -127,36 +171,80 @@ impl Group {
 }
 
 impl Tally {
-    fn add(&mut self, term: &Term<'_>) {
-        let value = match (term.number(), term.text()) {
-            (Some(number), _) => {
-                self.numbers += 1;
-                self.sum += number;
-                Extreme::Number(number)
-            }
-            (None, Some(text)) => Extreme::Text(text.to_owned()),
-            (None, None) => return,
-        };
-        if self.least.as_ref().is_none_or(|least| value < *least) {
-            self.least = Some(value.clone());
+    fn new(aggregate: Option<&Aggregate>) -> Tally {
+        match aggregate {
+            None => Tally::Nothing,
+            Some(Aggregate::Count) => Tally::Count(0),
+            Some(Aggregate::Of(Fold::Sum | Fold::Average, _)) => Tally::Sum { numbers: 0, sum: 0.0 },
+            Some(Aggregate::Of(Fold::Minimum, _)) => Tally::Least(None),
+            Some(Aggregate::Of(Fold::Maximum, _)) => Tally::Greatest(None),
         }
-        if self.greatest.as_ref().is_none_or(|greatest| value > *greatest) {
-            self.greatest = Some(value);
+    }
+
+    fn count(&mut self) {
+        if let Tally::Count(rows) = self {
+            *rows += 1;
+        }
+    }
+
+    /// What is neither a number nor a text has no sum and no order, and is left out.
+    fn add(&mut self, term: &Term<'_>) {
+        match (self, term) {
+            (Tally::Sum { numbers, sum }, Term::Number(number)) => {
+                *numbers += 1;
+                *sum += number;
+            }
+            (Tally::Least(least), term) if least.as_ref().is_none_or(|least| least.is_above(term)) => {
+                *least = Extreme::new(term).or(least.take());
+            }
+            (Tally::Greatest(greatest), term) if greatest.as_ref().is_none_or(|greatest| greatest.is_below(term)) => {
+                *greatest = Extreme::new(term).or(greatest.take());
+            }
+            _ => {}
         }
     }
 
     fn result(self, aggregate: &Aggregate) -> Option<Value> {
-        match aggregate {
-            Aggregate::Count => Some(Value::from(self.rows)),
-            Aggregate::Of(Fold::Sum, _) => (self.numbers > 0).then(|| json_number(self.sum)),
-            Aggregate::Of(Fold::Average, _) => (self.numbers > 0).then(|| json_number(self.sum / self.numbers as f64)),
-            Aggregate::Of(Fold::Minimum, _) => self.least.map(Extreme::into_json),
-            Aggregate::Of(Fold::Maximum, _) => self.greatest.map(Extreme::into_json),
+        match self {
+            Tally::Nothing => None,
+            Tally::Count(rows) => Some(Value::from(rows)),
+            Tally::Sum { numbers: 0, .. } => None,
+            Tally::Sum { numbers, sum } => match aggregate {
+                Aggregate::Of(Fold::Average, _) => Some(json_number(sum / numbers as f64)),
+                _ => Some(json_number(sum)),
+            },
+            Tally::Least(extreme) | Tally::Greatest(extreme) => extreme.map(Extreme::into_json),
         }
     }
 }
 
 impl Extreme {
+    fn new(term: &Term<'_>) -> Option<Extreme> {
+        match term {
+            Term::Number(number) => Some(Extreme::Number(*number)),
+            Term::Text(text) => Some(Extreme::Text(text.clone().into_owned())),
+            _ => None,
+        }
+    }
+
+    fn is_above(&self, term: &Term<'_>) -> bool {
+        match (self, term) {
+            (Extreme::Number(number), Term::Number(other)) => number > other,
+            (Extreme::Text(text), Term::Text(other)) => text.as_str() > &**other,
+            (Extreme::Text(_), Term::Number(_)) => true,
+            _ => false,
+        }
+    }
+
+    fn is_below(&self, term: &Term<'_>) -> bool {
+        match (self, term) {
+            (Extreme::Number(number), Term::Number(other)) => number < other,
+            (Extreme::Text(text), Term::Text(other)) => text.as_str() < &**other,
+            (Extreme::Number(_), Term::Text(_)) => true,
+            _ => false,
+        }
+    }
+
     fn into_json(self) -> Value {
         match self {
             Extreme::Number(number) => json_number(number),

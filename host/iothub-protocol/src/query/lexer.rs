@@ -182,7 +182,8 @@ impl<'a> Lexer<'a> {
             match self.advance() {
                 None => return Err(error(at, format!("The text that begins here has no closing {quote}"))),
                 Some('\\') => text.push(self.escaped()?),
-                Some(c) if c == quote => return Ok(Kind::Text(text)),
+                // A doubled one is one of the text's.
+                Some(c) if c == quote && !self.advance_by(c.encode_utf8(&mut [0; 4])) => return Ok(Kind::Text(text)),
                 Some(c) => text.push(c),
             }
         }

@@ -8,6 +8,10 @@
 //! path   := name {. name | .[[any text]]}
 //! ```
 //!
+//! An expression is a constant (`undefined`, `null`, a number, a text, `true`, `false`), a path, a function of
+//! expressions, `[a, b]`, or made of others by `+ - * / %`, `= != <> < <= > >=`, `IN [ ]`, `NIN [ ]`, `NOT`, `AND` and
+//! `OR`, the last of which binds most loosely.
+//!
 //! [`Query`] is a whole `SELECT`, [`Condition`] its WHERE part, which is also what a job's `queryCondition` holds.
 //! [`Executor`] takes rows one by one, so that a hub can page. Both trees print as text that parses to the same tree.
 //!
@@ -18,15 +22,24 @@
 //!   condition holds only for the boolean `true`. So `tags.floor != 1` does not hold where there is no such tag.
 //! - Two primitives of different types are unequal (`!=` holds) and have no order.
 //! - Functions that Azure documents for message routing only (`STARTS_WITH`, `LOWER`, …) work on twins and jobs as
-//!   well.
+//!   well, and `STARTSWITH` and `ENDSWITH` by the names that Azure's own twin queries know them by.
+//! - A path may begin with its source (`devices.modules.moduleId`), with `devices.`, or with `c.` where the source is
+//!   called so. Jobs have no twin: `tags` and `properties` are refused there, as is everything but `SELECT *`.
+//! - Texts are ordered by their characters, so that times in ISO 8601 compare as times do.
+//! - A quotation mark in a text may also be doubled, as Microsoft's tools write it.
+//! - Groups come in the order of their value: undefined, null, false, true, numbers, texts, then objects and arrays.
 //! - An item without `AS` is named by its path's last part, else `$1`, `$2`, … by its place. Aggregates over no usable
 //!   value are left out, `COUNT()` is 0.
 
 mod display;
 mod eval;
 mod execute;
+mod functions;
+mod group;
 mod lexer;
 mod parse;
+#[cfg(test)]
+mod random;
 mod requirement;
 #[cfg(test)]
 mod tests;
@@ -36,6 +49,8 @@ use serde_json::Value;
 use crate::error::{ErrorCode, HubError};
 
 pub use execute::Executor;
+use functions::Function;
+pub use group::GroupKey;
 pub use requirement::{Demand, Operand, Parts, Requirement};
 
 /// Longest text of a query or condition, in characters: IoT Hub's own limit.
@@ -151,11 +166,12 @@ impl Condition {
         Condition { source: Source::Devices, expression: None }
     }
 
-    /// Read the `queryCondition` of a job: `*` for all devices, else what would follow `WHERE`.
+    /// Read the `queryCondition` of a job: `*` for all devices, else what would follow `WHERE`. One over modules names
+    /// its source: `FROM devices.modules WHERE moduleId = 'm'`. The target condition of a configuration is written so,
+    /// too.
     ///
     /// # Errors
-    /// As [`Query::parse`]. A whole `SELECT` is refused, as Azure does when such a job starts. Conditions that begin
-    /// with `FROM devices.modules` are Azure's for jobs over modules, which this hub does not have.
+    /// As [`Query::parse`]. A whole `SELECT` is refused, as Azure does when such a job starts.
     pub fn parse_job(text: &str) -> Result<Condition, QueryError> {
         parse::job_condition(text)
     }
@@ -201,7 +217,7 @@ impl Condition {
 }
 
 impl Source {
-    /// What a path may begin with to say where it is from.
+    /// What a path may begin with to say where it is from, besides `devices` alone.
     fn prefix(self) -> &'static [&'static str] {
         match self {
             Source::Devices => &["devices"],
@@ -319,6 +335,7 @@ enum Expression {
     Constant(Constant),
     Path(Path),
     Call { function: Function, arguments: Vec<Expression> },
+    Array(Vec<Expression>),
     Or(Vec<Expression>),
     And(Vec<Expression>),
     Not(Box<Expression>),
@@ -400,53 +417,4 @@ impl Operator {
     fn is_additive(self) -> bool {
         matches!(self, Operator::Add | Operator::Subtract)
     }
-}
-
-macro_rules! functions {
-    ($($variant:ident $name:literal $fewest:literal..=$most:expr),* $(,)?) => {
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        enum Function { $($variant),* }
-
-        impl Function {
-            const ALL: &'static [Function] = &[$(Function::$variant),*];
-
-            fn name(self) -> &'static str {
-                match self { $(Function::$variant => $name),* }
-            }
-
-            /// How many arguments it takes.
-            fn arity(self) -> std::ops::RangeInclusive<usize> {
-                match self { $(Function::$variant => $fewest..=$most),* }
-            }
-        }
-    };
-}
-
-functions! {
-    IsDefined "IS_DEFINED" 1..=1,
-    IsArray "IS_ARRAY" 1..=1,
-    IsBool "IS_BOOL" 1..=1,
-    IsNull "IS_NULL" 1..=1,
-    IsNumber "IS_NUMBER" 1..=1,
-    IsObject "IS_OBJECT" 1..=1,
-    IsPrimitive "IS_PRIMITIVE" 1..=1,
-    IsString "IS_STRING" 1..=1,
-    AsNumber "AS_NUMBER" 1..=1,
-    Abs "ABS" 1..=1,
-    Exp "EXP" 1..=1,
-    Power "POWER" 2..=2,
-    Square "SQUARE" 1..=1,
-    Ceiling "CEILING" 1..=1,
-    Floor "FLOOR" 1..=1,
-    Sign "SIGN" 1..=1,
-    Sqrt "SQRT" 1..=1,
-    Concat "CONCAT" 2..=usize::MAX,
-    Length "LENGTH" 1..=1,
-    Lower "LOWER" 1..=1,
-    Upper "UPPER" 1..=1,
-    Substring "SUBSTRING" 2..=3,
-    IndexOf "INDEX_OF" 2..=2,
-    StartsWith "STARTS_WITH" 2..=2,
-    EndsWith "ENDS_WITH" 2..=2,
-    Contains "CONTAINS" 2..=2,
 }

@@ -1,17 +1,19 @@
 //! Tokens to a tree, by recursive descent.
 
+use super::functions::Function;
 use super::lexer::{Kind, Position, Token, error, tokens};
 use super::{
-    Aggregate, Comparison, Condition, Constant, Expression, Fold, Function, Item, ItemValue, List, Operator, Path,
-    Query, QueryError, Source,
+    Aggregate, Comparison, Condition, Constant, Expression, Fold, Item, ItemValue, List, Operator, Path, Query,
+    QueryError, Source,
 };
 
 /// How deeply parentheses, calls, `NOT` and signs may nest: more than a person reads, and a small part of the smallest
 /// thread's stack.
 const MAX_NESTING: usize = 64;
 
-/// What a job's condition completes.
+/// What a job's condition completes, and what one that names its source does.
 const JOB_QUERY: &str = "SELECT * FROM devices WHERE ";
+const SOURCE_QUERY: &str = "SELECT * ";
 
 pub(super) fn query(text: &str) -> Result<Query, QueryError> {
     let mut parser = Parser::new(text, Position { line: 1, column: 1 })?;
@@ -22,7 +24,9 @@ pub(super) fn query(text: &str) -> Result<Query, QueryError> {
 }
 
 pub(super) fn job_condition(text: &str) -> Result<Condition, QueryError> {
-    let mut parser = Parser::new(text, Position { line: 1, column: JOB_QUERY.chars().count() + 1 })?;
+    let names_source = text.split_whitespace().next().is_some_and(|word| word.eq_ignore_ascii_case("FROM"));
+    let completes = if names_source { SOURCE_QUERY } else { JOB_QUERY };
+    let mut parser = Parser::new(text, Position { line: 1, column: completes.chars().count() + 1 })?;
     match &parser.token().kind {
         Kind::Symbol("*") => {
             parser.advance();
@@ -30,7 +34,15 @@ pub(super) fn job_condition(text: &str) -> Result<Condition, QueryError> {
             Ok(Condition::all())
         }
         Kind::Keyword("SELECT") => Err(parser.unexpected(", the condition of a job is what follows WHERE")),
-        Kind::Keyword("FROM") => Err(parser.unexpected(", jobs over modules are not supported by this hub")),
+        Kind::Keyword("FROM") => {
+            parser.source = parser.find_source();
+            if parser.source == Source::Jobs {
+                return Err(parser.error("A condition is FROM devices or FROM devices.modules"));
+            }
+            let condition = parser.source_and_condition()?;
+            parser.end()?;
+            Ok(condition)
+        }
         Kind::End => Err(parser.error("The condition is empty, * selects all devices")),
         _ => {
             let expression = Some(parser.expression()?);
@@ -71,20 +83,29 @@ impl Parser {
         let top = if self.eat_keyword("TOP") { Some(self.count()?) } else { None };
         let list_at = self.token().at;
         let list = self.list()?;
+        let condition = self.source_and_condition()?;
+        let group_by = if self.eat_keyword("GROUP") {
+            self.expect_keyword("BY")?;
+            let path = self.path()?;
+            if self.token().kind == Kind::Symbol(",") {
+                return Err(self.unexpected(", GROUP BY takes one path"));
+            }
+            Some(path)
+        } else {
+            None
+        };
+        check_list(&list, group_by.as_ref(), self.source).map_err(|message| error(list_at, message))?;
+        Ok(Query { top, list, condition, group_by })
+    }
+
+    fn source_and_condition(&mut self) -> Result<Condition, QueryError> {
         self.expect_keyword("FROM")?;
         match &self.token().kind {
             Kind::Path(parts) if source(parts).is_some() => self.advance(),
             _ => return Err(self.unexpected(", expected devices, devices.modules or devices.jobs")),
         };
         let expression = if self.eat_keyword("WHERE") { Some(self.expression()?) } else { None };
-        let group_by = if self.eat_keyword("GROUP") {
-            self.expect_keyword("BY")?;
-            Some(self.path()?)
-        } else {
-            None
-        };
-        check_list(&list, group_by.as_ref(), self.source).map_err(|message| error(list_at, message))?;
-        Ok(Query { top, list, condition: Condition { source: self.source, expression }, group_by })
+        Ok(Condition { source: self.source, expression })
     }
 
     fn count(&mut self) -> Result<u64, QueryError> {
@@ -134,7 +155,9 @@ impl Parser {
         if name.eq_ignore_ascii_case("COUNT") {
             self.advance();
             self.expect("(")?;
-            self.expect(")")?;
+            if !self.eat(")") {
+                return Err(self.unexpected(", COUNT() takes no argument"));
+            }
             return Ok(Some(Aggregate::Count));
         }
         let Some(fold) = Fold::ALL.into_iter().find(|fold| fold.name().eq_ignore_ascii_case(name)) else {
@@ -290,6 +313,9 @@ impl Parser {
             self.expect(")")?;
             return Ok(inner);
         }
+        if self.eat("[") {
+            return Ok(Expression::Array(self.expressions("]")?));
+        }
         if self.called_name().is_some() {
             return self.call();
         }
@@ -308,7 +334,7 @@ impl Parser {
 
     fn call(&mut self) -> Result<Expression, QueryError> {
         let name = self.called_name().unwrap_or_default();
-        let Some(&function) = Function::ALL.iter().find(|f| f.name().eq_ignore_ascii_case(name)) else {
+        let Some(function) = Function::by_name(name) else {
             let is_aggregate =
                 name.eq_ignore_ascii_case("COUNT") || Fold::ALL.iter().any(|f| f.name().eq_ignore_ascii_case(name));
             return Err(self.error(match is_aggregate {
@@ -319,16 +345,7 @@ impl Parser {
         let at = self.token().at;
         self.advance();
         self.expect("(")?;
-        let mut arguments = Vec::new();
-        if !self.eat(")") {
-            loop {
-                arguments.push(self.expression()?);
-                if !self.eat(",") {
-                    break;
-                }
-            }
-            self.expect(")")?;
-        }
+        let arguments = self.expressions(")")?;
         if !function.arity().contains(&arguments.len()) {
             let text = format!("{} does not take {} arguments", function.name(), arguments.len());
             return Err(error(at, text));
@@ -336,15 +353,32 @@ impl Parser {
         Ok(Expression::Call { function, arguments })
     }
 
-    fn path(&mut self) -> Result<Path, QueryError> {
-        match &self.token().kind {
-            Kind::Path(parts) => {
-                let path = Path(self.rooted(parts));
-                self.advance();
-                Ok(path)
-            }
-            _ => Err(self.unexpected(", expected a path")),
+    /// Expressions with commas between them, and what closes them.
+    fn expressions(&mut self, close: &'static str) -> Result<Vec<Expression>, QueryError> {
+        let mut expressions = Vec::new();
+        if self.eat(close) {
+            return Ok(expressions);
         }
+        loop {
+            expressions.push(self.expression()?);
+            if !self.eat(",") {
+                self.expect(close)?;
+                return Ok(expressions);
+            }
+        }
+    }
+
+    fn path(&mut self) -> Result<Path, QueryError> {
+        let Kind::Path(parts) = &self.token().kind else { return Err(self.unexpected(", expected a path")) };
+        let path = Path(self.rooted(parts));
+        if self.source == Source::Jobs
+            && let Some(root) = path.0.first()
+            && TWIN_ONLY.contains(&root.as_str())
+        {
+            return Err(self.error(format!("Queries FROM devices.jobs cannot refer to the device's twin ('{root}')")));
+        }
+        self.advance();
+        Ok(path)
     }
 
     /// A path without its source's prefix, its first part as the row has it.
@@ -353,8 +387,9 @@ impl Parser {
             parts.len() > prefix.len()
                 && prefix.iter().zip(parts).all(|(wanted, part)| part.eq_ignore_ascii_case(wanted))
         };
-        let prefix = self.source.prefix();
-        let skipped = if begins_with(prefix) { prefix.len() } else { usize::from(self.aliased && begins_with(&["c"])) };
+        let alias: &[&str] = if self.aliased { &["c"] } else { &[] };
+        let prefixes = [self.source.prefix(), Source::Devices.prefix(), alias];
+        let skipped = prefixes.into_iter().find(|prefix| begins_with(prefix)).map_or(0, <[_]>::len);
         let mut parts: Vec<String> = parts.iter().skip(skipped).cloned().collect();
         if let Some(root) = parts.first_mut()
             && let Some(&(_, attribute)) = ROOTS.iter().find(|(written, _)| written.eq_ignore_ascii_case(root))
@@ -404,8 +439,26 @@ impl Parser {
     fn unexpected(&self, hint: &str) -> QueryError {
         match self.token() {
             Token { kind: Kind::End, .. } => self.error(format!("Unexpected end of the text{hint}")),
-            Token { text, .. } => self.error(format!("Unexpected character at input '{text}'{hint}")),
+            Token { text, .. } => {
+                let foreign = self.foreign();
+                let hint = foreign.as_deref().unwrap_or(hint);
+                self.error(format!("Unexpected character at input '{text}'{hint}"))
+            }
         }
+    }
+
+    /// What to say of words and signs that other query languages have, which stand here or just before.
+    fn foreign(&self) -> Option<String> {
+        let before = self.next.checked_sub(1).and_then(|before| self.tokens.get(before));
+        if let Some(Token { kind: Kind::Path(_), .. }) = before
+            && self.token().kind == Kind::Symbol("[")
+        {
+            return Some(", odd names in a path are written .[[name]]".into());
+        }
+        [Some(self.token()), before].into_iter().flatten().find_map(|token| {
+            let word = FOREIGN.into_iter().find(|word| word.eq_ignore_ascii_case(&token.text))?;
+            Some(format!(", IoT Hub's query language has no {word}"))
+        })
     }
 
     fn error(&self, message: impl Into<String>) -> QueryError {
@@ -435,6 +488,13 @@ fn source(parts: &[String]) -> Option<Source> {
     }
     [Source::Devices, Source::Modules, Source::Jobs].into_iter().find(|source| is(source.prefix()))
 }
+
+/// Words of other query languages, for a better message: paths may be called so.
+const FOREIGN: [&str; 11] =
+    ["ORDER", "HAVING", "DISTINCT", "JOIN", "LIMIT", "OFFSET", "LIKE", "BETWEEN", "UNION", "EXISTS", "VALUE"];
+
+/// What a twin has and the rows of its jobs have not.
+const TWIN_ONLY: [&str; 2] = ["tags", "properties"];
 
 /// What a list may hold depends on the rest of the query.
 fn check_list(list: &List, group_by: Option<&Path>, source: Source) -> Result<(), String> {
@@ -497,6 +557,8 @@ const ROOTS: &[(&str, &str)] = &[
     ("jobType", "jobType"),
     ("startTimeUtc", "startTimeUtc"),
     ("endTimeUtc", "endTimeUtc"),
+    // As identities, and with them Azure's own tools, call it.
+    ("statusUpdatedTime", "statusUpdateTime"),
     // The documentation's queries call it otherwise than its rows.
     ("createdTimeUtc", "createdDateTimeUtc"),
     ("createdDateTimeUtc", "createdDateTimeUtc"),

@@ -6,10 +6,12 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::configuration::{self, ConfigurationMarks};
 use crate::error::{ErrorCode, HubError};
 use crate::link::TwinDocument;
 use crate::time;
 
+mod change;
 mod limits;
 mod merge;
 mod row;
@@ -33,6 +35,9 @@ pub struct Twin {
     /// Counts changes of tags and desired properties; the etag is made of it. A report leaves it alone (our choice:
     /// otherwise a device that reports would defeat every back end's If-Match).
     pub version: u64,
+    /// The configurations that target the device, and what became of them.
+    #[serde(default, skip_serializing_if = "ConfigurationMarks::is_empty")]
+    pub configurations: ConfigurationMarks,
 }
 
 /// What a back end changes. `None` leaves a part alone.
@@ -54,11 +59,16 @@ pub struct TwinFacts {
     pub last_activity: Option<DateTime<Utc>>,
     /// Cloud-to-device messages that wait for the device.
     pub message_count: usize,
+    /// `sas`, `selfSigned` or `certificateAuthority`.
+    pub authentication_type: &'static str,
+    /// `x509Thumbprint` as it is shown.
+    pub thumbprints: Value,
 }
 
 impl Twin {
     pub fn new(now: DateTime<Utc>) -> Twin {
-        Twin { tags: Map::new(), desired: Section::new(now), reported: Section::new(now), version: 1 }
+        let (desired, reported) = (Section::new(now), Section::new(now));
+        Twin { tags: Map::new(), desired, reported, version: 1, configurations: ConfigurationMarks::new() }
     }
 
     /// Base64 of an 8-byte big-endian counter: `AAAAAAAAAAE=` is 1.
@@ -145,7 +155,7 @@ impl Twin {
     /// The twin as a back end gets it.
     pub fn to_json(&self, facts: &TwinFacts) -> Value {
         let when = |time: Option<DateTime<Utc>>| time.map_or_else(|| time::NEVER.to_owned(), time::format);
-        json!({
+        let mut twin = json!({
             "deviceId": facts.device_id,
             "etag": self.etag(),
             "deviceEtag": facts.device_etag,
@@ -155,14 +165,18 @@ impl Twin {
             "connectionState": if facts.connected { "Connected" } else { "Disconnected" },
             "lastActivityTime": when(facts.last_activity),
             "cloudToDeviceMessageCount": facts.message_count,
-            "authenticationType": "sas",
-            "x509Thumbprint": {"primaryThumbprint": null, "secondaryThumbprint": null},
+            "authenticationType": facts.authentication_type,
+            "x509Thumbprint": facts.thumbprints,
             "modelId": "",
             "version": self.version,
             "tags": self.tags,
             "properties": {"desired": self.desired.to_json(), "reported": self.reported.to_json()},
             "capabilities": {"iotEdge": false},
-        })
+        });
+        if !self.configurations.is_empty() {
+            twin["configurations"] = configuration::marks_to_json(&self.configurations);
+        }
+        twin
     }
 }
 

@@ -49,6 +49,8 @@ mod tests {
             connected: false,
             last_activity: None,
             message_count: 0,
+            authentication_type: "sas",
+            thumbprints: Value::Null,
         };
         for text in [
             "SELECT deviceId FROM devices WHERE tags.site = 'A'",

@@ -217,5 +217,8 @@ fn an_identity_makes_a_device_connection() {
     let host = HostName { name: "localhost".into(), port: Some(18883) };
     let connection = device_connection(&identity, host.clone()).expect("a connection");
     assert_eq!(connection.reveal(), format!("HostName=localhost:18883;DeviceId=d1;SharedAccessKey={KEY}"));
-    assert!(device_connection(&json!({"deviceId": "d1"}), host).is_err());
+    assert!(device_connection(&json!({"deviceId": "d1"}), host.clone()).is_err());
+    let identity = json!({"deviceId": "d1", "authentication": {"type": "selfSigned"}});
+    let connection = device_connection(&identity, host).expect("a connection");
+    assert_eq!(connection.reveal(), "HostName=localhost:18883;DeviceId=d1;x509=true");
 }

@@ -10,7 +10,8 @@ use chrono::Utc;
 use durable_store::{Store, StoreError};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, JobId};
-use iothub_protocol::job::{DeviceJobOutcome, JobAction};
+use iothub_protocol::job::{DeviceJobOutcome, JobAction, TwinUpdate};
+use iothub_protocol::plugin_report;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
@@ -124,7 +125,7 @@ impl<F: Fleet> Task<F> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(*job)),
+            Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(job)),
             Message::Cancel { job, reply } => match self.engine.cancel(Utc::now(), &job) {
                 Cancellation::Begun => self.awaiting_next.push(reply),
                 // The caller may have gone away.
@@ -168,6 +169,21 @@ impl<F: Fleet> Task<F> {
                 let select = async move { Input::Selected { job, result: fleet.select(&condition).await } };
                 (self.calls.spawn(select), panicked)
             }
+            Output::Look { job, plugin, devices } => {
+                let panicked = Input::Seen { job: job.clone(), devices: devices.clone(), result: Err(panic()) };
+                let look = async move {
+                    let result = fleet.pin_states(&plugin, &devices).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(%job, %error, "devices' reports cannot be read, trying again");
+                    }
+                    Input::Seen { job, devices, result }
+                };
+                (self.calls.spawn(look), panicked)
+            }
+            Output::Unpin { job, device, plugin } => {
+                let panicked = Input::Unpinned { job: job.clone(), result: Err(panic()) };
+                (self.calls.spawn(unpin(fleet, job, device, plugin)), panicked)
+            }
             Output::Send { job, device, attempt, action } => {
                 let result = Err(panic());
                 let panicked = Input::Outcome { job: job.clone(), device: device.clone(), attempt, result };
@@ -192,6 +208,15 @@ async fn send<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, attempt: u3
         }
     };
     Input::Outcome { job, device, attempt, result }
+}
+
+async fn unpin<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, plugin: String) -> Input {
+    let update = TwinUpdate { tags: None, desired: Some(plugin_report::unpin(&plugin)) };
+    let result = fleet.patch_twin(&device, &update).await;
+    if let Err(error) = &result {
+        tracing::warn!(%job, %device, plugin, %error, "the device could not be unpinned");
+    }
+    Input::Unpinned { job, result }
 }
 
 /// Write until it succeeds.

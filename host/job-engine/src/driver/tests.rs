@@ -1,11 +1,14 @@
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
 use durable_store::Durability;
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus, TwinUpdate};
+use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, SuccessRule};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatus, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
-use serde_json::json;
+use iothub_protocol::plugin_report::{self, PinState};
+use serde_json::{Value, json};
 
 use super::*;
 use crate::testing::{condition, device, job_id, method_job, recount, twin_job};
@@ -15,6 +18,7 @@ struct Scripted {
     size: usize,
     answer: fn(usize) -> Answer,
     asked: Mutex<Vec<DeviceId>>,
+    patched: Mutex<Vec<(DeviceId, TwinUpdate)>>,
 }
 
 enum Answer {
@@ -26,7 +30,7 @@ enum Answer {
 
 impl Scripted {
     fn new(size: usize, answer: fn(usize) -> Answer) -> Arc<Scripted> {
-        Arc::new(Scripted { size, answer, asked: Mutex::default() })
+        Arc::new(Scripted { size, answer, asked: Mutex::default(), patched: Mutex::default() })
     }
 
     fn asked(&self) -> Vec<DeviceId> {
@@ -43,8 +47,7 @@ impl Fleet for Scripted {
 
     async fn call_method(&self, id: &DeviceId, method: &DirectMethod) -> Result<MethodResponse, HubError> {
         self.asked.lock().expect("no panic holds the lock").push(id.clone());
-        let number = id.as_str().trim_start_matches("door-").parse().expect("a number");
-        match (self.answer)(number) {
+        match (self.answer)(number(id)) {
             Answer::Status(status) => Ok(MethodResponse { status, payload: json!(method.method_name) }),
             Answer::Never => std::future::pending().await,
             Answer::Error => Err(HubError::new(ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect.")),
@@ -52,9 +55,31 @@ impl Fleet for Scripted {
         }
     }
 
-    async fn patch_twin(&self, _: &DeviceId, _: &TwinUpdate) -> Result<(), HubError> {
+    async fn patch_twin(&self, id: &DeviceId, update: &TwinUpdate) -> Result<(), HubError> {
+        self.patched.lock().expect("no panic holds the lock").push((id.clone(), update.clone()));
         Ok(())
     }
+
+    async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
+        let state = |id: &DeviceId| {
+            let status = match (self.answer)(number(id)) {
+                Answer::Status(_) => plugin_report::ACTIVE,
+                _ => plugin_report::FAILING,
+            };
+            let section = |entry: Value| {
+                json!({"latch": {"plugins": {plugin: entry}},
+                    "$metadata": {"latch": {"plugins": {plugin: {"$lastUpdated": "2026-11-24T08:40:04.171Z"}}}}})
+            };
+            let reported = section(json!({"version": "2.0.0", "status": status, "reason": "so it is"}));
+            let twin = json!({"properties": {"desired": section(json!("2.0.0")), "reported": reported}});
+            PinState::of_twin(&twin, plugin)
+        };
+        Ok(devices.iter().map(|id| (id.clone(), state(id))).collect())
+    }
+}
+
+fn number(id: &DeviceId) -> usize {
+    id.as_str().trim_start_matches("door-").parse().expect("a number")
 }
 
 struct Running {
@@ -138,6 +163,35 @@ async fn a_panic_in_the_fleet_is_one_devices_failure() {
     assert!(matches!(&rows[0].outcome, Some(DeviceJobOutcome::Error { code, .. }) if code == "ServerError"));
     assert_eq!(rows[1].status, DeviceJobStatus::Completed);
     running.stop().await;
+}
+
+#[tokio::test]
+async fn reports_decide_and_pins_are_taken_back() {
+    for (answer, status, succeeded, updates) in [
+        ((|_| Answer::Status(200)) as fn(usize) -> Answer, JobStatus::Completed, 4, 4),
+        (|number| if number == 3 { Answer::Error } else { Answer::Status(200) }, JobStatus::Failed, 3, 8),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fleet = Scripted::new(4, answer);
+        let running = start(folder.path(), &fleet).await;
+        let pin = TwinUpdate { tags: None, desired: Some(plugin_report::pin("lock-door", "2.0.0")) };
+        let policy = JobPolicy {
+            abort: Some(AbortRule { failure_percent: 0, minimum: 4, window_in_seconds: None }),
+            succeed: Some(SuccessRule { plugin: "lock-door".into(), soak_in_seconds: 0, timeout_in_seconds: 60 }),
+            on_abort: OnAbort::Unpin,
+            ..JobPolicy::default()
+        };
+        let action = JobAction::UpdateTwin(pin.clone());
+        running.engine.create(JobRequest { action, policy: Some(policy), ..twin_job("j") }).await.expect("a job");
+        let job = running.engine.ended(&job_id("j")).await.expect("its end");
+        assert_eq!((job.status, job.statistics.map(|counts| counts.succeeded_count)), (status, Some(succeeded)));
+        let patched = fleet.patched.lock().expect("no panic holds the lock").clone();
+        assert_eq!(patched.len(), updates);
+        let unpin = TwinUpdate { tags: None, desired: Some(plugin_report::unpin("lock-door")) };
+        assert!(patched[..4].iter().all(|(_, update)| *update == pin), "{patched:?}");
+        assert!(patched[4..].iter().all(|(_, update)| *update == unpin), "{patched:?}");
+        running.stop().await;
+    }
 }
 
 #[tokio::test]

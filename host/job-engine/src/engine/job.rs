@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::{DeviceJobStatus, JobAction, JobStatistics};
 
+use super::course::Course;
 use super::{FIRST_WAIT, LONGEST_WAIT, SavedJob};
 
 #[derive(Debug)]
@@ -23,6 +24,10 @@ pub(super) struct Job {
     /// Whether a device that is offline is tried again until the window ends: just after a restart.
     pub(super) waits_for_offline: bool,
     pub(super) cancelling: bool,
+    /// Why its policy stops it; then it is `cancelling` as well.
+    pub(super) aborted: Option<String>,
+    /// Only a job with a policy has one.
+    pub(super) course: Option<Box<Course>>,
     pub(super) statistics: JobStatistics,
     /// The devices that have not ended.
     pub(super) targets: HashMap<DeviceId, Target>,
@@ -39,6 +44,8 @@ pub(super) enum Phase {
     Waiting,
     Selecting,
     Running,
+    /// Aborted, and every device has ended: pins are taken back.
+    Unpinning,
     /// Over; its end is being recorded.
     Finished,
 }
@@ -49,11 +56,15 @@ pub(super) struct Target {
     pub(super) attempt: u32,
     /// How often it was found offline.
     offline: u32,
+    /// Counted from 1; 0 without a policy.
+    stage: u32,
     pub(super) state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
+    /// Its stage has not begun.
+    Held,
     /// In the job's `ready` queue.
     Ready,
     /// Another job's call to the device is out.
@@ -61,6 +72,8 @@ pub(super) enum State {
     /// Its attempt is being recorded.
     Starting,
     Sent,
+    /// Its twin is updated, and its report is waited for.
+    Awaited,
     /// To be tried again at that time.
     Offline(DateTime<Utc>),
 }
@@ -71,11 +84,13 @@ pub(super) enum Lack {
     Start,
     Connection,
     Answer,
+    Report,
 }
 
 impl Target {
     fn lack(&self) -> Lack {
         match self.state {
+            State::Awaited => Lack::Report,
             State::Sent => Lack::Answer,
             _ if self.offline > 0 => Lack::Connection,
             State::Starting if self.attempt == 1 => Lack::Start,
@@ -88,6 +103,7 @@ impl Target {
 
 impl Job {
     pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
+        let course = saved.request.policy.map(|policy| Box::new(Course::new(policy, &saved.request.action)));
         Job {
             action: Arc::new(saved.request.action),
             condition: saved.request.query_condition,
@@ -98,6 +114,8 @@ impl Job {
             is_loaded,
             waits_for_offline: false,
             cancelling: saved.cancelling,
+            aborted: saved.aborted,
+            course,
             statistics: saved.statistics,
             targets: HashMap::new(),
             ready: VecDeque::new(),
@@ -111,20 +129,81 @@ impl Job {
         self.ends = Some(begun + self.window);
     }
 
-    /// Whether it is a new one.
-    pub(super) fn add_target(&mut self, device: DeviceId, attempt: u32) -> bool {
-        let target = Target { attempt, offline: 0, state: State::Ready };
-        let is_new = self.targets.insert(device.clone(), target).is_none();
-        if is_new {
+    /// Whether it is a new one. `stage` is 0 without a policy.
+    pub(super) fn add_target(&mut self, device: DeviceId, attempt: u32, stage: u32) -> bool {
+        if self.targets.contains_key(&device) {
+            return false;
+        }
+        let has_turn = self.course.as_mut().is_none_or(|course| course.add(&device, stage));
+        let state = if has_turn { State::Ready } else { State::Held };
+        self.targets.insert(device.clone(), Target { attempt, offline: 0, stage, state });
+        if has_turn {
             self.ready.push_back(device);
         }
-        is_new
+        true
+    }
+
+    /// Take a device whose report was waited for when the process ended, since `since`. It may take until `at_least` to
+    /// come back.
+    pub(super) fn add_awaited(
+        &mut self,
+        now: DateTime<Utc>,
+        device: DeviceId,
+        (attempt, stage): (u32, u32),
+        (since, at_least): (DateTime<Utc>, DateTime<Utc>),
+    ) {
+        let Some(course) = &mut self.course else { return };
+        course.add(&device, stage);
+        if let Some(awaited) = &mut course.awaited {
+            awaited.add(now, device.clone(), since, at_least);
+        }
+        self.targets.insert(device, Target { attempt, offline: 0, stage, state: State::Awaited });
+    }
+
+    /// A sent device has its update, and succeeds or fails by what it reports. `false` if the update is all there is.
+    pub(super) fn wait_for_report(&mut self, now: DateTime<Utc>, device: &DeviceId) -> bool {
+        let awaited = self.course.as_mut().and_then(|course| course.awaited.as_mut());
+        let (Some(awaited), Some(target)) = (awaited, self.targets.get_mut(device)) else { return false };
+        awaited.add(now, device.clone(), now, now);
+        target.state = State::Awaited;
+        // Still running, as the wire has it, but not in anybody's way.
+        self.in_flight = self.in_flight.saturating_sub(1);
+        true
+    }
+
+    /// Whether a device's update is not yet its success.
+    pub(super) fn succeeds_by_report(&self) -> bool {
+        self.course.as_ref().is_some_and(|course| course.awaited.is_some())
+    }
+
+    /// Whether an aborted job, all of whose devices have ended, has pins to take back first. No time ends that.
+    pub(super) fn begins_to_unpin(&mut self) -> bool {
+        let reached = self.course.as_ref().is_some_and(|course| !course.reached.is_empty());
+        let unpins = self.aborted.is_some() && reached;
+        if unpins {
+            (self.phase, self.ends) = (Phase::Unpinning, None);
+        }
+        unpins
+    }
+
+    /// The next stage begins; its number, counted from 1.
+    pub(super) fn next_stage(&mut self) -> Option<u32> {
+        let course = self.course.as_mut()?;
+        let devices = course.next_stage();
+        for device in &devices {
+            if let Some(target) = self.targets.get_mut(device) {
+                target.state = State::Ready;
+            }
+        }
+        self.ready.extend(devices);
+        Some(course.stage())
     }
 
     /// When time alone changes something.
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         let retry = self.offline.first().map(|(at, _)| *at);
-        self.ends.into_iter().chain(retry).min()
+        let course = self.course.as_ref().and_then(|course| course.deadline());
+        self.ends.into_iter().chain(retry).chain(course).min()
     }
 
     /// Devices whose wait is over are ready again.
@@ -158,26 +237,38 @@ impl Job {
     }
 
     /// A device has its end. Counted by the state that it was in.
-    pub(super) fn end(&mut self, device: &DeviceId, status: DeviceJobStatus) {
+    pub(super) fn end(&mut self, now: DateTime<Utc>, device: &DeviceId, status: DeviceJobStatus) {
         let Some(target) = self.targets.remove(device) else { return };
+        if let Some(course) = &mut self.course {
+            if let Some(awaited) = &mut course.awaited {
+                awaited.remove(device);
+            }
+            if matches!(status, DeviceJobStatus::Completed | DeviceJobStatus::Failed) {
+                course.count(now, target.stage, status == DeviceJobStatus::Completed);
+            }
+        }
         match target.state {
             State::Starting | State::Sent => self.landed(),
+            State::Awaited => self.statistics.running_count = self.statistics.running_count.saturating_sub(1),
             State::Offline(at) => {
                 self.offline.remove(&(at, device.clone()));
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
-            State::Ready | State::Blocked => {
+            State::Held | State::Ready | State::Blocked => {
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
         }
         self.count(status, 1);
     }
 
-    /// All devices that are not in flight have their end.
+    /// All devices that are pending have their end.
     pub(super) fn end_pending(&mut self, status: DeviceJobStatus) {
-        self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent));
+        self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent | State::Awaited));
         self.ready.clear();
         self.offline.clear();
+        if let Some(course) = &mut self.course {
+            course.stop();
+        }
         let pending = std::mem::take(&mut self.statistics.pending_count);
         self.count(status, pending);
     }

@@ -6,13 +6,22 @@
 //!
 //! Choices that IoT Hub's documentation leaves open:
 //! - A job is `completed` once every device has an outcome, even if all of them failed, and with no device at all;
-//!   `failed` is a job that could not select its devices.
+//!   `failed` is a job that could not select its devices, or that its policy aborted.
 //! - The window counts from when the job really began. When it ends, devices that were never sent anything fail with
 //!   `JobRunPreconditionFailed`, as Azure's do; those whose answer is still out with `GatewayTimeout`.
 //! - Cancelling a running job keeps it `running` until the answers that are out have come; they are kept. The devices
 //!   not yet sent to are `canceled` at once.
+//!
+//! A job with a policy, which Azure has not, starts only the devices of its stage, as fast as its rate says; `course`
+//! judges whether it goes on. Where a device succeeds by what it reports, it stays `running` until then without being
+//! in anybody's way: `awaited` has the engine look at the reports of those that are waited for, some at a time. Looking
+//! rather than listening is what a hub in this process and one behind HTTP have in common, it misses nothing over a
+//! restart, and it costs nothing while nobody waits.
 
+mod awaited;
+mod course;
 mod job;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +31,14 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
-use iothub_protocol::query::Condition;
+use iothub_protocol::plugin_report::PinState;
+use iothub_protocol::query::{Condition, Source};
 
-pub use crate::record::{Change, Record, SavedJob, SavedTarget, What};
+pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{Job, Lack, Phase, State};
+use policy::{ended_unknown, skipped};
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
 /// lost their connections with the same restart and need about this long to come back.
@@ -54,21 +66,45 @@ impl Default for Limits {
 #[derive(Debug)]
 pub enum Input {
     /// A new job is in the journal.
-    Created(SavedJob),
+    Created(Box<SavedJob>),
     /// The answer to [`Output::Select`].
     Selected { job: JobId, result: Result<Vec<DeviceId>, HubError> },
     /// A record is durable.
     Recorded(Arc<Record>),
     /// The answer to [`Output::Send`].
     Outcome { job: JobId, device: DeviceId, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
+    /// The answer to [`Output::Look`]: how each of the devices that exist stands.
+    Seen { job: JobId, devices: Vec<DeviceId>, result: Result<HashMap<DeviceId, PinState>, HubError> },
+    /// The answer to [`Output::Unpin`].
+    Unpinned { job: JobId, result: Result<(), HubError> },
     /// Time has passed.
     Tick,
 }
 
 #[derive(Debug, PartialEq)]
 pub enum Output {
-    Select { job: JobId, condition: Condition },
-    Send { job: JobId, device: DeviceId, attempt: u32, action: Arc<JobAction> },
+    Select {
+        job: JobId,
+        condition: Condition,
+    },
+    Send {
+        job: JobId,
+        device: DeviceId,
+        attempt: u32,
+        action: Arc<JobAction>,
+    },
+    /// See how these devices stand to the pin of a plugin.
+    Look {
+        job: JobId,
+        plugin: String,
+        devices: Vec<DeviceId>,
+    },
+    /// Remove a device's pin of a plugin. It waits for no other call to the device.
+    Unpin {
+        job: JobId,
+        device: DeviceId,
+        plugin: String,
+    },
 }
 
 /// What [`Engine::cancel`] met.
@@ -135,7 +171,7 @@ impl Engine {
 
     pub fn handle(&mut self, now: DateTime<Utc>, input: Input) {
         match input {
-            Input::Created(job) => self.admit(now, job, false),
+            Input::Created(job) => self.admit(now, *job, false),
             Input::Selected { job, result } => self.selected(now, &job, result),
             Input::Recorded(record) => self.recorded(&record),
             Input::Outcome { job, device, attempt, result } => {
@@ -144,6 +180,8 @@ impl Engine {
                     self.release(now, &device);
                 }
             }
+            Input::Seen { job, devices, result } => self.seen(now, &job, devices, result.ok().as_ref()),
+            Input::Unpinned { job, result } => self.unpinned(now, &job, result.is_ok()),
             Input::Tick => {}
         }
         self.tick(now);
@@ -158,6 +196,7 @@ impl Engine {
                 self.agenda.remove(&(job.start, id.clone()));
                 self.finish(now, id, JobStatus::Cancelled, None);
             }
+            Phase::Unpinning => {}
             Phase::Running if job.cancelling => {}
             Phase::Running => {
                 job.cancelling = true;
@@ -223,22 +262,33 @@ impl Engine {
     fn resume(&mut self, now: DateTime<Utc>, mut saved: SavedJob, begun: DateTime<Utc>) {
         let id = saved.request.job_id.clone();
         let targets = std::mem::take(&mut saved.targets);
+        let saved_course = saved.course.take();
         let mut job = Job::new(saved, true);
         job.begin(begun);
         job.waits_for_offline = true;
+        if let (Some(course), Some(saved)) = (&mut job.course, saved_course) {
+            course.resume(saved.stage, &saved.ended);
+            saved.reached.iter().for_each(|device| course.reach(device));
+        }
         for target in targets {
+            if let Some(since) = target.awaited {
+                let at_least = now + RECONNECT_GRACE;
+                job.add_awaited(now, target.device, (target.attempt, target.stage), (since, at_least));
+                continue;
+            }
             if target.in_doubt {
                 job.statistics.running_count = job.statistics.running_count.saturating_sub(1);
                 job.statistics.pending_count += 1;
                 push(&mut self.changes, now, &id, What::Waiting { device: target.device.clone() });
             }
-            job.add_target(target.device, target.attempt);
+            job.add_target(target.device, target.attempt, target.stage);
         }
         self.active.insert(id.clone());
         self.jobs.insert(id.clone(), job);
         if self.jobs.get(&id).is_some_and(|job| job.cancelling) {
             self.stop_sending(now, &id);
         }
+        self.judge(now, &id);
         self.end_if_done(now, &id);
         self.fill(now, &id);
     }
@@ -265,6 +315,8 @@ impl Engine {
             return;
         }
         job.wake(now);
+        self.look(now, id);
+        self.judge(now, id);
         self.fill(now, id);
     }
 
@@ -274,6 +326,10 @@ impl Engine {
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
         match Condition::parse_job(&job.condition) {
+            Ok(condition) if condition.source() == Source::Modules => {
+                let reason = "jobs over modules are not supported by this hub: select devices";
+                self.finish(now, id, JobStatus::Failed, Some(reason.to_owned()));
+            }
             Ok(condition) => self.outputs.push_back(Output::Select { job: id.clone(), condition }),
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }
@@ -286,16 +342,24 @@ impl Engine {
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
+        let devices: Vec<(DeviceId, u32)> = match &job.course {
+            Some(course) => course.arrange(devices),
+            None => devices.into_iter().map(|device| (device, 0)).collect(),
+        };
         let mut targets = Vec::with_capacity(devices.len());
-        for device in devices {
+        for (device, stage) in devices {
             // A device that was selected twice is one target.
-            if job.add_target(device.clone(), 0) {
-                targets.push(device);
+            if job.add_target(device.clone(), 0, stage) {
+                targets.push((device, job.course.is_some().then_some(stage)));
             }
         }
         let count = targets.len() as u64;
         job.statistics = JobStatistics { device_count: count, pending_count: count, ..JobStatistics::default() };
         push(&mut self.changes, now, id, What::Begun { targets });
+        if job.course.is_some() {
+            push(&mut self.changes, now, id, What::Stage { number: 1 });
+        }
+        self.judge(now, id);
         self.end_if_done(now, id);
         self.fill(now, id);
     }
@@ -303,10 +367,16 @@ impl Engine {
     /// Start devices, as many as may be in flight.
     fn fill(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
+        if let Some(course) = &mut job.course {
+            course.unthrottle();
+        }
         if self.draining || job.phase != Phase::Running {
             return;
         }
-        while job.in_flight < self.limits.in_flight_per_job {
+        while job.in_flight < self.limits.in_flight_per_job && !job.ready.is_empty() {
+            if job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
+                return;
+            }
             let Some(device) = job.ready.pop_front() else { return };
             let Some(target) = job.targets.get_mut(&device) else { continue };
             if self.busy.contains_key(&device) {
@@ -318,6 +388,9 @@ impl Engine {
             target.state = State::Starting;
             let attempt = target.attempt;
             job.started();
+            if let Some(course) = &mut job.course {
+                course.started(now);
+            }
             self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
             push(&mut self.changes, now, id, What::Started { device, attempt });
         }
@@ -348,6 +421,9 @@ impl Engine {
             return;
         }
         target.state = State::Sent;
+        if let Some(course) = &mut job.course {
+            course.reach(device);
+        }
         let action = Arc::clone(&job.action);
         self.outputs.push_back(Output::Send { job: id.clone(), device: device.clone(), attempt, action });
     }
@@ -371,17 +447,26 @@ impl Engine {
                 job.wait_for(now, device);
                 What::Waiting { device: device.clone() }
             }
+            Ok(_) if !job.cancelling && job.wait_for_report(now, device) => What::Awaited { device: device.clone() },
+            Ok(_) if job.cancelling && job.succeeds_by_report() => {
+                job.end(now, device, DeviceJobStatus::Canceled);
+                ended_unknown(device, job.aborted.is_some())
+            }
             Ok(outcome) => {
-                job.end(device, DeviceJobStatus::Completed);
+                job.end(now, device, DeviceJobStatus::Completed);
                 let (status, outcome) = (DeviceJobStatus::Completed, Some(outcome));
                 What::Ended { device: device.clone(), status, outcome }
             }
             Err(error) => {
-                job.end(device, DeviceJobStatus::Failed);
+                job.end(now, device, DeviceJobStatus::Failed);
+                if let Some(course) = &mut job.course {
+                    course.failed_because(device, &error.to_string());
+                }
                 failed(device, error.code, &error.message)
             }
         };
         push(&mut self.changes, now, id, what);
+        self.judge(now, id);
         self.end_if_done(now, id);
         self.fill(now, id);
     }
@@ -406,17 +491,22 @@ impl Engine {
         }
     }
 
-    /// Cancel whatever has not been sent.
+    /// Cancel whatever has not been sent, and wait for no report any more.
     fn stop_sending(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
+        let outcome = job.aborted.as_ref().map(|_| skipped());
         let unsent: Vec<DeviceId> = job.in_state(State::Starting);
         for device in &unsent {
-            job.end(device, DeviceJobStatus::Canceled);
-            let (status, outcome) = (DeviceJobStatus::Canceled, None);
+            job.end(now, device, DeviceJobStatus::Canceled);
+            let (status, outcome) = (DeviceJobStatus::Canceled, outcome.clone());
             push(&mut self.changes, now, id, What::Ended { device: device.clone(), status, outcome });
         }
+        for device in job.in_state(State::Awaited) {
+            job.end(now, &device, DeviceJobStatus::Canceled);
+            push(&mut self.changes, now, id, ended_unknown(&device, job.aborted.is_some()));
+        }
         job.end_pending(DeviceJobStatus::Canceled);
-        push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Canceled, outcome: None });
+        push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Canceled, outcome });
         for device in unsent {
             self.release(now, &device);
         }
@@ -427,13 +517,12 @@ impl Engine {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let unsent = job.in_state(State::Starting);
         for (device, lack) in job.begun_targets() {
-            job.end(&device, DeviceJobStatus::Failed);
-            let (code, text) = lack.error();
-            push(&mut self.changes, now, id, failed(&device, code, text));
+            job.end(now, &device, DeviceJobStatus::Failed);
+            let (status, outcome) = (DeviceJobStatus::Failed, Some(lack.outcome()));
+            push(&mut self.changes, now, id, What::Ended { device, status, outcome });
         }
         job.end_pending(DeviceJobStatus::Failed);
-        let (code, text) = Lack::Start.error();
-        let outcome = Some(error_outcome(code, text));
+        let outcome = Some(Lack::Start.outcome());
         push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Failed, outcome });
         self.end_if_done(now, id);
         // Calls that are out go on, and keep their devices busy, until they are answered or give up.
@@ -443,11 +532,20 @@ impl Engine {
     }
 
     fn end_if_done(&mut self, now: DateTime<Utc>, id: &JobId) {
-        let Some(job) = self.jobs.get(id) else { return };
-        if job.phase == Phase::Running && job.targets.is_empty() {
-            let status = if job.cancelling { JobStatus::Cancelled } else { JobStatus::Completed };
-            self.finish(now, id, status, None);
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        if job.phase != Phase::Running || !job.targets.is_empty() {
+            return;
         }
+        if job.begins_to_unpin() {
+            self.unpin(now, id);
+            return;
+        }
+        let (status, reason) = match (&job.aborted, job.cancelling) {
+            (Some(reason), _) => (JobStatus::Failed, Some(reason.clone())),
+            (None, true) => (JobStatus::Cancelled, None),
+            (None, false) => (JobStatus::Completed, None),
+        };
+        self.finish(now, id, status, reason);
     }
 
     /// The job stays known until its end is recorded.
@@ -472,10 +570,14 @@ fn error_outcome(code: ErrorCode, text: &str) -> DeviceJobOutcome {
     DeviceJobOutcome::Error { code: code.name().to_owned(), description: text.to_owned() }
 }
 
+fn policy_outcome(outcome: PolicyOutcome, description: String) -> DeviceJobOutcome {
+    DeviceJobOutcome::Error { code: outcome.code().to_owned(), description }
+}
+
 impl Lack {
     /// Azure's codes and texts.
-    fn error(self) -> (ErrorCode, &'static str) {
-        match self {
+    fn outcome(self) -> DeviceJobOutcome {
+        let (code, text) = match self {
             Lack::Start => (
                 ErrorCode::JobRunPreconditionFailed,
                 "The job did not start within specified period: either device did not come online or invalid endTime \
@@ -483,6 +585,11 @@ impl Lack {
             ),
             Lack::Connection => (ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect."),
             Lack::Answer => (ErrorCode::GatewayTimeout, "Timed out waiting for the response from device."),
-        }
+            Lack::Report => {
+                let text = "the job's time was over before the device had reported to run the version for long enough";
+                return policy_outcome(PolicyOutcome::PluginVersionNotReported, text.to_owned());
+            }
+        };
+        error_outcome(code, text)
     }
 }

@@ -1,3 +1,5 @@
+mod policy;
+
 use std::collections::BTreeMap;
 
 use durable_store::sql::Connection;
@@ -21,12 +23,29 @@ struct World {
     selections: Vec<(JobId, Condition)>,
     /// Calls that are out.
     calls: Vec<(JobId, DeviceId, u32)>,
+    /// Looks that are out.
+    looks: Vec<(JobId, Vec<DeviceId>)>,
+    /// Pins that are being taken back.
+    unpins: Vec<(JobId, DeviceId)>,
+    /// The statuses that devices report; one that is not here has reported nothing.
+    reported: BTreeMap<DeviceId, &'static str>,
 }
 
 impl World {
     fn new(fleet: usize, limits: Limits) -> World {
         let engine = Engine::new(limits, at(0), Vec::new());
-        World { engine, journal: database(), now: 0, limits, fleet, selections: Vec::new(), calls: Vec::new() }
+        World {
+            engine,
+            journal: database(),
+            now: 0,
+            limits,
+            fleet,
+            selections: Vec::new(),
+            calls: Vec::new(),
+            looks: Vec::new(),
+            unpins: Vec::new(),
+            reported: BTreeMap::new(),
+        }
     }
 
     fn create(&mut self, request: JobRequest) -> JobId {
@@ -34,7 +53,7 @@ impl World {
         let tx = self.journal.transaction().expect("a transaction");
         let job = journal::insert(&tx, request, at(self.now)).expect("an insert").expect("a new id");
         tx.commit().expect("a commit");
-        self.engine.handle(at(self.now), Input::Created(job));
+        self.engine.handle(at(self.now), Input::Created(Box::new(job)));
         id
     }
 
@@ -43,6 +62,11 @@ impl World {
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Select { job, condition } => self.selections.push((job, condition)),
+                Output::Look { job, plugin, devices } => {
+                    assert!(plugin == "lock-door" && !devices.is_empty());
+                    self.looks.push((job, devices));
+                }
+                Output::Unpin { job, device, .. } => self.unpins.push((job, device)),
                 Output::Send { job, device, attempt, .. } => {
                     assert!(self.calls.iter().all(|(_, other, _)| *other != device), "{device} has a call already");
                     let row = rows(&self.journal, &job).into_iter().find(|row| row.device_id == device);
@@ -59,6 +83,15 @@ impl World {
             let devices = (0..self.fleet).map(device);
             let result = Ok(devices.filter(|d| condition.matches(&json!({"deviceId": d}))).collect());
             self.engine.handle(at(self.now), Input::Selected { job, result });
+        }
+    }
+
+    /// Answer the looks that are out.
+    fn see(&mut self) {
+        for (job, devices) in std::mem::take(&mut self.looks) {
+            let found = devices.iter().map(|device| (device.clone(), policy::state(self.reported.get(device))));
+            let result = Ok(found.collect());
+            self.engine.handle(at(self.now), Input::Seen { job, devices, result });
         }
     }
 
@@ -109,6 +142,8 @@ impl World {
     fn restart(&mut self) {
         self.calls.clear();
         self.selections.clear();
+        self.looks.clear();
+        self.unpins.clear();
         let saved = journal::unfinished(&self.journal).expect("the jobs");
         self.engine = Engine::new(self.limits, at(self.now), saved);
     }
@@ -256,6 +291,12 @@ fn a_job_without_devices_is_completed_and_one_that_cannot_select_is_failed() {
     world.is("wrong", JobStatus::Failed, 0, 0);
     let reason = world.job("wrong").failure_reason.expect("a reason");
     assert!(reason.contains("Line 1:29 Unexpected character at input 'SELECT'"), "{reason}");
+    let condition = "FROM devices.modules WHERE moduleId = 'm'";
+    world.create(JobRequest { query_condition: condition.into(), ..twin_job("modules") });
+    world.settle();
+    world.is("modules", JobStatus::Failed, 0, 0);
+    let reason = world.job("modules").failure_reason.expect("a reason");
+    assert!(reason.contains("jobs over modules are not supported"), "{reason}");
 }
 
 #[test]
@@ -318,19 +359,26 @@ fn draining_sends_nothing_more() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Create { devices: Vec<usize>, start: i64, window: u32 },
+    Create { devices: Vec<usize>, start: i64, window: u32, policy: u8 },
     Cancel(usize),
     Answer(usize, u8),
     Pass(i64),
     Select,
     Commit,
     Restart,
+    Report(usize, &'static str),
+    See,
+    Unpin,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        3 => (prop::collection::vec(0..4usize, 0..4), 0..4i64, 1..20u32)
-            .prop_map(|(devices, start, window)| Step::Create { devices, start, window }),
+        3 => (prop::collection::vec(0..4usize, 0..4), 0..4i64, 1..20u32, 0..5u8)
+            .prop_map(|(devices, start, window, policy)| Step::Create { devices, start, window, policy }),
+        3 => (0..4usize, prop::sample::select(vec!["active", "failing", "else"]))
+            .prop_map(|(device, status)| Step::Report(device, status)),
+        4 => Just(Step::See),
+        2 => Just(Step::Unpin),
         1 => (0..8usize).prop_map(Step::Cancel),
         8 => (0..8usize, 0..4u8).prop_map(|(call, kind)| Step::Answer(call, kind)),
         3 => (1..8i64).prop_map(Step::Pass),
@@ -343,7 +391,7 @@ fn step() -> impl Strategy<Value = Step> {
 impl World {
     fn take(&mut self, step: Step, created: &mut Vec<JobId>) {
         match step {
-            Step::Create { devices, start, window } => {
+            Step::Create { devices, start, window, policy } => {
                 let names: Vec<String> = devices.iter().map(|number| format!("'{}'", device(*number))).collect();
                 let request = JobRequest {
                     query_condition: format!("deviceId IN [{}]", names.join(", ")),
@@ -351,7 +399,7 @@ impl World {
                     max_execution_time_in_seconds: window,
                     ..twin_job(&format!("j{}", created.len()))
                 };
-                created.push(self.create(request));
+                created.push(self.create(policy::some(policy, request)));
             }
             Step::Cancel(number) => {
                 if let Some(id) = created.get(number) {
@@ -375,6 +423,13 @@ impl World {
             Step::Select => self.select(),
             Step::Commit => self.commit(),
             Step::Restart => self.restart(),
+            Step::Report(number, status) => _ = self.reported.insert(device(number), status),
+            Step::See => self.see(),
+            Step::Unpin => {
+                if let Some((job, _)) = self.unpins.pop() {
+                    self.engine.handle(at(self.now), Input::Unpinned { job, result: Ok(()) });
+                }
+            }
         }
         self.pump();
     }
@@ -391,8 +446,8 @@ proptest! {
         let mut created = Vec::new();
         let mut ended: BTreeMap<(JobId, DeviceId), DeviceJob> = BTreeMap::new();
         // At the end each answer comes at once, until the last window is over.
-        let last = [Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::Pass(2)];
-        let rest = (0..40).flat_map(|_| last.clone());
+        let last = [Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
+        let rest = (0..60).flat_map(|_| last.clone());
         for step in steps.into_iter().chain(rest) {
             let may_show = matches!(step, Step::Commit);
             world.take(step, &mut created);

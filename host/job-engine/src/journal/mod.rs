@@ -16,7 +16,8 @@ pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use write::{insert, prune, record};
 
 /// For [`durable_store::Store::open`].
-pub const MIGRATIONS: &[&str] = &[r"
+pub const MIGRATIONS: &[&str] = &[
+    r"
     CREATE TABLE jobs (
         number     INTEGER PRIMARY KEY AUTOINCREMENT,
         id         TEXT NOT NULL UNIQUE,
@@ -54,7 +55,14 @@ pub const MIGRATIONS: &[&str] = &[r"
         PRIMARY KEY (job, device)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX device_jobs_by_device ON device_jobs (device);
-"];
+",
+    r"
+    -- Of jobs with a policy: the stage under way, each device's stage, and since when its report is waited for.
+    ALTER TABLE jobs ADD COLUMN stage INTEGER;
+    ALTER TABLE device_jobs ADD COLUMN stage INTEGER;
+    ALTER TABLE device_jobs ADD COLUMN awaited INTEGER;
+",
+];
 
 /// Some of a list, and where the next page begins.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,7 +11,7 @@ use iothub_protocol::method::MethodResponse;
 use iothub_protocol::query::Condition;
 
 use super::{JobFilter, Page, unreadable};
-use crate::record::{SavedJob, SavedTarget};
+use crate::record::{SavedCourse, SavedEnd, SavedJob, SavedTarget};
 
 /// How many device rows one page looks at before it comes back with fewer than asked for: a fraction of a second of a
 /// reader's time.
@@ -53,9 +53,12 @@ pub fn unfinished(connection: &Connection) -> sql::Result<Vec<SavedJob>> {
     let found = statement.query_map([], read_job)?.collect::<sql::Result<Vec<_>>>()?;
     let mut jobs = Vec::with_capacity(found.len());
     for NumberedJob { number, response, start, begun, cancelling } in found {
-        let JobResponse { request, status, statistics, .. } = response;
+        let JobResponse { request, status, statistics, failure_reason, stage, .. } = response;
         let (statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
-        jobs.push(SavedJob { request, status, start, begun, cancelling, statistics, targets });
+        let course = stage.map(|stage| course(connection, number, stage)).transpose()?;
+        // A job that has not ended has a reason only if its policy stops it.
+        let aborted = failure_reason;
+        jobs.push(SavedJob { request, status, start, begun, cancelling, aborted, statistics, targets, course });
     }
     Ok(jobs)
 }
@@ -142,18 +145,39 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
 }
 
 fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
-    let query = "SELECT device, attempt, status FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
+    let query = "SELECT device, attempt, status, stage, awaited FROM device_jobs
+                 WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
         let status: String = row.get("status")?;
-        let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running);
-        Ok(SavedTarget { device: device_id(row)?, attempt: row.get("attempt")?, in_doubt })
+        let awaited = time(row, "awaited")?;
+        let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running) && awaited.is_none();
+        let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
+        Ok(SavedTarget { device: device_id(row)?, attempt: row.get("attempt")?, in_doubt, awaited, stage })
     })?;
     targets.collect()
 }
 
+/// How far a job with a policy has come.
+fn course(connection: &Connection, job: i64, stage: u32) -> sql::Result<SavedCourse> {
+    let query = "SELECT stage, status, ended FROM device_jobs
+                 WHERE job = ?1 AND status IN (?2, ?3) AND ended IS NOT NULL ORDER BY ended, device";
+    let (completed, failed) = (DeviceJobStatus::Completed.name(), DeviceJobStatus::Failed.name());
+    let mut statement = connection.prepare_cached(query)?;
+    let ended = statement.query_map(params![job, completed, failed], |row| {
+        let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
+        let succeeded = row.get::<_, String>("status")? == completed;
+        Ok(SavedEnd { stage, at: time(row, "ended")?.unwrap_or_default(), succeeded })
+    })?;
+    let ended = ended.collect::<sql::Result<_>>()?;
+    let query = "SELECT device FROM device_jobs WHERE job = ?1 AND attempt > 0 ORDER BY device";
+    let mut statement = connection.prepare_cached(query)?;
+    let reached = statement.query_map([job], device_id)?.collect::<sql::Result<_>>()?;
+    Ok(SavedCourse { stage, ended, reached })
+}
+
 const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
-    devices, pending, running, succeeded, failed FROM jobs";
+    devices, pending, running, succeeded, failed, stage FROM jobs";
 
 struct NumberedJob {
     number: i64,
@@ -180,6 +204,7 @@ fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         end_time: time(row, "ended")?,
         failure_reason: row.get("reason")?,
         statistics: begun.map(|_| statistics(row)).transpose()?,
+        stage: row.get("stage")?,
     };
     Ok(NumberedJob { number: row.get("number")?, response, start, begun, cancelling: row.get("cancelling")? })
 }
@@ -210,6 +235,8 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
         start: time(row, "started")?,
         end: time(row, "ended")?,
         outcome: outcome(row, &job_type, status)?,
+        stage: row.get("stage")?,
+        is_awaited: !status.is_terminal() && time(row, "awaited")?.is_some(),
     })
 }
 

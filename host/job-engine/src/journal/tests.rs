@@ -1,7 +1,7 @@
 use chrono::TimeDelta;
-use durable_store::sql::Connection;
-use iothub_protocol::id::DeviceId;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus};
+use durable_store::sql::{Connection, params};
+use iothub_protocol::job::policy::JobPolicy;
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ fn filled() -> Connection {
     for request in [method_job("a"), twin_job("b")] {
         let job = request.job_id.clone();
         write(&mut connection, |tx| insert(tx, request, at(1))).expect("a new id");
-        let targets: Vec<DeviceId> = (0..5).map(device).collect();
+        let targets = (0..5).map(|number| (device(number), None)).collect();
         change(&mut connection, job.as_str(), What::Begun { targets });
     }
     let outcomes = [
@@ -71,6 +71,61 @@ fn outcomes_read_back_as_written() {
     change(&mut connection, "b", What::Ended { device: device(3), status, outcome: outcome.clone() });
     assert_eq!(rows(&connection, &job_id("b"))[3].outcome, outcome);
     assert_eq!(rows(&connection, &job_id("b"))[4].outcome, None);
+}
+
+#[test]
+fn how_far_a_job_with_a_policy_has_come_reads_back() {
+    let mut connection = database();
+    let request = JobRequest { policy: Some(JobPolicy::default()), ..twin_job("p") };
+    write(&mut connection, |tx| insert(tx, request.clone(), at(1))).expect("a new id");
+    assert_eq!(unfinished(&connection).expect("jobs")[0].course, None, "it has not begun");
+    let targets = (0..5).map(|number| (device(number), Some(1 + number as u32 / 2))).collect();
+    change(&mut connection, "p", What::Begun { targets });
+    change(&mut connection, "p", What::Stage { number: 1 });
+    for number in 0..4 {
+        change(&mut connection, "p", What::Started { device: device(number), attempt: 1 });
+    }
+    change(&mut connection, "p", What::Awaited { device: device(0) });
+    change(&mut connection, "p", What::Awaited { device: device(2) });
+    for (number, status) in [(0, DeviceJobStatus::Failed), (3, DeviceJobStatus::Completed)] {
+        change(&mut connection, "p", What::Ended { device: device(number), status, outcome: None });
+    }
+    change(&mut connection, "p", What::Stage { number: 2 });
+    change(&mut connection, "p", What::Aborting { reason: "too many".to_owned() });
+
+    let saved = unfinished(&connection).expect("jobs").remove(0);
+    assert_eq!((saved.request, saved.cancelling, saved.aborted), (request, true, Some("too many".to_owned())));
+    let course = saved.course.expect("it has begun");
+    let ends: Vec<_> = course.ended.iter().map(|end| (end.stage, end.at, end.succeeded)).collect();
+    assert_eq!((course.stage, ends), (2, vec![(1, at(2), false), (2, at(2), true)]));
+    assert_eq!(course.reached, [0, 1, 2, 3].map(device));
+    let targets: Vec<_> =
+        saved.targets.iter().map(|it| (it.device.clone(), it.stage, it.in_doubt, it.awaited)).collect();
+    let expected = [(device(1), 1, true, None), (device(2), 2, false, Some(at(2))), (device(4), 3, false, None)];
+    assert_eq!(targets, expected);
+    let shown: Vec<_> = rows(&connection, &job_id("p")).iter().map(|row| row.to_json()["latch"].clone()).collect();
+    let shown: Vec<_> = shown.iter().map(|latch| (latch["stage"].clone(), latch["awaited"] == json!(true))).collect();
+    let of = |stage, awaited| (json!(stage), awaited);
+    assert_eq!(shown, [of(1, false), of(1, false), of(2, true), of(2, false), of(3, false)]);
+    assert_eq!(stored(&connection, &job_id("p")).to_json()["latch"]["progress"], json!({"stage": 2, "stages": 1}));
+}
+
+#[test]
+fn a_journal_of_before_policies_is_read() {
+    let mut connection = Connection::open_in_memory().expect("a database");
+    connection.execute_batch(MIGRATIONS[0]).expect("the first version");
+    let row = "INSERT INTO jobs (id, type, request, status, created, start, begun) VALUES (?1, ?2, ?3, ?4, 1, 1, 1)";
+    let request = twin_job("old");
+    let values = params!["old", request.action.job_type(), request.to_json().to_string(), "running"];
+    connection.execute(row, values).expect("a job");
+    let row = "INSERT INTO device_jobs (job, device, status, attempt, created, updated) VALUES (1, ?1, ?2, 1, 1, 1)";
+    connection.execute(row, params![device(1).as_str(), "running"]).expect("a row");
+    connection.execute_batch(MIGRATIONS[1]).expect("the next version");
+    let saved = unfinished(&connection).expect("jobs").remove(0);
+    assert_eq!((saved.request, saved.course, saved.aborted), (request, None, None));
+    assert_eq!((saved.targets[0].in_doubt, saved.targets[0].awaited, saved.targets[0].stage), (true, None, 0));
+    change(&mut connection, "old", What::Finished { status: JobStatus::Completed, reason: None });
+    assert_eq!(stored(&connection, &job_id("old")).to_json().get("latch"), None);
 }
 
 #[test]

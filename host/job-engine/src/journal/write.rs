@@ -30,7 +30,17 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
         ],
     )?;
     let statistics = JobStatistics::default();
-    let job = SavedJob { request, status, start, begun: None, cancelling: false, statistics, targets: Vec::new() };
+    let job = SavedJob {
+        request,
+        status,
+        start,
+        begun: None,
+        cancelling: false,
+        aborted: None,
+        statistics,
+        targets: Vec::new(),
+        course: None,
+    };
     Ok((inserted == 1).then_some(job))
 }
 
@@ -90,6 +100,13 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let status = DeviceJobStatus::Pending.name();
             tx.prepare_cached(row)?.execute(params![job, device.as_str(), status, at]).map(drop)
         }
+        What::Stage { number } => {
+            tx.execute("UPDATE jobs SET stage = ?2 WHERE number = ?1", params![job, number]).map(drop)
+        }
+        What::Awaited { device } => {
+            let row = "UPDATE device_jobs SET awaited = ?3, updated = ?3 WHERE job = ?1 AND device = ?2";
+            tx.prepare_cached(row)?.execute(params![job, device.as_str(), at]).map(drop)
+        }
         What::Ended { device, status, outcome } => {
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
                        answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND device = ?2";
@@ -105,6 +122,10 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.execute(rows, params![job, pending, status.name(), at, error, description]).map(drop)
         }
         What::Cancelling => tx.execute("UPDATE jobs SET cancelling = 1 WHERE number = ?1", [job]).map(drop),
+        What::Aborting { reason } => {
+            let row = "UPDATE jobs SET cancelling = 1, reason = ?2 WHERE number = ?1";
+            tx.execute(row, params![job, reason]).map(drop)
+        }
         What::Finished { status, reason } => {
             let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4 WHERE number = ?1";
             tx.execute(row, params![job, status.name(), at, reason]).map(drop)
@@ -112,13 +133,13 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
     }
 }
 
-fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[DeviceId]) -> sql::Result<()> {
+fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[(DeviceId, Option<u32>)]) -> sql::Result<()> {
     set_status(tx, job, JobStatus::Running)?;
     tx.execute("UPDATE jobs SET begun = ?2 WHERE number = ?1", [job, at])?;
-    let row = "INSERT INTO device_jobs (job, device, status, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)";
+    let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage) VALUES (?1, ?2, ?3, ?4, ?4, ?5)";
     let mut insert = tx.prepare_cached(row)?;
-    for device in targets {
-        insert.execute(params![job, device.as_str(), DeviceJobStatus::Pending.name(), at])?;
+    for (device, stage) in targets {
+        insert.execute(params![job, device.as_str(), DeviceJobStatus::Pending.name(), at, stage])?;
     }
     Ok(())
 }

@@ -35,6 +35,10 @@ pub(super) struct Bench {
     /// Hashes of the versions that it needs loaded.
     pub(super) wanted: Vec<String>,
     pub(super) stopped: bool,
+    /// How many outputs are done before the process ends.
+    pub(super) outputs_left: usize,
+    /// The process has ended with something undone.
+    pub(super) ended: bool,
 }
 
 impl Bench {
@@ -48,9 +52,21 @@ impl Bench {
         let device = DeviceId::parse("door-0001").expect("an id");
         let actor = Actor::new(device, db.clone(), Limits::default(), 42, Now { monotonic: now, wall });
         let (call, records, sent) = (None, VecDeque::new(), Vec::new());
-        let (dropped, wanted) = (Vec::new(), Vec::new());
-        let mut bench =
-            Bench { actor, now, wall, db, call, records, sent, to_peers: Vec::new(), dropped, wanted, stopped: false };
+        let mut bench = Bench {
+            actor,
+            now,
+            wall,
+            db,
+            call,
+            records,
+            sent,
+            to_peers: Vec::new(),
+            dropped: Vec::new(),
+            wanted: Vec::new(),
+            stopped: false,
+            outputs_left: usize::MAX,
+            ended: false,
+        };
         bench.plugins(1, plugins);
         bench
     }
@@ -66,6 +82,11 @@ impl Bench {
     pub(super) fn input(&mut self, input: Input) {
         self.actor.handle(Now { monotonic: self.now, wall: self.wall }, input);
         while let Some(output) = self.actor.poll() {
+            if self.outputs_left == 0 {
+                self.ended = true;
+                return;
+            }
+            self.outputs_left -= 1;
             match output {
                 Output::Call(call) => assert!(self.call.replace(*call).is_none(), "one call at a time"),
                 Output::Record { id, changes } => self.records.push_back((id, *changes)),

@@ -85,6 +85,44 @@ fn a_pin_in_the_twin_is_followed_and_reported() {
 }
 
 #[test]
+fn a_pinned_version_that_fails_now_and_then_goes_on_and_is_reported_as_failing() {
+    let mut bench = Bench::connected(&[]);
+    bench.versions(&lock_door("1.0.0"), &[lock_door("2.0.0")]);
+    let call_five = |bench: &mut Bench, version: &str| {
+        for number in 1..=5 {
+            assert_eq!(call(bench, number == 5), version);
+        }
+        reported(bench)
+    };
+    assert_eq!(call_five(&mut bench, "1.0.0"), Vec::<Value>::new(), "nobody pinned it");
+    bench.desired(2, pins(json!("2.0.0")));
+    bench.write_all();
+    let active = json!({"version": "2.0.0", "status": "active", "reason": "pinned by the twin"});
+    assert_eq!(reported(&mut bench), [pins(active)]);
+    assert_eq!(call_five(&mut bench, "2.0.0"), Vec::<Value>::new(), "one is none");
+    let failing = json!({"status": "failing", "reason": "2 of its last 10 calls failed"});
+    assert_eq!(call_five(&mut bench, "2.0.0"), [pins(failing.clone())], "what has changed");
+    assert_eq!(call_five(&mut bench, "2.0.0"), Vec::<Value>::new(), "nothing new to say");
+    // A change that has nothing to do with it leaves the report as it is.
+    bench.desired(3, json!({"other": 1}));
+    bench.versions(&lock_door("1.1.0"), &[lock_door("2.0.0"), lock_door("1.0.0")]);
+    bench.write_all();
+    assert_eq!(reported(&mut bench), Vec::<Value>::new());
+
+    // A pin that is set again is another chance, and so are twenty calls that work.
+    let active = pins(json!({"status": "active", "reason": "pinned by the twin"}));
+    bench.desired(4, pins(json!("2.0.0")));
+    bench.write_all();
+    assert_eq!(reported(&mut bench), std::slice::from_ref(&active));
+    assert_eq!(call_five(&mut bench, "2.0.0"), Vec::<Value>::new());
+    assert_eq!(call_five(&mut bench, "2.0.0"), [pins(failing)]);
+    for _ in 0..20 {
+        assert_eq!(call(&mut bench, false), "2.0.0");
+    }
+    assert_eq!(reported(&mut bench), [active]);
+}
+
+#[test]
 fn a_version_that_keeps_failing_is_put_in_quarantine_and_the_good_one_comes_back() {
     let mut bench = Bench::connected(&[]);
     bench.versions(&lock_door("1.0.0"), &[]);

@@ -135,8 +135,8 @@ fn a_clean_session_gets_the_queue_with_its_own_subscription() {
     hub.listen(1, Granted::AtLeastOnce);
     hub.close(1);
     hub.queue(1, 3600, Feedback::None);
-    let password = hub.token("a", 1);
-    hub.connect_as(2, ConnectRequest { device: id("a"), password, clean_session: true, will: None });
+    let credentials = with_token(hub.token("a", 1));
+    hub.connect_as(2, ConnectRequest { device: id("a"), credentials, clean_session: true, will: None });
     assert_eq!(hub.heard().len(), 1, "it has subscribed to nothing");
     hub.subscribe_as(2, Subscription::DeviceBound, Granted::AtLeastOnce);
     assert_eq!(hub.heard().len(), 2);

@@ -52,7 +52,8 @@ fn a_message_in_somebody_s_hand_keeps_its_device() {
     let message = CloudMessage { body: b"x".to_vec(), ..CloudMessage::default() };
     hub.request(1, Operation::SendMessage { id: id("a"), message: Box::new(message), wait: false });
     let lock = Duration::from_secs(60);
-    let receive = |password| Operation::ReceiveMessage { id: id("a"), password: Password(password), token: 7, lock };
+    let receive =
+        |password| Operation::ReceiveMessage { id: id("a"), credentials: with_token(password), token: 7, lock };
     let password = hub.token("a", 1);
     hub.request(2, receive(password));
     for _ in 0..2 {

@@ -1,0 +1,264 @@
+//! Where a job with a policy stands: its stages, its rate, and whether it goes well enough to go on.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::job::JobAction;
+use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, Stage};
+
+use super::awaited::Awaited;
+use crate::record::SavedEnd;
+
+/// How far a job that could not start anybody may catch up with its rate.
+const SLACK: TimeDelta = TimeDelta::milliseconds(100);
+/// Characters of a device's failure in the reason for an abort.
+const SHOWN: usize = 200;
+
+#[derive(Debug)]
+pub(super) struct Course {
+    policy: JobPolicy,
+    /// Of each stage's own devices. One, if the policy has none.
+    stages: Vec<Count>,
+    /// The devices of stages to come.
+    held: Vec<VecDeque<DeviceId>>,
+    /// The stage that is under way, counted from 0.
+    current: usize,
+    /// Since when it has gone well enough for the next one.
+    good_since: Option<DateTime<Utc>>,
+    /// Outcomes within the abort rule's window, and whether they are failures.
+    recent: VecDeque<(DateTime<Utc>, bool)>,
+    recent_failures: u64,
+    last_failure: Option<String>,
+    /// When the rate allows the next start.
+    next_start: Option<DateTime<Utc>>,
+    /// A device is ready and waits for that.
+    is_throttled: bool,
+    pub(super) awaited: Option<Awaited>,
+    /// The devices to which anything was sent, where they are to be unpinned if the job is aborted.
+    pub(super) reached: BTreeSet<DeviceId>,
+    /// How many could not be.
+    pub(super) not_unpinned: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    devices: u64,
+    succeeded: u64,
+    failed: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    GoOn,
+    NextStage,
+    Abort(String),
+}
+
+impl Course {
+    pub(super) fn new(policy: JobPolicy, action: &JobAction) -> Course {
+        let stages = policy.stages.len().max(1);
+        let awaited = match (&policy.succeed, policy.pinned(action)) {
+            (Some(rule), Some((_, version))) => Some(Awaited::new(rule, version)),
+            _ => None,
+        };
+        Course {
+            policy,
+            stages: vec![Count::default(); stages],
+            held: vec![VecDeque::new(); stages],
+            current: 0,
+            good_since: None,
+            recent: VecDeque::new(),
+            recent_failures: 0,
+            last_failure: None,
+            next_start: None,
+            is_throttled: false,
+            awaited,
+            reached: BTreeSet::new(),
+            not_unpinned: 0,
+        }
+    }
+
+    /// The stage that is under way, counted from 1.
+    pub(super) fn stage(&self) -> u32 {
+        u32::try_from(self.current).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. A stage has at
+    /// least the first device, however few there are.
+    pub(super) fn arrange(&self, mut devices: Vec<DeviceId>) -> Vec<(DeviceId, u32)> {
+        devices.sort_by_cached_key(|device| (device.rollout_place(), device.clone()));
+        devices.dedup();
+        let count = devices.len();
+        let ends: Vec<usize> =
+            self.policy.stages.iter().map(|stage| (count * usize::from(stage.percent)).div_ceil(100)).collect();
+        let stage_of = |rank: usize| ends.iter().take_while(|end| **end <= rank).count();
+        let ranked = devices.into_iter().enumerate();
+        ranked.map(|(rank, device)| (device, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX) + 1)).collect()
+    }
+
+    /// Take a device of a stage, counted from 1, that has no outcome. Tells whether its turn has come.
+    pub(super) fn add(&mut self, device: &DeviceId, stage: u32) -> bool {
+        let place = self.place(stage);
+        self.stages[place].devices += 1;
+        if place > self.current {
+            self.held[place].push_back(device.clone());
+        }
+        place <= self.current
+    }
+
+    /// Go on where the journal says that the job was.
+    pub(super) fn resume(&mut self, stage: u32, ended: &[SavedEnd]) {
+        self.current = self.place(stage);
+        for end in ended {
+            let place = self.place(end.stage);
+            self.stages[place].devices += 1;
+            self.count(end.at, end.stage, end.succeeded);
+        }
+    }
+
+    /// A device has succeeded or failed.
+    pub(super) fn count(&mut self, now: DateTime<Utc>, stage: u32, succeeded: bool) {
+        let place = self.place(stage);
+        let count = &mut self.stages[place];
+        if succeeded {
+            count.succeeded += 1
+        } else {
+            count.failed += 1
+        }
+        if self.policy.abort.is_some_and(|abort| abort.window_in_seconds.is_some()) {
+            self.recent.push_back((now, !succeeded));
+            self.recent_failures += u64::from(!succeeded);
+        }
+    }
+
+    /// Why the last device failed, for the reason that an abort gives.
+    pub(super) fn failed_because(&mut self, device: &DeviceId, reason: &str) {
+        let reason: String = reason.chars().take(SHOWN).collect();
+        self.last_failure = Some(format!("{device}: {reason}"));
+    }
+
+    /// Whether the rate allows to start a device now.
+    pub(super) fn may_start(&mut self, now: DateTime<Utc>) -> bool {
+        self.is_throttled = self.next_start.is_some_and(|at| at > now);
+        !self.is_throttled
+    }
+
+    /// Nobody waits for the rate.
+    pub(super) fn unthrottle(&mut self) {
+        self.is_throttled = false;
+    }
+
+    pub(super) fn started(&mut self, now: DateTime<Utc>) {
+        if let Some(rate) = self.policy.rate {
+            let from = self.next_start.map_or(now, |at| at.max(now - SLACK));
+            self.next_start = Some(from + TimeDelta::microseconds(1_000_000 / i64::from(rate)));
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
+        let start = self.next_start.filter(|_| self.is_throttled);
+        let look = self.awaited.as_ref().and_then(Awaited::deadline);
+        let stage =
+            self.good_since.zip(self.policy.stages.get(self.current)).map(|(since, stage)| since + pause(stage));
+        start.into_iter().chain(look).chain(stage).min()
+    }
+
+    pub(super) fn judge(&mut self, now: DateTime<Utc>) -> Judgement {
+        if let Some(reason) = self.breaks_the_rule(now).or_else(|| self.fails_its_stage()) {
+            let last = self.last_failure.as_ref().map(|last| format!("; {last}")).unwrap_or_default();
+            return Judgement::Abort(reason + &last);
+        }
+        if self.current + 1 >= self.stages.len() || !self.is_good() {
+            self.good_since = None;
+            return Judgement::GoOn;
+        }
+        let since = *self.good_since.get_or_insert(now);
+        let pause = self.policy.stages.get(self.current).map(pause).unwrap_or_default();
+        let is_empty = self.stages[self.current].devices == 0;
+        if is_empty || now >= since + pause { Judgement::NextStage } else { Judgement::GoOn }
+    }
+
+    /// Begin the next stage: its devices.
+    pub(super) fn next_stage(&mut self) -> VecDeque<DeviceId> {
+        self.good_since = None;
+        self.current = (self.current + 1).min(self.stages.len() - 1);
+        std::mem::take(&mut self.held[self.current])
+    }
+
+    /// Nobody has a turn any more.
+    pub(super) fn stop(&mut self) {
+        self.held.iter_mut().for_each(VecDeque::clear);
+        (self.good_since, self.is_throttled) = (None, false);
+    }
+
+    /// Remember that something was sent to the device.
+    pub(super) fn reach(&mut self, device: &DeviceId) {
+        if self.unpins() {
+            self.reached.insert(device.clone());
+        }
+    }
+
+    pub(super) fn unpins(&self) -> bool {
+        self.policy.on_abort == OnAbort::Unpin
+    }
+
+    fn breaks_the_rule(&mut self, now: DateTime<Utc>) -> Option<String> {
+        let AbortRule { failure_percent, minimum, window_in_seconds } = self.policy.abort?;
+        let (ended, failed) = match window_in_seconds {
+            None => {
+                let failed: u64 = self.stages.iter().map(|count| count.failed).sum();
+                (self.stages.iter().map(|count| count.succeeded).sum::<u64>() + failed, failed)
+            }
+            Some(seconds) => {
+                let from = now - TimeDelta::seconds(seconds.into());
+                while let Some((_, failed)) = self.recent.pop_front_if(|(at, _)| *at <= from) {
+                    self.recent_failures -= u64::from(failed);
+                }
+                (self.recent.len() as u64, self.recent_failures)
+            }
+        };
+        if ended < minimum.into() || failed * 100 <= ended * u64::from(failure_percent) {
+            return None;
+        }
+        let within = window_in_seconds.map(|seconds| format!(" within {seconds} s")).unwrap_or_default();
+        Some(format!("{failed} of {ended} devices failed{within}, more than {failure_percent}%"))
+    }
+
+    /// So many have failed that the stage cannot be good any more.
+    fn fails_its_stage(&self) -> Option<String> {
+        // Devices of a stage that is behind can fail as well, if it did not wait for all of them.
+        (0..=self.current).find_map(|place| {
+            let (stage, count) = (self.policy.stages.get(place)?, self.stages[place]);
+            let may_fail = u64::from(100 - stage.success_threshold.min(100));
+            (count.failed * 100 > count.devices * may_fail).then(|| {
+                format!(
+                    "stage {} of {} ({}%): {} of {} devices failed, and at least {}% must succeed",
+                    place + 1,
+                    self.stages.len(),
+                    stage.percent,
+                    count.failed,
+                    count.devices,
+                    stage.success_threshold
+                )
+            })
+        })
+    }
+
+    fn is_good(&self) -> bool {
+        let (Some(stage), count) = (self.policy.stages.get(self.current), self.stages[self.current]) else {
+            return false;
+        };
+        let ended = count.succeeded + count.failed;
+        let sample = stage.minimum_sample.map_or(count.devices, u64::from).min(count.devices);
+        ended >= sample && count.succeeded * 100 >= ended * u64::from(stage.success_threshold)
+    }
+
+    fn place(&self, stage: u32) -> usize {
+        usize::try_from(stage).unwrap_or(usize::MAX).saturating_sub(1).min(self.stages.len() - 1)
+    }
+}
+
+fn pause(stage: &Stage) -> TimeDelta {
+    TimeDelta::seconds(stage.pause_in_seconds.into())
+}
