@@ -26,9 +26,21 @@ fn help_names_the_commands_and_the_exit_codes() {
     let help = latch_ok(nowhere, &["--help"]);
     let commands = help.split_once("Commands:\n").expect("commands").1.split_once("\n\n").expect("an end").0;
     let commands: Vec<_> = commands.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    for command in
-        ["demo", "up", "hub", "run", "device", "twin", "method", "message", "query", "job", "events", "plugin"]
-    {
+    for command in [
+        "demo",
+        "up",
+        "hub",
+        "run",
+        "device",
+        "twin",
+        "method",
+        "message",
+        "query",
+        "job",
+        "events",
+        "configuration",
+        "plugin",
+    ] {
         assert!(commands.contains(&command), "no {command} in\n{help}");
         assert!(latch_ok(nowhere, &[command, "--help"]).contains("Usage: latch "), "{command}");
     }

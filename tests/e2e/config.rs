@@ -293,7 +293,7 @@ fn a_configuration_can_be_checked_without_starting_anything() {
         refused.stdout.lines().map(|line| line.rsplit_once("latch.toml:").expect("a place").1).collect();
     assert_eq!(
         (lines.len(), lines[0]),
-        (2, "2:1: unknown key in host; there are admin, https, mqtt, plugins"),
+        (2, "2:1: unknown key in host; there are admin, https, mqtt, plugins, tier, units"),
         "{refused:?}"
     );
     assert!(lines[1].starts_with("4:30: a key stands here"), "{refused:?}");

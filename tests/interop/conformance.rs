@@ -31,9 +31,11 @@ areas! {
     node_methods: Node "methods.js" 22;
     node_jobs: Node "jobs.js" 25;
     node_queries: Node "queries.js" 20;
-    node_telemetry: Node "telemetry.js" 8;
+    node_query_language: Node "query_language.js" 15;
+    node_telemetry: Node "telemetry.js" 9;
     node_c2d: Node "c2d.js" 10;
     node_connections: Node "connections.js" 16;
+    node_websockets: Node "websockets.js" 8;
     python_identities: Python "identities.py" 10;
     python_bulk: Python "bulk.py" 9;
     python_twins: Python "twins.py" 11;
@@ -43,6 +45,7 @@ areas! {
     python_queries: Python "queries.py" 7;
     python_messages: Python "messages.py" 9;
     python_connections: Python "connections.py" 13;
+    python_websockets: Python "websockets.py" 6;
 }
 
 const _: () = assert!(CASES >= WANTED);

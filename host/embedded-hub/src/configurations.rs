@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use durable_store::{Store, StoreError};
-use iothub_protocol::configuration::{Configuration, ConfigurationRequest, ConfigurationResults, MAX_CONFIGURATIONS};
+use iothub_protocol::configuration::{Configuration, ConfigurationRequest, ConfigurationResults};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::ConfigurationId;
 use iothub_protocol::twin::etag_matches;
@@ -75,7 +75,7 @@ impl Configurations {
         self.inner.state.lock().await.kept.values().take(limit).map(Kept::to_json).collect()
     }
 
-    /// Create without `if_match`, update with it; the configuration as it is then.
+    /// Create without `if_match`, if there are fewer than `most`; update with it. The configuration as it is then.
     ///
     /// # Errors
     /// 409011 if there is one already, 404011 if there is none to update, 412001 for another etag, 413011 for one too
@@ -85,6 +85,7 @@ impl Configurations {
         id: ConfigurationId,
         request: ConfigurationRequest,
         if_match: Option<&str>,
+        most: usize,
         now: DateTime<Utc>,
     ) -> Result<Value, HubError> {
         let mut state = self.inner.state.lock().await;
@@ -94,9 +95,8 @@ impl Configurations {
                 return Err(HubError::new(ErrorCode::ConfigurationAlreadyExists, text));
             }
             (None, Some(_)) => return Err(not_found(&id)),
-            (None, None) if state.kept.len() >= MAX_CONFIGURATIONS => {
-                let text =
-                    format!("Number of deployments exceed the maximum quota {MAX_CONFIGURATIONS} for this IotHub.");
+            (None, None) if state.kept.len() >= most => {
+                let text = format!("Number of deployments exceed the maximum quota {most} for this IotHub.");
                 return Err(HubError::new(ErrorCode::ConfigurationCountLimitExceeded, text));
             }
             (None, None) => Configuration::new(id.clone(), request, now),

@@ -32,7 +32,7 @@ mod server;
 pub mod session;
 mod store;
 pub mod tls;
-mod websocket;
+pub mod websocket;
 
 pub use driver::HubHandle;
 pub use fleet::HubFleet;

@@ -19,7 +19,6 @@ use crate::certificate::ClientCertificate;
 use crate::driver::{HubHandle, LinkEnd};
 use crate::hub::{LinkInput, LinkOutput};
 use crate::rehearsal::gate::{Gate, Passage, Turn};
-use crate::rehearsal::sleep_until;
 use crate::session::{Action, MAX_PACKET, Session};
 
 /// A client that takes nothing for so long is cut, as it would hold up its connection's task.
@@ -83,7 +82,7 @@ impl Door {
             session: Session::new(Instant::now(), certificate),
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
-            gate: Gate::new(self.hub.clone()),
+            gate: Gate::new(&self.hub),
             held: None,
             send_at: None,
             mute: None,
@@ -148,7 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Wait for one thing and deal with it.
     async fn step(&mut self, cancel: &CancellationToken) -> Result<(), End> {
-        match self.gate.turn(Instant::now()) {
+        match self.gate.turn(Instant::now(), &self.hub) {
             Some(Turn::Close { reason }) => return Err(End::abrupt(reason)),
             Some(Turn::Mute { until, ends }) => {
                 self.mute = Some(ends);
@@ -160,8 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 None => {}
             },
         }
-        let deadline = self.session.deadline();
-        let held_until = self.held.as_ref().map(|(until, _)| *until);
+        let wake = self.wake_at();
         let has_room = self.outgoing.len() < WRITE_SIZE;
         self.incoming.reserve(READ_SIZE);
         tokio::select! {
@@ -179,12 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 // The verdict on a CONNECT may have been among them, and what came behind that waits.
                 self.read_packets().await?;
             },
-            () = tokio::time::sleep_until(deadline.into()), if held_until.is_none() => {
-                let action = self.session.handle_deadline();
-                self.perform(vec![action]).await?;
-            },
-            () = sleep_until(held_until) => self.let_go().await?,
-            () = sleep_until(self.send_at) => {}
+            () = tokio::time::sleep_until(wake.into()) => self.awake().await?,
             () = self.gate.changed() => {}
             () = self.link.lost.cancelled() => return Err(End::abrupt(LOST)),
             () = cancel.cancelled() => return Err(End::abrupt("the hub is stopping")),
@@ -205,6 +198,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             },
             () = self.link.lost.cancelled() => Err(End::abrupt(LOST)),
             () = cancel.cancelled() => Err(End::abrupt("the hub is stopping")),
+        }
+    }
+
+    /// The next moment at which something is due. One timer for all, as each would cost every idle connection its memory.
+    fn wake_at(&self) -> Instant {
+        let held = self.held.as_ref().map_or_else(|| self.session.deadline(), |(until, _)| *until);
+        [self.send_at, self.gate.deadline()].into_iter().flatten().fold(held, Instant::min)
+    }
+
+    async fn awake(&mut self) -> Result<(), End> {
+        let now = Instant::now();
+        match &self.held {
+            Some((until, _)) if *until <= now => self.let_go().await,
+            None if self.session.deadline() <= now => {
+                let action = self.session.handle_deadline();
+                self.perform(vec![action]).await
+            }
+            _ => Ok(()),
         }
     }
 
@@ -229,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     async fn pass_on(&mut self, output: LinkOutput) -> Result<(), End> {
-        if self.gate.reaches(&output) {
+        if self.gate.reaches(Instant::now(), &output) {
             let actions = self.session.handle_output(output);
             self.perform(actions).await?;
         }
@@ -278,7 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 Action::ToHub(input) => {
                     is_message = matches!(&input, LinkInput::Published { message: FromDevice::Telemetry { .. }, .. });
                     let is_free = std::mem::take(&mut is_admitted);
-                    match if is_free { Passage::Go } else { self.gate.passage(Instant::now(), &input) } {
+                    match if is_free { Passage::Go } else { self.gate.passage(&input) } {
                         Passage::Go => self.tell_hub(input).await?,
                         Passage::WaitUntil(until) => {
                             let rest = std::iter::once(Action::ToHub(input)).chain(actions).collect();

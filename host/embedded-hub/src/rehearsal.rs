@@ -345,7 +345,7 @@ async fn write_spent(file: &Path, spent: Spent) -> io::Result<()> {
 }
 
 /// Never, without a deadline.
-pub(crate) async fn sleep_until(deadline: Option<Instant>) {
+async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,

@@ -21,7 +21,7 @@ const WRITE_SIZE: usize = 16 * 1024;
 
 /// Why the connection must end, as the protocol numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Violation {
+pub enum Violation {
     #[error("a frame is not as RFC 6455 has it")]
     Protocol = 1002,
     #[error("MQTT comes in binary messages, not in text")]
@@ -30,7 +30,7 @@ pub(crate) enum Violation {
 
 /// Takes a client's frames apart, however they are cut.
 #[derive(Debug, Default)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     head: [u8; MAX_HEAD],
     head_size: usize,
     frame: Option<Frame>,
@@ -62,12 +62,7 @@ impl Decoder {
     ///
     /// # Errors
     /// What the client did wrong; nothing more of it may be read then.
-    pub(crate) fn decode(
-        &mut self,
-        mut input: &[u8],
-        data: &mut BytesMut,
-        answers: &mut BytesMut,
-    ) -> Result<(), Violation> {
+    pub fn decode(&mut self, mut input: &[u8], data: &mut BytesMut, answers: &mut BytesMut) -> Result<(), Violation> {
         // What comes behind a close is not looked at.
         while !self.is_closed {
             let Some(frame) = &mut self.frame else {
@@ -102,7 +97,7 @@ impl Decoder {
     }
 
     /// The client has closed in good order.
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.is_closed
     }
 

@@ -5,8 +5,10 @@
 //! repeated.
 //!
 //! On each connect the rule of the SDKs holds: subscribe, GET the twin, then let through the notices that are newer
-//! than what the GET brought, and a GET again where one of those did not come. What the hub sends before that is kept, within a bound, and given to the actor in order.
-//! When the link breaks everything in flight is forgotten: the actor keeps what must arrive and sends it again.
+//! than what the GET brought. What the hub sends before that is kept, within a bound, and given to the actor in order.
+//! Where a version is missing between two notices, one did not come, and the twin is read again.
+//! When the link breaks everything in flight is forgotten: the actor keeps what must arrive and sends it again. A hub
+//! that does not acknowledge a message in time makes for a new link, as MQTT has no other way to repeat it.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -8,6 +8,7 @@ use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::JobRequest;
 use iothub_protocol::link::{CloudMessage, Feedback, TwinDocument};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::sas::{SharedKey, Token};
 use iothub_protocol::topic::{
     FromDevice, Subscription, ToDevice, cloud_message_topic, decode_bag, encode_bag, parse_cloud_message,
@@ -74,6 +75,45 @@ fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![4 => prop::sample::select(known.map(str::to_owned).to_vec()), 1 => any::<String>(), 1 => "[a-c]"]
 }
 
+/// The field `latch` of a job, with values that are nearly right.
+fn any_policy() -> impl Strategy<Value = Value> {
+    let number = || {
+        prop_oneof![
+            6 => (0..=100_u32).prop_map(Value::from),
+            1 => any::<i64>().prop_map(Value::from),
+            1 => any::<f64>().prop_map(|n| json!(n)),
+            1 => any_json(),
+        ]
+    };
+    let members = |names: &'static [&'static str]| {
+        let some = prop::sample::subsequence(names.to_vec(), 0..=names.len());
+        (some, prop::collection::vec(number(), names.len()))
+            .prop_map(|(names, numbers)| Value::Object(names.into_iter().map(str::to_owned).zip(numbers).collect()))
+    };
+    let stage = members(&["percent", "successThreshold", "minimumSample", "pauseInSeconds"]);
+    let stages = prop::collection::vec(stage, 0..3).prop_map(|mut stages| {
+        // Few are right without this.
+        stages.push(json!({"percent": 100}));
+        Value::from(stages)
+    });
+    let succeed = members(&["soakInSeconds", "timeoutInSeconds"]).prop_map(|mut succeed| {
+        succeed["plugin"] = json!("door");
+        succeed
+    });
+    let abort = members(&["failurePercent", "minimum", "windowInSeconds"]);
+    let on_abort = prop::sample::select(vec!["keep", "unpin", "explode"]).prop_map(Value::from);
+    let parts = (stages, number(), abort, succeed, on_abort);
+    let all = ["stages", "rate", "abort", "succeed", "onAbort"];
+    (parts, prop::sample::subsequence(all.to_vec(), 0..=5)).prop_map(
+        |((stages, rate, abort, succeed, on_abort), used)| {
+            let policy =
+                json!({"stages": stages, "rate": rate, "abort": abort, "succeed": succeed, "onAbort": on_abort});
+            let policy = used.into_iter().map(|name| (name.to_owned(), policy[name].clone()));
+            json!({"version": 1, "policy": Map::from_iter(policy)})
+        },
+    )
+}
+
 /// Text made of what topics, tokens and connection strings are made of.
 fn any_text() -> impl Strategy<Value = String> {
     let pieces = [
@@ -131,8 +171,8 @@ fn read_everything(body: &[u8]) {
         assert_eq!(DirectMethod::from_json(json!(method).to_string().as_bytes()), Ok(method));
     }
     if let Ok(request) = JobRequest::from_json(job(), body) {
-        let again = JobRequest::from_json(job(), request.to_json().to_string().as_bytes()).map(|job| job.action);
-        assert_eq!(again, Ok(request.action));
+        let again = JobRequest::from_json(job(), request.to_json().to_string().as_bytes());
+        assert_eq!(again.map(|job| (job.action, job.policy)), Ok((request.action, request.policy)));
     }
     if let Ok(patch) = TwinPatch::from_json(body) {
         let mut twin = Twin::new(DateTime::UNIX_EPOCH);
@@ -200,6 +240,16 @@ proptest! {
         ] {
             read_everything(action.to_string().as_bytes());
         }
+    }
+
+    #[test]
+    fn policies_and_reports_of_any_kind(latch in any_policy(), value in any_json(), wanted in any::<String>()) {
+        let update = json!({"etag": "*", "properties": {"desired": {"latch": {"plugins": {"door": "1.0.0"}}}}});
+        let job = json!({"type": "scheduleUpdateTwin", "updateTwin": update, "queryCondition": "*", "latch": latch});
+        read_everything(job.to_string().as_bytes());
+        let section = json!({"latch": {"plugins": {"door": value}}, "$metadata": value});
+        let twin = json!({"properties": {"desired": section, "reported": section}});
+        let _ = PinState::of_twin(&twin, "door").standing(&wanted);
     }
 
     #[test]

@@ -29,6 +29,7 @@ fn commands_are_refused_with_a_code_and_a_reason() {
         (&["twin", "update", "door-0001", "--desired", "[1]"], 1, "--desired is not a JSON object"),
         (&["twin", "update", "door-0001", "--tags", "{}", "--etag", "stale"], 1, "PreconditionFailed: "),
         (&["query", "SELECT FROM devices"], 1, "1:8"),
+        (&["query", "SELECT * FROM devices ORDER BY deviceId"], 1, "\n                        ^"),
         (&["job", "show", "nothing"], 1, "JobNotFound: "),
         (&["job", "results", "nothing"], 1, "JobNotFound: "),
         (&["job", "method", "lockDoor", "--query", "*", "--start", "tomorrow"], 1, "is not a time with a zone"),

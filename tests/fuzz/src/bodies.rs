@@ -1,7 +1,8 @@
 //! Bodies of requests and messages: JSON.
 
 use chrono::DateTime;
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::configuration::ConfigurationRequest;
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::JobRequest;
 use iothub_protocol::link::TwinDocument;
@@ -102,6 +103,15 @@ pub(crate) fn job(data: &[u8]) {
             assert_eq!(again.to_json().to_string(), written);
             assert_eq!(JobRequest { start_time: None, ..again }, JobRequest { start_time: None, ..request });
         }
+        Err(error) => drop(error.envelope("t", DateTime::UNIX_EPOCH)),
+    }
+}
+
+/// The body of `PUT /configurations/{id}`.
+pub(crate) fn configuration(data: &[u8]) {
+    let id = ConfigurationId::parse("c1").expect("an id");
+    match ConfigurationRequest::from_json(&id, data) {
+        Ok(request) => drop(format!("{request:?}")),
         Err(error) => drop(error.envelope("t", DateTime::UNIX_EPOCH)),
     }
 }

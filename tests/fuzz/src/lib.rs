@@ -5,8 +5,10 @@
 //! takes these modules in).
 
 mod bodies;
+mod certificates;
 mod mqtt;
 mod texts;
+mod websockets;
 
 /// Takes any bytes, and panics only if they show a fault.
 pub type Target = fn(&[u8]);
@@ -15,6 +17,8 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("mqtt", mqtt::stranger),
     ("session", mqtt::device),
+    ("websocket", websockets::frames),
+    ("certificate", certificates::certificate),
     ("topic", texts::topic),
     ("bag", texts::bag),
     ("sas", texts::sas),
@@ -25,6 +29,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("identity", bodies::identity),
     ("method", bodies::method),
     ("job", bodies::job),
+    ("configuration", bodies::configuration),
 ];
 
 /// Runs one target.

@@ -44,10 +44,11 @@ pub(crate) enum Turn {
 }
 
 pub(crate) struct Gate {
-    hub: HubHandle,
     rehearsal: Rehearsal,
     changes: watch::Receiver<u64>,
-    /// Once it has said who it is, and since when.
+    /// Who it says it is, until the hub has accepted it: what is counted by device is so of real ones only.
+    claimed: Option<DeviceId>,
+    /// Who it is, and since when.
     device: Option<(DeviceId, Instant)>,
     strike: Option<Strike>,
     is_taken_over: bool,
@@ -56,29 +57,30 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(crate) fn new(hub: HubHandle) -> Gate {
+    pub(crate) fn new(hub: &HubHandle) -> Gate {
         let rehearsal = hub.rehearsal().clone();
         let changes = rehearsal.shared.changes.subscribe();
-        Gate { hub, rehearsal, changes, device: None, strike: None, is_taken_over: false, counted: None }
+        Gate { rehearsal, changes, claimed: None, device: None, strike: None, is_taken_over: false, counted: None }
     }
 
-    /// Resolves when [`Gate::turn`] may say something new.
+    /// Resolves when a bad day begins or ends; then [`Gate::turn`] may say something new, as it may at
+    /// [`Gate::deadline`].
     pub(crate) async fn changed(&mut self) {
-        let strike = self.strike.map(|strike| strike.at);
-        tokio::select! {
-            // The gate itself keeps the sender.
-            _ = self.changes.changed() => {}
-            () = super::sleep_until(strike) => {}
-        }
+        // An error would be that nobody changes anything any more; but the gate itself keeps the sender.
+        let _ = self.changes.changed().await;
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.strike.map(|strike| strike.at)
     }
 
     /// What becomes of the link now. Asked again, it says the same until that is over.
-    pub(crate) fn turn(&mut self, now: Instant) -> Option<Turn> {
+    pub(crate) fn turn(&mut self, now: Instant, hub: &HubHandle) -> Option<Turn> {
         // One that was due before its day ended still counts.
         let due = self.strike.take_if(|strike| strike.at <= now);
         let next = self.next_strike(now);
         let due = due.or_else(|| next.filter(|strike| strike.at <= now));
-        if let Some(turn) = due.and_then(|strike| self.struck(strike)) {
+        if let Some(turn) = due.and_then(|strike| self.struck(strike, hub)) {
             return Some(turn);
         }
         self.strike = next.filter(|strike| strike.at > now);
@@ -91,9 +93,9 @@ impl Gate {
     }
 
     /// Whether what the device sends may go on to the hub. Asked once for each, unless it has to wait: then it goes.
-    pub(crate) fn passage(&mut self, now: Instant, input: &LinkInput) -> Passage {
+    pub(crate) fn passage(&mut self, input: &LinkInput) -> Passage {
         if let LinkInput::Connect(request) = input {
-            self.device = Some((request.device.clone(), now));
+            self.claimed = Some(request.device.clone());
             if let Some((_, until)) = self.rehearsal.silence(Some(&request.device)) {
                 return Passage::WaitUntil(until);
             }
@@ -121,7 +123,10 @@ impl Gate {
     }
 
     /// Whether what the hub says reaches the device. Counts it, where it costs.
-    pub(crate) fn reaches(&mut self, output: &LinkOutput) -> bool {
+    pub(crate) fn reaches(&mut self, now: Instant, output: &LinkOutput) -> bool {
+        if let LinkOutput::Accepted { .. } = output {
+            self.device = self.claimed.take().map(|device| (device, now));
+        }
         if self.rehearsal.is_off() {
             return true;
         }
@@ -149,7 +154,7 @@ impl Gate {
 
     /// How late what is to be sent now is.
     pub(crate) fn lateness(&mut self) -> Option<Duration> {
-        self.rehearsal.lateness(self.device.as_ref().map(|(device, _)| device))
+        self.device.as_ref().and_then(|(device, _)| self.rehearsal.lateness(Some(device)))
     }
 
     fn next_strike(&self, now: Instant) -> Option<Strike> {
@@ -163,7 +168,7 @@ impl Gate {
         (!is_over).then_some(strike)
     }
 
-    fn struck(&mut self, strike: Strike) -> Option<Turn> {
+    fn struck(&mut self, strike: Strike, hub: &HubHandle) -> Option<Turn> {
         self.count(strike.day);
         match strike.what {
             Blow::ExpireToken => Some(Turn::Close { reason: "the token has expired: renew it and reconnect" }),
@@ -173,7 +178,7 @@ impl Gate {
                 // The hub closes this link when the other one is there.
                 self.is_taken_over = true;
                 if let Some((device, _)) = &self.device {
-                    self.rehearsal.take_over(&self.hub, device.clone(), until);
+                    self.rehearsal.take_over(hub, device.clone(), until);
                 }
                 None
             }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use iothub_protocol::configuration::MAX_CONFIGURATIONS;
+
 /// A tier of IoT Hub, by the name of its first size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
@@ -197,6 +199,11 @@ impl Sku {
         self.tier.pick(1, 5, 10)
     }
 
+    /// Configurations of automatic device management.
+    pub fn configurations(self) -> usize {
+        if self.tier == Tier::F1 { 20 } else { MAX_CONFIGURATIONS }
+    }
+
     /// Devices that can be registered.
     pub fn devices(self) -> usize {
         if self.tier == Tier::F1 { 500 } else { 1_000_000 }
@@ -248,6 +255,8 @@ mod tests {
         ] {
             assert_eq!(Tier::ALL.map(|tier| rate(tier, 1, class)), expected, "{class:?}");
         }
+        let configurations = Tier::ALL.map(|tier| Sku::new(tier, 1).expect("a size").configurations());
+        assert_eq!(configurations, [20, 100, 100, 100]);
         // Units count where they do: the documents' own examples, and the higher of two.
         assert_eq!((rate(S1, 2, Telemetry), rate(S1, 9, Telemetry)), ((100, 1), (108, 1)));
         assert_eq!((rate(S1, 200, TwinReads), rate(S2, 20, TwinReads)), ((100, 1), (200, 1)));

@@ -16,6 +16,7 @@ use super::RestState;
 use super::extract::{Path, Query};
 use super::reply::{Refusal, header_text, if_match, json, read_body};
 use crate::policy::Rights;
+use crate::rehearsal::tier::Sku;
 
 #[derive(Deserialize)]
 pub(super) struct ListQuery {
@@ -52,7 +53,9 @@ pub(super) async fn put(
     authorize(&state, &headers, Rights::REGISTRY_WRITE)?;
     let id = ConfigurationId::parse(&id)?;
     let request = ConfigurationRequest::from_json(&id, &read_body(body).await?)?;
-    Ok(json(&state.configurations.put(id, request, if_match(&headers).as_deref(), Utc::now()).await?))
+    let most = state.hub.rehearsal().sku().map_or(MAX_CONFIGURATIONS, Sku::configurations);
+    let condition = if_match(&headers);
+    Ok(json(&state.configurations.put(id, request, condition.as_deref(), most, Utc::now()).await?))
 }
 
 pub(super) async fn delete(

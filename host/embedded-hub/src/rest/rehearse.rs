@@ -1,5 +1,7 @@
 //! Where back ends' requests meet what is rehearsed: throttles, quota and limits of a tier, a silent or a slow hub.
 
+use std::collections::BTreeSet;
+
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -132,13 +134,15 @@ async fn has_room_for_devices(state: &RestState, sku: Sku, more: usize) -> Resul
 
 /// A job that waits for its time to come is not an active one.
 async fn has_room_for_job(state: &RestState, sku: Sku) -> Result<(), HubError> {
-    let (limit, mut active) = (sku.concurrent_jobs(), 0);
-    for status in [JobStatus::Running, JobStatus::Queued] {
+    let (limit, mut active) = (sku.concurrent_jobs(), BTreeSet::new());
+    // In the order in which jobs have them, so that none slips through between the two; it may be in both.
+    for status in [JobStatus::Queued, JobStatus::Running] {
         let filter = JobFilter { job_type: None, status: Some(status) };
         let page = state.jobs.list(filter, 100, None).await?;
-        active += page.items.iter().filter(|job| job.start_time <= Utc::now()).count();
+        let now = Utc::now();
+        active.extend(page.items.into_iter().filter(|job| job.start_time <= now).map(|job| job.request.job_id));
     }
-    if active < limit {
+    if active.len() < limit {
         return Ok(());
     }
     let text = format!(

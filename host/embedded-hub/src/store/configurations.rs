@@ -47,3 +47,37 @@ pub(crate) fn forget(tx: &Transaction<'_>, id: &ConfigurationId) -> sql::Result<
     tx.execute("DELETE FROM configurations WHERE id = ?1 AND document IS NULL", [id.as_str()])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use iothub_protocol::configuration::ConfigurationRequest;
+
+    use super::*;
+
+    fn configuration(id: &str) -> Configuration {
+        let id = ConfigurationId::parse(id).expect("an id");
+        let request = ConfigurationRequest::from_json(&id, b"{}").expect("a request");
+        Configuration::new(id, request, DateTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_is_deleted_is_known_until_it_is_forgotten_or_made_anew() {
+        let mut connection = Connection::open_in_memory().expect("a database");
+        connection.execute_batch(TABLES).expect("tables");
+        let tx = connection.transaction().expect("a transaction");
+        let (a, b) = (configuration("a"), configuration("b"));
+        for each in [&a, &b] {
+            put(&tx, each).expect("written");
+        }
+        assert_eq!(load(&tx).expect("read"), (vec![a.clone(), b.clone()], vec![]));
+        bury(&tx, &a.id).expect("written");
+        bury(&tx, &b.id).expect("written");
+        put(&tx, &b).expect("written");
+        assert_eq!(load(&tx).expect("read"), (vec![b.clone()], vec![a.id.clone()]));
+        for each in [&a, &b] {
+            forget(&tx, &each.id).expect("written");
+        }
+        assert_eq!(load(&tx).expect("read"), (vec![b], vec![]), "one that is there again stays");
+    }
+}

@@ -278,6 +278,13 @@ impl Job {
         found.map(|(device, _)| device.clone()).collect()
     }
 
+    /// Pending devices that had an attempt: offline, or in doubt after a restart.
+    pub(super) fn tried_and_pending(&self) -> Vec<DeviceId> {
+        let is_pending = |state| !matches!(state, State::Starting | State::Sent | State::Awaited);
+        let tried = self.targets.iter().filter(|(_, target)| target.attempt > 0 && is_pending(target.state));
+        tried.map(|(device, _)| device.clone()).collect()
+    }
+
     /// The devices for which anything was begun, and what they lack of an end.
     pub(super) fn begun_targets(&self) -> Vec<(DeviceId, Lack)> {
         let begun = self.targets.iter().filter(|(_, target)| target.attempt > 0);

@@ -21,6 +21,7 @@
 mod awaited;
 mod course;
 mod job;
+mod outcome;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -31,13 +32,13 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::{DeviceId, JobId};
-use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, Source};
 
 pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{Job, Lack, Phase, State};
+use outcome::failed;
 use policy::{ended_unknown, skipped};
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
@@ -501,7 +502,11 @@ impl Engine {
             let (status, outcome) = (DeviceJobStatus::Canceled, outcome.clone());
             push(&mut self.changes, now, id, What::Ended { device: device.clone(), status, outcome });
         }
-        for device in job.in_state(State::Awaited) {
+        let mut unknown = job.in_state(State::Awaited);
+        if job.aborted.is_some() {
+            unknown.extend(job.tried_and_pending());
+        }
+        for device in unknown {
             job.end(now, &device, DeviceJobStatus::Canceled);
             push(&mut self.changes, now, id, ended_unknown(&device, job.aborted.is_some()));
         }
@@ -559,37 +564,4 @@ impl Engine {
 
 fn push(changes: &mut Vec<Change>, at: DateTime<Utc>, job: &JobId, what: What) {
     changes.push(Change { job: job.clone(), at, what });
-}
-
-fn failed(device: &DeviceId, code: ErrorCode, text: &str) -> What {
-    let outcome = Some(error_outcome(code, text));
-    What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome }
-}
-
-fn error_outcome(code: ErrorCode, text: &str) -> DeviceJobOutcome {
-    DeviceJobOutcome::Error { code: code.name().to_owned(), description: text.to_owned() }
-}
-
-fn policy_outcome(outcome: PolicyOutcome, description: String) -> DeviceJobOutcome {
-    DeviceJobOutcome::Error { code: outcome.code().to_owned(), description }
-}
-
-impl Lack {
-    /// Azure's codes and texts.
-    fn outcome(self) -> DeviceJobOutcome {
-        let (code, text) = match self {
-            Lack::Start => (
-                ErrorCode::JobRunPreconditionFailed,
-                "The job did not start within specified period: either device did not come online or invalid endTime \
-                 specified.",
-            ),
-            Lack::Connection => (ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect."),
-            Lack::Answer => (ErrorCode::GatewayTimeout, "Timed out waiting for the response from device."),
-            Lack::Report => {
-                let text = "the job's time was over before the device had reported to run the version for long enough";
-                return policy_outcome(PolicyOutcome::PluginVersionNotReported, text.to_owned());
-            }
-        };
-        error_outcome(code, text)
-    }
 }

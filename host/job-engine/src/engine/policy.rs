@@ -11,7 +11,8 @@ use iothub_protocol::plugin_report::PinState;
 use super::awaited::Verdict;
 use super::course::Judgement;
 use super::job::Phase;
-use super::{Engine, Output, What, policy_outcome, push};
+use super::outcome::policy_outcome;
+use super::{Engine, Output, What, push};
 
 impl Engine {
     /// Have the reports looked at that are waited for, if it is time.
@@ -123,13 +124,13 @@ pub(super) fn skipped() -> DeviceJobOutcome {
     policy_outcome(PolicyOutcome::JobAborted, "skipped: the job was aborted before this device's turn".to_owned())
 }
 
-/// The device's twin is updated, but nobody waits for its report any more.
+/// Something was sent to the device, but nobody waits any more for what comes of it.
 pub(super) fn ended_unknown(device: &DeviceId, is_aborted: bool) -> What {
     let (outcome, how) = match is_aborted {
         true => (PolicyOutcome::JobAborted, "aborted"),
         false => (PolicyOutcome::JobCancelled, "cancelled"),
     };
-    let text = format!("the twin was updated, and the job was {how} before the device's report counted");
+    let text = format!("the job was {how} after the device's turn had begun, and before its outcome was known");
     let (status, outcome) = (DeviceJobStatus::Canceled, Some(policy_outcome(outcome, text)));
     What::Ended { device: device.clone(), status, outcome }
 }

@@ -137,6 +137,26 @@ fn a_stage_that_cannot_be_good_any_more_aborts_the_job() {
 }
 
 #[test]
+fn an_abort_that_a_crash_interrupts_asks_nobody_again() {
+    let mut world = World::new(3, limits(2, 1));
+    world.create(with(JobPolicy { abort: abort(0, 1, None), ..JobPolicy::default() }));
+    world.settle();
+    let (job, failing, attempt) = world.calls.pop().expect("a call");
+    let (_, in_doubt, _) = world.calls[0].clone();
+    world.engine.handle(at(0), Input::Outcome { job, device: failing, attempt, result: offline() });
+    world.settle();
+    world.is("j", JobStatus::Running, 0, 1);
+    let reason = world.reason();
+    world.restart();
+    world.settle();
+    world.is("j", JobStatus::Failed, 0, 1);
+    assert_eq!((world.reason(), world.calls.len()), (reason, 0));
+    let (status, text) = world.status_of(&in_doubt);
+    assert_eq!(status, DeviceJobStatus::Canceled);
+    assert!(text.starts_with("JobAborted: the job was aborted after the device's turn had begun"), "{text}");
+}
+
+#[test]
 fn a_sample_is_enough_and_a_pause_is_kept_over_a_restart() {
     let mut world = World::new(40, Limits::default());
     let sample = Stage { minimum_sample: Some(2), pause_in_seconds: 20, ..stage(10) };
@@ -270,7 +290,8 @@ fn a_bad_version_stops_itself_and_a_good_one_reaches_all() {
     let reason = "stage 1 of 3 (5%): 1 of 3 devices failed, and at least 90% must succeed";
     assert_eq!(world.reason(), format!("{reason}; {}: 2.0.0 failing: so it is", first[0]));
     let (status, text) = world.status_of(&first[1]);
-    let expected = "JobAborted: the twin was updated, and the job was aborted before the device's report counted";
+    let expected =
+        "JobAborted: the job was aborted after the device's turn had begun, and before its outcome was known";
     assert_eq!((status, text.as_str()), (DeviceJobStatus::Canceled, expected));
     assert!(world.calls.is_empty() && world.looks.is_empty());
 
@@ -361,7 +382,7 @@ fn a_cancelled_rollout_waits_for_nobody_and_a_window_ends_what_waits() {
     world.is("j", JobStatus::Cancelled, 0, 0);
     for device in [first, second] {
         let expected =
-            "JobCancelled: the twin was updated, and the job was cancelled before the device's report counted";
+            "JobCancelled: the job was cancelled after the device's turn had begun, and before its outcome was known";
         assert_eq!(world.status_of(&device), (DeviceJobStatus::Canceled, expected.to_owned()));
     }
 
