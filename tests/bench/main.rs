@@ -1,12 +1,14 @@
 //! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
 //!
 //! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
-//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`) to run one part.
+//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`) to run one part; `count=N` is how many
+//! `twins` has.
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod twins;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +43,9 @@ fn main() {
     // cargo passes `--bench`, which is no name of a part.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let runtime = Runtime::new().expect("the async runtime starts");
-    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    let count = wanted.iter().find_map(|argument| argument.strip_prefix("count=")?.parse().ok());
+    let names: Vec<&String> = wanted.iter().filter(|argument| !argument.contains('=')).collect();
+    let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     if wants("fleet") {
         fleet(&runtime);
     }
@@ -50,6 +54,9 @@ fn main() {
     }
     if wants("load") {
         load();
+    }
+    if wants("twins") {
+        twins::twins(&runtime, count.unwrap_or(twins::COUNT));
     }
 }
 

@@ -20,6 +20,7 @@ mod config;
 mod configuration;
 mod events;
 mod fleet_job;
+mod hub_store;
 mod languages;
 mod messages;
 mod misbehaving;

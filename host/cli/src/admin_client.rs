@@ -37,6 +37,10 @@ impl AdminClient {
         read(self.send(Method::POST, path, body.to_string().into()).await?).await
     }
 
+    pub(crate) async fn post_lines(&self, path: &str, lines: Vec<u8>) -> anyhow::Result<Value> {
+        read(self.send(Method::POST, path, lines.into()).await?).await
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> anyhow::Result<Value> {
         read(self.send(Method::DELETE, path, Bytes::new()).await?).await
     }

@@ -6,6 +6,7 @@ mod configuration;
 mod demo;
 mod device;
 mod events;
+mod hub_store;
 mod job;
 mod message;
 mod method;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
             Some(HubCommand::Token(args)) => token::run(args, context).await,
             Some(HubCommand::Rehearse(command)) => rehearse::run(command, context).await,
             Some(HubCommand::Ca(command)) => ca::run(command, context).await,
+            Some(HubCommand::Store(command)) => hub_store::run(command, context).await,
             None => up::hub(args, context).await,
         },
         Command::Run(args) => run::run(args, context).await,

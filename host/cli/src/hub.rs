@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use embedded_hub::events::{EventKind, EventLog};
+use embedded_hub::events::{EventKind, EventLog, HubEvent};
 use embedded_hub::rehearsal::RehearsalSettings;
 use embedded_hub::rehearsal::tier::Sku;
 use embedded_hub::{EmbeddedHub, HubHandle, HubSettings};
@@ -17,6 +17,9 @@ use crate::listeners::Listeners;
 
 /// The policy whose key `service.connstr` holds.
 const OWNER: &str = "iothubowner";
+/// Most devices whose connection strings are kept as files: beyond that a folder of them serves nobody, and a start would
+/// take as long as writing them does. Devices of `--devices` and of the configuration have theirs in any case.
+const MAX_FILES: usize = 10_000;
 /// Devices made at once: each waits for the disk, together they share its commits.
 const CREATES: usize = 64;
 
@@ -116,7 +119,20 @@ struct FileKeeper {
 }
 
 impl FileKeeper {
+    /// Whether so many devices have files.
+    fn has_files(count: usize) -> bool {
+        count <= MAX_FILES
+    }
+
+    async fn count(&self) -> anyhow::Result<usize> {
+        Ok(self.hub.counts().await?.total)
+    }
+
     async fn write_all(&self) -> anyhow::Result<()> {
+        if !FileKeeper::has_files(self.count().await?) {
+            tracing::info!("there are more than {MAX_FILES} devices: their connection strings are not kept as files");
+            return Ok(());
+        }
         for id in self.hub.device_ids().await? {
             self.write(&id).await?;
         }
@@ -138,9 +154,18 @@ impl FileKeeper {
             if page.missed > 0 {
                 result = self.write_all().await;
             }
+            let is_creation = |event: &HubEvent| matches!(event.kind, EventKind::Created { .. });
+            let has_files = if page.events.iter().any(|(_, event)| is_creation(event)) {
+                let count = self.count().await;
+                let has_files = count.as_ref().is_ok_and(|count| FileKeeper::has_files(*count));
+                result = result.and(count.map(drop));
+                has_files
+            } else {
+                false
+            };
             for (_, event) in page.events {
                 let done = match event.kind {
-                    EventKind::Created { .. } => self.write(&event.device).await,
+                    EventKind::Created { .. } if has_files => self.write(&event.device).await,
                     EventKind::Deleted { .. } => self.data.remove_device(&event.device),
                     _ => Ok(()),
                 };

@@ -1,4 +1,12 @@
 //! Feeds the hub, writes what it decides, and lets answers go when they may.
+//!
+//! The hub has in memory whom it deals with. An input that concerns another device waits until that is read, beside what
+//! else the hub has to do; inputs of one device stay in order.
+
+mod due;
+mod parking;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,14 +15,20 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use durable_store::{Store, StoreError};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
-use crate::hub::{Answer, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::hub::{Answer, Device, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
 use crate::rehearsal::Rehearsal;
+use crate::scan::Reads;
 use crate::store;
+use due::DueQueues;
+use parking::Parking;
 
 /// Inputs waiting for the hub. Senders wait when it is full, which slows sockets down rather than growing.
 const INPUT_QUEUE: usize = 1024;
@@ -25,6 +39,8 @@ const MAX_WRITES: usize = 8;
 /// Messages waiting for one device's socket: its calls in flight, as many notices, and a whole queue of cloud-to-device
 /// messages. A device that reads slower is cut.
 const LINK_QUEUE: usize = 256;
+/// Reads of devices under way at once.
+const MAX_LOADS: usize = 2;
 /// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -42,6 +58,7 @@ pub struct HubHandle {
     next_link: Arc<AtomicU64>,
     events: EventLog,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
+    reads: Reads,
     rehearsal: Rehearsal,
 }
 
@@ -85,6 +102,17 @@ impl HubHandle {
         }
     }
 
+    /// The way past the hub, for who reads many devices.
+    ///
+    /// # Errors
+    /// 503001 if the hub could not write its store.
+    pub(crate) fn reads(&self) -> Result<&Reads, HubError> {
+        match self.failure.borrow().is_none() {
+            true => Ok(&self.reads),
+            false => Err(unwritten()),
+        }
+    }
+
     pub fn events(&self) -> &EventLog {
         &self.events
     }
@@ -117,22 +145,28 @@ impl HubHandle {
 /// Start the hub's task. It ends when `cancel` is, after writing what is decided.
 pub(crate) fn spawn(
     hub: Hub<Reply>,
-    store: Store,
+    reads: Reads,
     cancel: CancellationToken,
 ) -> (HubHandle, tokio::task::JoinHandle<()>) {
     let (inputs, receiver) = mpsc::channel(INPUT_QUEUE);
     let (failed, failure) = watch::channel(None);
     let events = EventLog::new();
+    let store = reads.store.clone();
+    let (pending, durable) = (AtomicUsize::new(0), AtomicU64::new(0));
     let rehearsal = Rehearsal::default();
     let next_link = Arc::new(AtomicU64::new(1));
-    let handle = HubHandle { inputs, next_link, events: events.clone(), failure, rehearsal };
+    let handle = HubHandle { inputs, next_link, events: events.clone(), failure, reads, rehearsal };
     let driver = Driver {
         hub,
-        store,
+        store: store.clone(),
         links: HashMap::new(),
         events,
-        writes: Arc::new(Writes { pending: AtomicUsize::new(0), ended: Notify::new(), failed }),
+        writes: Arc::new(Writes { pending, durable, ended: Notify::new(), failed }),
+        parking: Parking::default(),
+        due: DueQueues::new(),
+        loads: FuturesUnordered::new(),
     };
+    driver.watch_check();
     (handle, tokio::spawn(driver.run(receiver, cancel)))
 }
 
@@ -142,12 +176,26 @@ struct Driver {
     links: HashMap<LinkId, LinkSender>,
     events: EventLog,
     writes: Arc<Writes>,
+    parking: Parking,
+    due: DueQueues,
+    loads: FuturesUnordered<BoxFuture<'static, Loaded>>,
+}
+
+/// What the store has of a device, or why it is nothing of use.
+type Stored = Result<Option<Device>, String>;
+
+/// What was read for the hub.
+enum Loaded {
+    Devices(Vec<DeviceId>, Result<Vec<Stored>, StoreError>),
+    Due(Result<due::Found, StoreError>),
 }
 
 /// What the hub's task and the store's thread know of the writes between them.
 struct Writes {
     /// Queued and not yet committed. While there are any, gated outputs queue behind them.
     pending: AtomicUsize,
+    /// The number of the last changes that are committed.
+    durable: AtomicU64,
     /// Told whenever there is one less.
     ended: Notify,
     /// Why one failed. What the hub decided since rests on what is not stored, so from then on nobody hears any of it.
@@ -164,7 +212,7 @@ impl Writes {
     }
 
     fn fail(&self, error: StoreError) {
-        tracing::error!(%error, "the hub's store cannot be written");
+        tracing::error!(%error, "the hub's store cannot be used");
         self.failed.send_if_modified(|failure| {
             let is_first = failure.is_none();
             failure.get_or_insert_with(|| Arc::new(error));
@@ -189,11 +237,11 @@ impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<Message>, cancel: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let idle = Instant::now() + IDLE;
-            let deadline = self.hub.deadline(now()).map_or(idle, |deadline| deadline.min(idle));
-            let is_free = self.writes.pending() < MAX_WRITES;
+            self.start_loads();
+            let deadline = self.deadline(now());
+            let is_written = self.writes.pending() < MAX_WRITES;
             tokio::select! {
-                received = inputs.recv_many(&mut batch, BATCH), if is_free => {
+                received = inputs.recv_many(&mut batch, BATCH), if is_written && !self.parking.is_full() => {
                     if received == 0 {
                         break;
                     }
@@ -202,12 +250,107 @@ impl Driver {
                         self.take(now, message);
                     }
                 }
-                () = self.writes.ended.notified(), if !is_free => {}
+                Some(loaded) = self.loads.next() => self.take_loaded(now(), loaded),
+                () = self.writes.ended.notified(), if !is_written => {}
                 () = tokio::time::sleep_until(deadline.into()) => self.hub.handle_deadline(now()),
                 () = cancel.cancelled() => break,
             }
+            if !self.writes.have_failed() {
+                let next_expiry = self.hub.let_go(self.writes.durable.load(Ordering::Acquire));
+                self.due.note(next_expiry);
+            }
             self.deliver_outcome();
         }
+        self.hub.settle_up();
+        self.deliver_outcome();
+    }
+
+    fn deadline(&self, now: Now) -> Instant {
+        let due = self.due.next().map(|due| now.steady + (due - now.wall).to_std().unwrap_or_default());
+        let idle = now.steady + IDLE;
+        [self.hub.deadline(now), due].into_iter().flatten().fold(idle, Instant::min)
+    }
+
+    /// Read what is wanted in memory.
+    fn start_loads(&mut self) {
+        if let Some(search) = self.due.search(&self.store, now().wall) {
+            self.loads.push(Box::pin(async { Loaded::Due(search.await) }));
+        }
+        while self.loads.len() < MAX_LOADS {
+            let ids = self.parking.take_wanted();
+            if ids.is_empty() {
+                return;
+            }
+            let wanted = ids.clone();
+            let read = self.store.read(move |connection| {
+                let load = |id| match store::load_device(connection, id) {
+                    // A row that holds what nobody has written is the device's trouble alone.
+                    Err(error) if store::is_unreadable(&error) => Ok(Err(error.to_string())),
+                    found => Ok(Ok(found?)),
+                };
+                wanted.iter().map(load).collect()
+            });
+            self.loads.push(Box::pin(async { Loaded::Devices(ids, read.await) }));
+        }
+    }
+
+    fn take_loaded(&mut self, now: Now, loaded: Loaded) {
+        match loaded {
+            Loaded::Devices(ids, Ok(devices)) => {
+                for (id, device) in ids.iter().zip(devices) {
+                    self.take_device(now, id, device);
+                }
+            }
+            Loaded::Due(Ok(found)) => {
+                for id in self.due.found(found) {
+                    self.parking.want(&self.hub, &id);
+                }
+            }
+            Loaded::Devices(ids, Err(error)) => {
+                self.writes.fail(error);
+                ids.iter().for_each(|id| self.refuse_all(id, &unwritten()));
+            }
+            Loaded::Due(Err(error)) => self.writes.fail(error),
+        }
+    }
+
+    fn take_device(&mut self, now: Now, id: &DeviceId, device: Stored) {
+        match device {
+            Ok(device) => self.hub.take_in(now, id, device),
+            Err(error) => {
+                tracing::error!(device = %id, %error, "what is stored of a device cannot be read");
+                let text = "what is stored of the device cannot be read, see the hub's log";
+                return self.refuse_all(id, &HubError::new(ErrorCode::ServerError, text));
+            }
+        }
+        for input in self.parking.release(id) {
+            self.handle(now, input);
+        }
+    }
+
+    /// Answer what waits for a device that cannot be read.
+    fn refuse_all(&mut self, id: &DeviceId, error: &HubError) {
+        for input in self.parking.release(id) {
+            match input {
+                Input::Link(link, LinkInput::Closed { .. }) => drop(self.links.remove(&link)),
+                Input::Link(link, _) => {
+                    if let Some(sender) = self.links.get(&link) {
+                        sender.lost.cancel();
+                    }
+                }
+                Input::Request { reply, .. } => drop(reply.send(Err(error.clone()))),
+            }
+        }
+    }
+
+    /// The store is checked while it is used, if it is large. Damage ends the hub: nothing that it says could be relied on.
+    fn watch_check(&self) {
+        let (checked, writes) = (self.store.checked(), self.writes.clone());
+        tokio::spawn(async move {
+            if let Err(error @ StoreError::Corrupt { .. }) = checked.await {
+                writes.fail(error);
+            }
+        });
     }
 
     fn take(&mut self, now: Now, message: Message) {
@@ -216,15 +359,21 @@ impl Driver {
                 self.links.insert(id, link);
             }
             Message::Input(input) => {
-                let ended = match &input {
-                    Input::Link(id, LinkInput::Closed { .. }) => Some(*id),
-                    _ => None,
-                };
-                self.hub.handle(now, input);
-                if let Some(link) = ended {
-                    self.links.remove(&link);
+                if let Some(input) = self.parking.park(&self.hub, input) {
+                    self.handle(now, input);
                 }
             }
+        }
+    }
+
+    fn handle(&mut self, now: Now, input: Input<Reply>) {
+        let ended = match &input {
+            Input::Link(id, LinkInput::Closed { .. }) => Some(*id),
+            _ => None,
+        };
+        self.hub.handle(now, input);
+        if let Some(link) = ended {
+            self.links.remove(&link);
         }
     }
 
@@ -242,18 +391,19 @@ impl Driver {
         } else if changes.is_empty() && self.writes.pending() == 0 {
             gated.into_iter().for_each(|delivery| delivery.run(&self.events));
         } else if !changes.is_empty() || !gated.is_empty() {
-            self.write_then_deliver(changes, gated);
+            self.write_then_deliver(changes, gated, outcome.batch);
         }
     }
 
-    fn write_then_deliver(&self, changes: Vec<crate::hub::Change>, gated: Vec<Delivery>) {
+    fn write_then_deliver(&self, changes: Vec<crate::hub::Change>, gated: Vec<Delivery>, batch: u64) {
         self.writes.pending.fetch_add(1, Ordering::AcqRel);
         let (writes, events) = (self.writes.clone(), self.events.clone());
         self.store.write_then(
             move |tx| changes.iter().try_for_each(|change| store::apply(tx, change)),
             move |written| {
-                if let Err(error) = written {
-                    writes.fail(error);
+                match written {
+                    Ok(()) => drop(writes.durable.fetch_max(batch, Ordering::AcqRel)),
+                    Err(error) => writes.fail(error),
                 }
                 if writes.have_failed() {
                     gated.into_iter().for_each(Delivery::fail);
@@ -294,8 +444,7 @@ impl Delivery {
         match self {
             Delivery::Link(link, _) => link.lost.cancel(),
             Delivery::Reply(reply, _) => {
-                let text = "the hub cannot write its store and stops, see its log";
-                drop(reply.send(Err(HubError::new(ErrorCode::ServiceUnavailable, text))));
+                drop(reply.send(Err(unwritten())));
             }
             Delivery::Event(_) => {}
         }
@@ -306,38 +455,10 @@ fn now() -> Now {
     Now { wall: Utc::now(), steady: Instant::now() }
 }
 
-fn stopping() -> HubError {
-    HubError::new(ErrorCode::ServiceUnavailable, "the hub is stopping")
+fn unwritten() -> HubError {
+    HubError::new(ErrorCode::ServiceUnavailable, "the hub cannot use its store and stops, see its log")
 }
 
-#[cfg(test)]
-mod tests {
-    use durable_store::Durability;
-    use iothub_protocol::id::DeviceId;
-    use iothub_protocol::identity::IdentityRequest;
-
-    use super::*;
-    use crate::feedback::FeedbackQueue;
-    use crate::policy::random_key;
-
-    #[tokio::test]
-    async fn after_a_failed_write_nobody_hears_what_rests_on_it() {
-        let folder = tempfile::tempdir().expect("a folder");
-        // Without the hub's tables no write of it can succeed.
-        let store = Store::open(&folder.path().join("hub.db"), &[], Durability::Process).expect("a store");
-        let cancel = CancellationToken::new();
-        let (hub, task) = spawn(Hub::new(vec![], vec![], FeedbackQueue::default()), store.clone(), cancel.clone());
-        let id = DeviceId::parse("a").expect("an id");
-        let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
-        let put = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
-        for operation in [put, Operation::GetDevice(id), Operation::Counts] {
-            let answer = hub.request(operation).await.map_err(|error| error.code);
-            assert_eq!(answer, Err(ErrorCode::ServiceUnavailable));
-        }
-        assert_eq!(hub.events().next(), 0, "the event of the creation");
-        hub.failed().await;
-        cancel.cancel();
-        task.await.expect("no panic");
-        store.close().await;
-    }
+fn stopping() -> HubError {
+    HubError::new(ErrorCode::ServiceUnavailable, "the hub is stopping")
 }

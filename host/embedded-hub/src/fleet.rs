@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
 use crate::rehearsal::tier::Class;
-use crate::rest::{SCAN, Walk};
+use crate::scan::Walk;
 
 /// Jobs act on the hub's devices through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
@@ -36,10 +36,10 @@ impl HubFleet {
 
 impl Fleet for HubFleet {
     async fn select(&self, condition: &Condition) -> Result<Vec<DeviceId>, HubError> {
-        let mut walk = Walk::over(&self.hub, condition, None);
+        let mut walk = Walk::ids(&self.hub, condition);
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
-            selected.extend(twins.into_iter().filter(|(_, twin)| condition.matches(twin)).map(|(id, _)| id));
+            selected.extend(twins.into_iter().map(|(id, _)| id));
         }
         Ok(selected)
     }
@@ -75,10 +75,9 @@ impl Fleet for HubFleet {
 
     async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
         let mut states = HashMap::with_capacity(devices.len());
-        for some in devices.chunks(SCAN) {
-            if let Answer::Documents(twins) = self.hub.request(Operation::Twins(some.to_vec())).await? {
-                states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
-            }
+        let mut walk = Walk::of(&self.hub, devices.to_vec());
+        while let Some(twins) = walk.next().await? {
+            states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
         }
         Ok(states)
     }

@@ -11,12 +11,12 @@ mod credentials;
 mod links;
 mod messages;
 mod registry;
+mod residency;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,15 +35,19 @@ use serde_json::Value;
 
 use crate::events::{HubEvent, TwinChange};
 use crate::feedback::FeedbackQueue;
+use crate::import::NewDevice;
 use crate::policy::Policy;
+use crate::presence::{Presence, Seen};
 use crate::queue::{Disposition, Queue, Queued};
 use calls::Calls;
 use links::Link;
 use messages::Waiters;
+use residency::{Residence, Residency};
 
 pub use credentials::Credentials;
 pub(crate) use links::properties_size;
-pub(crate) use messages::numbered;
+pub(crate) use messages::{held_size, numbered};
+pub(crate) use registry::new_identity;
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -152,14 +156,11 @@ pub enum Operation {
         keys: [SharedKey; 2],
     },
     GetDevice(DeviceId),
+    /// Make a device with its twin.
+    ImportDevice(Box<NewDevice>),
     DeleteDevice {
         id: DeviceId,
         if_match: Option<String>,
-    },
-    /// Identities in order of their ids, after `after`.
-    ListDevices {
-        after: Option<DeviceId>,
-        limit: usize,
     },
     GetTwin(DeviceId),
     PatchTwin {
@@ -183,14 +184,6 @@ pub enum Operation {
         id: DeviceId,
         method: DirectMethod,
     },
-    /// Twins in order of device ids, after `after`.
-    ScanTwins {
-        after: Option<DeviceId>,
-        limit: usize,
-    },
-    /// The twins of those of these devices that exist.
-    Twins(Vec<DeviceId>),
-    Counts,
     /// Queue a cloud-to-device message; answered when it is stored, or with `wait` when it has ended.
     SendMessage {
         id: DeviceId,
@@ -231,9 +224,7 @@ pub enum Operation {
 #[derive(Clone, PartialEq)]
 pub enum Answer {
     Document(Value),
-    Documents(Vec<(DeviceId, Value)>),
     Method(MethodResponse),
-    Counts(Counts),
     /// A message that a device has taken.
     Message(Box<Queued>),
     Done,
@@ -244,9 +235,7 @@ impl fmt::Debug for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Answer::Document(_) => "Document",
-            Answer::Documents(_) => "Documents",
             Answer::Method(_) => "Method",
-            Answer::Counts(_) => "Counts",
             Answer::Message(_) => "Message",
             Answer::Done => "Done",
         })
@@ -275,6 +264,8 @@ pub enum Change {
     Identity(Identity),
     Twin(DeviceId, Box<Twin>),
     Subscriptions(DeviceId, Subscriptions),
+    /// When the device was last heard of, and the number of the last message that was queued for it.
+    Activity(DeviceId, Option<DateTime<Utc>>, u64),
     Message(DeviceId, Box<Queued>),
     /// The message of this number has left its queue.
     MessageGone(DeviceId, u64),
@@ -299,26 +290,23 @@ pub struct Device {
     is_clean: bool,
     link: Option<LinkId>,
     last_activity: Option<DateTime<Utc>>,
+    residence: Residence,
 }
 
 impl Device {
     pub fn new(identity: Identity, twin: Twin, subscriptions: Subscriptions, queue: Queue) -> Device {
-        Device { identity, twin, subscriptions, queue, is_clean: false, link: None, last_activity: None }
+        let residence = Residence::default();
+        Device { identity, twin, subscriptions, queue, is_clean: false, link: None, last_activity: None, residence }
+    }
+
+    /// With the time at which it was last heard of.
+    pub fn last_seen(mut self, last_activity: Option<DateTime<Utc>>) -> Device {
+        self.last_activity = last_activity;
+        self
     }
 
     fn facts(&self) -> TwinFacts {
-        TwinFacts {
-            device_id: self.identity.device_id.clone(),
-            device_etag: self.identity.etag(),
-            enabled: self.identity.enabled,
-            status_reason: self.identity.status_reason.clone(),
-            status_updated: self.identity.status_updated,
-            connected: self.link.is_some(),
-            last_activity: self.last_activity,
-            message_count: self.queue.len(),
-            authentication_type: self.identity.authentication.kind(),
-            thumbprints: self.identity.authentication.thumbprints_json(),
-        }
+        facts(&self.identity, self.link.is_some(), self.last_activity, self.queue.len())
     }
 
     fn twin_json(&self) -> Value {
@@ -335,6 +323,27 @@ impl Device {
     }
 }
 
+/// What is shown of a device together with its twin.
+pub(crate) fn facts(
+    identity: &Identity,
+    connected: bool,
+    last_activity: Option<DateTime<Utc>>,
+    message_count: usize,
+) -> TwinFacts {
+    TwinFacts {
+        device_id: identity.device_id.clone(),
+        device_etag: identity.etag(),
+        enabled: identity.enabled,
+        status_reason: identity.status_reason.clone(),
+        status_updated: identity.status_updated,
+        connected,
+        last_activity,
+        message_count,
+        authentication_type: identity.authentication.kind(),
+        thumbprints: identity.authentication.thumbprints_json(),
+    }
+}
+
 /// What of a device is to be written. The state itself is taken when it is, so that many changes make one row.
 #[derive(Default)]
 struct Unwritten {
@@ -343,6 +352,7 @@ struct Unwritten {
     identity: bool,
     twin: bool,
     subscriptions: bool,
+    activity: bool,
     /// The numbers of messages that came, changed or went.
     messages: BTreeSet<u64>,
 }
@@ -350,7 +360,10 @@ struct Unwritten {
 /// The machine.
 pub struct Hub<R> {
     policies: Vec<Policy>,
-    devices: BTreeMap<DeviceId, Device>,
+    /// Those in memory. The driver has a device put here before an input reaches the hub that concerns it.
+    devices: HashMap<DeviceId, Device>,
+    residency: Residency,
+    presence: Presence,
     links: HashMap<LinkId, Link>,
     /// When the tokens and certificates of connected links expire, soonest first.
     expiries: BTreeSet<(DateTime<Utc>, LinkId)>,
@@ -375,14 +388,19 @@ pub struct Outcome<R> {
     pub immediate: VecDeque<Output<R>>,
     /// May go once `changes`, and all changes before, are durable.
     pub gated: VecDeque<Output<R>>,
+    /// The number of `changes`, or of the last ones before.
+    pub batch: u64,
 }
 
 impl<R> Hub<R> {
+    /// A hub that has these devices in memory to begin with.
     pub fn new(policies: Vec<Policy>, devices: Vec<Device>, feedback: FeedbackQueue) -> Hub<R> {
         let devices = devices.into_iter().map(|device| (device.identity.device_id.clone(), device)).collect();
         let mut hub = Hub {
             policies,
             devices,
+            residency: Residency::default(),
+            presence: Presence::default(),
             links: HashMap::new(),
             expiries: BTreeSet::new(),
             calls: Calls::default(),
@@ -399,10 +417,15 @@ impl<R> Hub<R> {
         hub
     }
 
+    /// The device that the input concerns, if any, is one that the hub [knows](Hub::knows).
     pub fn handle(&mut self, now: Now, input: Input<R>) {
+        let device = input.device().cloned();
         match input {
             Input::Link(link, input) => self.handle_link(now, link, input),
             Input::Request { reply, operation } => self.handle_request(now, reply, operation),
+        }
+        if let Some(id) = device {
+            self.used(&id);
         }
     }
 
@@ -429,6 +452,7 @@ impl<R> Hub<R> {
     pub fn take_outcome(&mut self) -> Outcome<R> {
         Outcome {
             changes: self.take_changes(),
+            batch: self.residency.batch(),
             immediate: std::mem::take(&mut self.immediate),
             gated: std::mem::take(&mut self.gated),
         }
@@ -436,7 +460,9 @@ impl<R> Hub<R> {
 
     fn take_changes(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
+        let batch = self.residency.next_batch(!self.unwritten.is_empty() || !self.unwritten_feedback.is_empty());
         for (id, unwritten) in std::mem::take(&mut self.unwritten) {
+            self.changed_in(&id, batch);
             if unwritten.deletion {
                 changes.push(Change::Deleted(id.clone()));
             }
@@ -450,6 +476,9 @@ impl<R> Hub<R> {
             if unwritten.subscriptions {
                 let kept = if device.is_clean { Subscriptions::new() } else { device.subscriptions.clone() };
                 changes.push(Change::Subscriptions(id.clone(), kept));
+            }
+            if unwritten.activity {
+                changes.push(Change::Activity(id.clone(), device.last_activity, device.queue.last_sequence()));
             }
             changes.extend(unwritten.messages.into_iter().map(|sequence| match device.queue.get(sequence) {
                 Some(queued) => Change::Message(id.clone(), Box::new(queued.clone())),
@@ -477,8 +506,8 @@ impl<R> Hub<R> {
                 self.put_device(now, &id, request, if_match.as_deref(), keys)
             }
             Operation::GetDevice(id) => self.device(&id).map(|device| Answer::Document(device.identity_json())),
+            Operation::ImportDevice(device) => self.import(now, *device),
             Operation::DeleteDevice { id, if_match } => self.delete_device(now, &id, if_match.as_deref()),
-            Operation::ListDevices { after, limit } => Ok(self.documents(after, limit, Device::identity_json)),
             Operation::GetTwin(id) => self.device(&id).map(|device| Answer::Document(device.twin_json())),
             Operation::PatchTwin { id, patch, if_match } => {
                 self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated)
@@ -489,15 +518,6 @@ impl<R> Hub<R> {
             Operation::Configure { id, patch, marks, if_match } => {
                 self.configure(now, &id, &patch, marks, if_match.as_deref())
             }
-            Operation::ScanTwins { after, limit } => Ok(self.documents(after, limit, Device::twin_json)),
-            Operation::Twins(ids) => {
-                let found = ids.into_iter().filter_map(|id| {
-                    let twin = self.devices.get(&id)?.twin_json();
-                    Some((id, twin))
-                });
-                Ok(Answer::Documents(found.collect()))
-            }
-            Operation::Counts => Ok(Answer::Counts(self.counts())),
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
             Operation::ReceiveMessage { id, credentials, token, lock } => {
@@ -515,20 +535,6 @@ impl<R> Hub<R> {
 
     fn device(&self, id: &DeviceId) -> Result<&Device, HubError> {
         self.devices.get(id).ok_or_else(|| not_found(id))
-    }
-
-    fn documents(&self, after: Option<DeviceId>, limit: usize, shape: impl Fn(&Device) -> Value) -> Answer {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let devices = self.devices.range((from, Bound::Unbounded)).take(limit);
-        Answer::Documents(devices.map(|(id, device)| (id.clone(), shape(device))).collect())
-    }
-
-    fn counts(&self) -> Counts {
-        Counts {
-            total: self.devices.len(),
-            disabled: self.devices.values().filter(|device| !device.identity.enabled).count(),
-            connected: self.devices.values().filter(|device| device.link.is_some()).count(),
-        }
     }
 }
 

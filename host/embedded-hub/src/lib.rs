@@ -4,8 +4,9 @@
 //! without I/O. Around them: `driver` feeds the hub and writes what it decides to [`store`] before anyone hears of it,
 //! `mqtt` and `rest` are the two listeners (`accept` is what they share), `fleet` lets the job engine act on the hub's devices, [`tls`] makes the
 //! local certificate authority, `configurations` gives devices their desired properties, [`rehearsal`] plays the limits
-//! of an Azure tier and the bad days of a hub, [`events`] keeps what back ends may follow. Start with
-//! [`EmbeddedHub::start`].
+//! of an Azure tier and the bad days of a hub, [`events`] keeps what back ends may follow. The hub holds in memory whom it
+//! deals with; `scan` reads many devices past it, and `presence` is what stands beside the store for that; `indexes` and
+//! [`import`] are what an operator does with the store. Start with [`EmbeddedHub::start`].
 //!
 //! This crate knows nothing of plugins and actors: a Latch device connects to it like any other.
 
@@ -18,11 +19,15 @@ pub mod events;
 pub mod feedback;
 mod fleet;
 pub mod hub;
+pub mod import;
+mod indexes;
 mod mqtt;
 mod policy;
+mod presence;
 pub mod queue;
 pub mod rehearsal;
 mod rest;
+mod scan;
 mod server;
 pub mod session;
 mod store;

@@ -118,6 +118,17 @@ impl Queue {
         Queue { messages, last_sequence }
     }
 
+    /// Give the next messages numbers above `sequence`, if those in the queue do not see to that.
+    pub fn numbered_from(mut self, sequence: u64) -> Queue {
+        self.last_sequence = self.last_sequence.max(sequence);
+        self
+    }
+
+    /// The number of the last message that was ever queued.
+    pub fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
     pub fn len(&self) -> usize {
         self.messages.len()
     }

@@ -18,6 +18,7 @@ mod rehearsals;
 mod rehearse;
 mod reply;
 mod serve;
+mod store;
 mod tokens;
 mod twins;
 mod websocket;
@@ -41,7 +42,6 @@ use crate::policy::Policy;
 use reply::{Refusal, read_body};
 
 pub(crate) use events::Streams;
-pub(crate) use query::{SCAN, Walk};
 pub(crate) use serve::serve;
 
 /// What every handler needs.

@@ -25,6 +25,7 @@ use crate::mqtt::Door;
 use crate::policy::{Policy, random_key};
 use crate::rehearsal::{INTRUDERS_POLICY, Rehearsal, RehearsalSettings};
 use crate::rest::{self, RestState, Streams};
+use crate::scan::Reads;
 use crate::store;
 use crate::tls::{self, TlsError};
 
@@ -82,18 +83,20 @@ pub struct EmbeddedHub {
 }
 
 impl EmbeddedHub {
-    /// Load the stores, make the certificates, and listen.
+    /// Open the stores, make the certificates, and listen.
     pub async fn start(settings: HubSettings) -> Result<EmbeddedHub, StartError> {
         let tls = tls::server_config(&settings.data, settings.machine_name.as_deref())?;
-        let hub_path = settings.data.join("hub.db");
+        let hub_path = settings.data.join(store::FILE);
         let hub_store = blocking(move || store::open(&hub_path)).await?;
         let policies: Arc<[Policy]> = hub_store.write(store::load_policies).await?.into();
-        let devices = hub_store.read(store::load_devices).await?;
+        let queued = hub_store.read(store::queued_bytes).await?;
+        let indexes = hub_store.read(store::load_indexes).await?;
         let feedback = hub_store.read(store::load_feedback).await?;
 
         let hub_cancel = CancellationToken::new();
-        let hub = Hub::new(policies.to_vec(), devices, feedback);
-        let (handle, driver) = driver::spawn(hub, hub_store.clone(), hub_cancel.clone());
+        let hub = Hub::new(policies.to_vec(), vec![], feedback).with_queued_bytes(queued);
+        let reads = Reads::new(hub_store.clone(), hub.presence(), indexes);
+        let (handle, driver) = driver::spawn(hub, reads, hub_cancel.clone());
         let intruder = policies.iter().find(|policy| policy.name == INTRUDERS_POLICY).cloned();
         let rehearsal = Rehearsal::new(settings.rehearsal, &settings.data, intruder).await;
         let handle = handle.rehearsing(rehearsal.clone());
@@ -217,8 +220,7 @@ impl HubHandle {
     pub async fn device_ids(&self) -> Result<Vec<DeviceId>, HubError> {
         let mut ids: Vec<DeviceId> = Vec::new();
         loop {
-            let list = Operation::ListDevices { after: ids.last().cloned(), limit: 1000 };
-            let Answer::Documents(devices) = self.request(list).await? else { return Ok(ids) };
+            let devices = self.list_devices(ids.last().cloned(), 1000).await?;
             if devices.is_empty() {
                 return Ok(ids);
             }

@@ -2,24 +2,31 @@
 
 pub(crate) mod configurations;
 mod identity;
+mod indexes;
 mod messages;
+mod rows;
+mod twins;
 
 use std::path::Path;
 
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params, types::Type};
 use durable_store::{Durability, Store, StoreError};
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::identity::Identity;
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::Subscription;
-use iothub_protocol::twin::Twin;
 
 use crate::hub::{Change, Device, Granted, Subscriptions};
+use crate::import::NewDevice;
 use crate::policy::{DEFAULT_POLICIES, Policy, random_key};
 
-pub(crate) use messages::load_feedback;
+pub(crate) use indexes::{DeclaredIndex, MAX_INDEXES, TwinPath, add_index, load_indexes, remove_index};
+pub(crate) use messages::{due_queues, load_feedback, next_expiry, queued_bytes};
+pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as TwinRow, Selection, chunk, counts, identities};
 
-const MIGRATIONS: &[&str] = &[
+/// In the data folder.
+pub(crate) const FILE: &str = "hub.db";
+
+pub(crate) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE policies (name TEXT PRIMARY KEY, primary_key TEXT NOT NULL, secondary_key TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE devices (
@@ -73,11 +80,56 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE devices ADD COLUMN secondary_thumbprint TEXT;
     CREATE TABLE authorities (name TEXT PRIMARY KEY, certificate BLOB NOT NULL) WITHOUT ROWID;
 ",
+    // A twin in parts, so that a query reads and parses those that it looks at.
+    "
+    ALTER TABLE twins RENAME TO twin_documents;
+    CREATE TABLE twins (
+        id TEXT PRIMARY KEY,
+        version INTEGER NOT NULL,
+        tags TEXT NOT NULL,
+        desired_version INTEGER NOT NULL,
+        desired TEXT NOT NULL,
+        reported_version INTEGER NOT NULL,
+        reported TEXT NOT NULL,
+        desired_metadata TEXT NOT NULL,
+        reported_metadata TEXT NOT NULL,
+        configurations TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO twins SELECT
+        id, json_extract(document, '$.version'), json_extract(document, '$.tags'),
+        json_extract(document, '$.desired.version'), json_extract(document, '$.desired.properties'),
+        json_extract(document, '$.reported.version'), json_extract(document, '$.reported.properties'),
+        json_extract(document, '$.desired.metadata'), json_extract(document, '$.reported.metadata'),
+        COALESCE(json_extract(document, '$.configurations'), '{}')
+        FROM twin_documents;
+    DROP TABLE twin_documents;
+    CREATE INDEX devices_by_status ON devices (enabled);
+    CREATE TABLE activity (id TEXT PRIMARY KEY, last_activity TEXT, last_sequence INTEGER NOT NULL) WITHOUT ROWID;
+    ALTER TABLE messages ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+    UPDATE messages SET size = length(body) + length(properties) + 512;
+    CREATE INDEX messages_by_expiry ON messages (expiry, device, size);
+    CREATE TABLE indexes (path TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+",
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
     // Registry and desired properties are promised to survive a loss of power.
     Store::open(path, MIGRATIONS, Durability::Power)
+}
+
+/// For whoever writes much and promises nothing before it is closed, which is when all of it is on the disk.
+pub(crate) fn open_for_bulk(path: &Path) -> Result<Store, StoreError> {
+    Store::open(path, MIGRATIONS, Durability::Process)
+}
+
+/// Have the log grow further before it is folded into the file, and more of the file in memory.
+pub(crate) fn expect_bulk(tx: &Transaction<'_>) -> sql::Result<()> {
+    /// Pages of 4 KiB.
+    const LOG: i64 = 16 * 1024;
+    /// KiB, which SQLite tells from pages by the sign.
+    const CACHE: i64 = -64 * 1024;
+    tx.pragma_update_and_check(None, "wal_autocheckpoint", LOG, |_| Ok(()))?;
+    tx.pragma_update(None, "cache_size", CACHE)
 }
 
 /// The default policies, with keys made the first time.
@@ -104,48 +156,41 @@ pub(crate) fn load_policies(tx: &Transaction<'_>) -> sql::Result<Vec<Policy>> {
         .collect()
 }
 
-pub(crate) fn load_devices(connection: &sql::Connection) -> sql::Result<Vec<Device>> {
-    let mut subscriptions = connection.prepare("SELECT name, at_least_once FROM subscriptions WHERE id = ?1")?;
-    let mut queues = messages::load_queues(connection)?;
-    let mut devices = connection.prepare(
-        "SELECT d.id, generation, revision, enabled, status_reason, status_updated, primary_key, secondary_key,
-                document, authentication, primary_thumbprint, secondary_thumbprint
-         FROM devices d JOIN twins t ON t.id = d.id",
-    )?;
-    let rows = devices.query_map([], |row| {
-        let identity = Identity {
-            device_id: parsed(row, 0, DeviceId::parse)?,
-            generation_id: u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default(),
-            revision: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
-            enabled: row.get(3)?,
-            status_reason: row.get(4)?,
-            status_updated: row.get::<_, Option<String>>(5)?.and_then(|text| iothub_protocol::time::parse(&text)),
-            authentication: identity::authentication(row, [9, 6, 7, 10, 11])?,
-        };
-        let twin: Twin = parsed(row, 8, |text| serde_json::from_str(text))?;
-        Ok((identity, twin))
-    })?;
-    rows.map(|row| {
-        let (identity, twin) = row?;
-        let rows = subscriptions
-            .query_map([identity.device_id.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
-        let rows = rows.collect::<sql::Result<Vec<_>>>()?;
-        let granted = |at_least_once| if at_least_once { Granted::AtLeastOnce } else { Granted::AtMostOnce };
-        let kept = rows.iter().filter_map(|(name, quality)| Some((subscription(name)?, granted(*quality))));
-        let (kept, queue) = (kept.collect(), queues.remove(&identity.device_id).unwrap_or_default());
-        Ok(Device::new(identity, twin, kept, queue))
-    })
-    .collect()
+/// Whether the error is of what stands in a row, and not of the store.
+pub(crate) fn is_unreadable(error: &sql::Error) -> bool {
+    matches!(error, sql::Error::FromSqlConversionFailure(..) | sql::Error::InvalidColumnType(..))
+}
+
+/// A device with all that is stored of it; `None` if there is none of that name.
+pub(crate) fn load_device(connection: &sql::Connection, id: &DeviceId) -> sql::Result<Option<Device>> {
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {}, {} FROM devices d JOIN twins t ON t.id = d.id WHERE d.id = ?1",
+        identity::COLUMNS,
+        twins::COLUMNS
+    ))?;
+    let found =
+        select.query_row([id.as_str()], |row| Ok((identity::read(row, 0)?, twins::twin(row, identity::COUNT)?)));
+    let Some((identity, twin)) = found.optional()? else { return Ok(None) };
+    let (last_activity, last_sequence) = twins::activity(connection, id)?;
+    let queue = messages::load_queue(connection, id, last_sequence)?;
+    let subscriptions = load_subscriptions(connection, id)?;
+    Ok(Some(Device::new(identity, twin, subscriptions, queue).last_seen(last_activity)))
+}
+
+fn load_subscriptions(connection: &sql::Connection, id: &DeviceId) -> sql::Result<Subscriptions> {
+    let mut select = connection.prepare_cached("SELECT name, at_least_once FROM subscriptions WHERE id = ?1")?;
+    let rows = select.query_map([id.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
+    let rows = rows.collect::<sql::Result<Vec<_>>>()?;
+    let granted = |at_least_once| if at_least_once { Granted::AtLeastOnce } else { Granted::AtMostOnce };
+    Ok(rows.iter().filter_map(|(name, quality)| Some((subscription(name)?, granted(*quality)))).collect())
 }
 
 pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     match change {
         Change::Identity(identity) => identity::put(tx, identity),
-        Change::Twin(id, twin) => {
-            let document = serde_json::to_string(twin).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))?;
-            tx.prepare_cached("INSERT INTO twins VALUES (?1, ?2) ON CONFLICT (id) DO UPDATE SET document = ?2")?
-                .execute(params![id.as_str(), document])?;
-            Ok(())
+        Change::Twin(id, twin) => twins::put(tx, id, twin),
+        Change::Activity(id, last_activity, last_sequence) => {
+            twins::put_activity(tx, id, *last_activity, *last_sequence)
         }
         Change::Subscriptions(id, subscriptions) => put_subscriptions(tx, id, subscriptions),
         Change::Message(id, queued) => messages::put(tx, id, queued),
@@ -153,13 +198,44 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
         Change::Feedback(sequence, record) => messages::put_feedback(tx, *sequence, record),
         Change::FeedbackGone(sequence) => messages::remove_feedback(tx, *sequence),
         Change::Deleted(id) => {
-            for (table, column) in [("devices", "id"), ("twins", "id"), ("subscriptions", "id"), ("messages", "device")]
-            {
+            let tables = ["devices", "twins", "subscriptions", "activity"].map(|table| (table, "id"));
+            for (table, column) in tables.into_iter().chain([("messages", "device")]) {
                 tx.execute(&format!("DELETE FROM {table} WHERE {column} = ?1"), [id.as_str()])?;
             }
             Ok(())
         }
     }
+}
+
+/// Make a device; `false` if there is one of its name.
+pub(crate) fn create(tx: &Transaction<'_>, device: &NewDevice) -> sql::Result<bool> {
+    let id = &device.identity.device_id;
+    if tx.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([id.as_str()])? {
+        return Ok(false);
+    }
+    identity::put(tx, &device.identity)?;
+    twins::put(tx, id, &device.twin)?;
+    Ok(true)
+}
+
+/// Call `each` with every device, in order of ids, until it fails.
+pub(crate) fn each_device<E>(
+    connection: &sql::Connection,
+    mut each: impl FnMut(NewDevice) -> Result<(), E>,
+) -> sql::Result<Result<(), E>> {
+    let mut select = connection.prepare(&format!(
+        "SELECT {}, {} FROM devices d CROSS JOIN twins t ON t.id = d.id ORDER BY d.id",
+        identity::COLUMNS,
+        twins::COLUMNS
+    ))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (identity, twin) = (identity::read(row, 0)?, twins::twin(row, identity::COUNT)?);
+        if let Err(error) = each(NewDevice { identity, twin }) {
+            return Ok(Err(error));
+        }
+    }
+    Ok(Ok(()))
 }
 
 fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &Subscriptions) -> sql::Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand};
 
-use super::RehearseCommand;
+use super::{RehearseCommand, StoreCommand};
 use crate::units::duration_argument;
 
 #[derive(Debug, Subcommand)]
@@ -25,6 +25,8 @@ Examples:
     /// The authorities whose devices may connect with a certificate that names them
     #[command(subcommand)]
     Ca(CaCommand),
+    #[command(flatten)]
+    Store(StoreCommand),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -16,8 +16,8 @@ use super::Configurations;
 use super::plan::{Decision, Plan, Tally};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog, HubEvent};
-use crate::hub::{Answer, Operation};
-use crate::rest::Walk;
+use crate::hub::Operation;
+use crate::scan::Walk;
 
 /// All twins are looked at so often without a reason, for conditions on what no event tells of. Azure takes five
 /// minutes.
@@ -113,7 +113,7 @@ impl Worker {
     async fn walk(&self, plan: &Plan) -> Result<(), HubError> {
         let mut tally = Tally::new(plan);
         let everything = Condition::all();
-        let mut walk = Walk::over(&self.hub, &everything, None);
+        let mut walk = Walk::over(&self.hub, &everything);
         loop {
             let asked = Instant::now();
             let Some(twins) = walk.next().await? else { break };
@@ -131,7 +131,8 @@ impl Worker {
         if devices.is_empty() {
             return Ok(());
         }
-        if let Answer::Documents(twins) = self.hub.request(Operation::Twins(devices.into_iter().collect())).await? {
+        let mut walk = Walk::of(&self.hub, devices.into_iter().collect());
+        while let Some(twins) = walk.next().await? {
             self.apply(plan, twins, None).await;
         }
         Ok(())

@@ -161,6 +161,11 @@ impl<R> Hub<R> {
         }
     }
 
+    /// Whether calls to the device are waiting or out.
+    pub(super) fn has_calls(&self, id: &DeviceId) -> bool {
+        self.calls.by_device.contains_key(id)
+    }
+
     pub(super) fn end_overdue_calls(&mut self, now: Now) {
         while let Some((_, number)) = self.calls.deadlines.first().copied().filter(|(due, _)| *due <= now.steady) {
             let Some(call) = self.calls.remove(number) else { return };

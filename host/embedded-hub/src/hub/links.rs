@@ -28,9 +28,7 @@ impl<R> Hub<R> {
         }
         // A link that was cut may still have said something; it is no longer anybody's.
         let Some(device) = self.links.get(&link).map(|link| link.device.clone()) else { return };
-        if let Some(device) = self.devices.get_mut(&device) {
-            device.last_activity = Some(now.wall);
-        }
+        self.heard(now, &device);
         match input {
             LinkInput::Connect(_) => {}
             LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &device, pkid, &filters),
@@ -65,12 +63,12 @@ impl<R> Hub<R> {
         let Some(device) = self.devices.get_mut(&request.device) else { return };
         device.link = Some(link);
         device.is_clean = request.clean_session;
-        device.last_activity = Some(now.wall);
         let had_subscriptions = !device.subscriptions.is_empty();
         if request.clean_session && had_subscriptions {
             device.subscriptions.clear();
             self.unwritten(&request.device).subscriptions = true;
         }
+        self.heard(now, &request.device);
         let session_present = !request.clean_session && had_subscriptions;
         self.expiries.insert((expiry, link));
         self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will, auth });
@@ -214,6 +212,8 @@ impl<R> Hub<R> {
             if std::mem::take(&mut device.is_clean) {
                 device.subscriptions.clear();
             }
+            self.show(&ended.device);
+            self.used(&ended.device);
         }
         Some(ended)
     }

@@ -118,6 +118,7 @@ impl<R> Hub<R> {
             return Err(HubError::new(ErrorCode::IotHubQuotaExceeded, text));
         }
         self.queued_bytes += size;
+        device.residence.is_behind();
         let queued = device.queue.push(Arc::new(message), now.wall, expiry);
         let (sequence, document) = (queued.sequence, summary(id, queued));
         let event = HubEvent::queued(id.clone(), now.wall, queued.message.message_id.clone(), sequence);
@@ -281,9 +282,7 @@ impl<R> Hub<R> {
             tracing::info!(device = %id, %reason, "request refused");
             reason.answer()
         })?;
-        if let Some(device) = self.devices.get_mut(id) {
-            device.last_activity = Some(now.wall);
-        }
+        self.heard(now, id);
         Ok(())
     }
 
@@ -298,6 +297,16 @@ impl<R> Hub<R> {
         }
         self.schedule.set(id, None, None);
         self.unwritten_feedback.extend(self.feedback.forget(id));
+    }
+
+    /// Whether somebody waits for a message of this device to end.
+    pub(super) fn has_waiters(&self, id: &DeviceId) -> bool {
+        self.waiters.range((id.clone(), 0)..=(id.clone(), u64::MAX)).next().is_some()
+    }
+
+    /// The device leaves memory; whoever reads the store sees to its queue.
+    pub(super) fn schedule_none(&mut self, id: &DeviceId) {
+        self.schedule.set(id, None, None);
     }
 
     pub(super) fn list_feedback(&self) -> Answer {
@@ -429,7 +438,8 @@ fn message_size(message: &CloudMessage) -> usize {
     message.body.len() + system + properties_size(&message.properties)
 }
 
-fn held_size(message: &CloudMessage) -> usize {
+/// What a message counts towards what all queues may hold.
+pub(crate) fn held_size(message: &CloudMessage) -> usize {
     message_size(message) + MESSAGE_OVERHEAD
 }
 

@@ -1,5 +1,6 @@
 //! Devices come, change and go; back ends change twins.
 
+use chrono::{DateTime, Utc};
 use iothub_protocol::authentication::Authentication;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
@@ -10,6 +11,7 @@ use iothub_protocol::twin::{Twin, TwinPatch, etag_matches};
 
 use super::{Answer, Device, Hub, LinkOutput, Now, Output, Subscriptions, Unwritten, not_found};
 use crate::events::{HubEvent, TwinChange};
+use crate::import::NewDevice;
 use crate::queue::Queue;
 
 /// Ticks of 100 ns between year 1 and 1970: generation ids look like .NET ticks, 18 digits.
@@ -28,10 +30,7 @@ impl<R> Hub<R> {
         keys: [SharedKey; 2],
     ) -> Result<Answer, HubError> {
         match (self.devices.get(id), if_match) {
-            (Some(_), None) => {
-                let text = format!("A device with ID '{id}' is already registered.");
-                Err(HubError::new(ErrorCode::DeviceAlreadyExists, text))
-            }
+            (Some(_), None) => Err(already_exists(id)),
             (None, Some(_)) => Err(not_found(id)),
             (None, None) => Ok(self.create(now, id, request, keys)),
             (Some(device), Some(_)) if !etag_matches(&device.identity.etag(), if_match) => Err(etag_mismatch()),
@@ -40,28 +39,32 @@ impl<R> Hub<R> {
     }
 
     fn create(&mut self, now: Now, id: &DeviceId, request: IdentityRequest, keys: [SharedKey; 2]) -> Answer {
-        let ticks = now.wall.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
-        let generation_id = u64::try_from(ticks).unwrap_or_default();
-        let identity = Identity {
-            device_id: id.clone(),
-            generation_id,
-            // Not the same for each generation: an etag from before a deletion must not match the device made anew.
-            revision: generation_id % FIRST_REVISIONS,
-            enabled: !request.disabled,
-            status_reason: request.status_reason,
-            status_updated: None,
-            authentication: Authentication::of_request(request.authentication, keys),
-        };
-        let twin = Twin::new(now.wall);
+        let identity = new_identity(now.wall, id, request, keys);
+        let answer = Answer::Document(identity.to_json(false, None, 0));
+        self.insert(now, identity, Twin::new(now.wall));
+        answer
+    }
+
+    /// Take in a device that was imported.
+    pub(super) fn import(&mut self, now: Now, device: NewDevice) -> Result<Answer, HubError> {
+        let id = device.identity.device_id.clone();
+        if self.devices.contains_key(&id) {
+            return Err(already_exists(&id));
+        }
+        self.insert(now, device.identity, device.twin);
+        Ok(Answer::Done)
+    }
+
+    fn insert(&mut self, now: Now, identity: Identity, twin: Twin) {
+        let id = &identity.device_id.clone();
         let unwritten = self.unwritten(id);
         unwritten.identity = true;
         unwritten.twin = true;
         let device = Device::new(identity, twin, Subscriptions::new(), Queue::default());
-        let answer = Answer::Document(device.identity_json());
         let event = HubEvent::created(id.clone(), now.wall, &device.twin.whole_body(id));
         self.devices.insert(id.clone(), device);
+        self.residency.is_there(id);
         self.gated.push_back(Output::Event(event));
-        answer
     }
 
     fn update(
@@ -104,6 +107,7 @@ impl<R> Hub<R> {
         self.end_calls_to(id, &not_found(id));
         self.drop_messages(id);
         let twin = self.devices.remove(id).map(|device| device.twin.whole_body(id)).unwrap_or_default();
+        self.is_absent(id);
         // What is still to be written of it must not be taken for what is made anew under its name.
         self.unwritten.insert(id.clone(), Unwritten { deletion: true, ..Unwritten::default() });
         self.gated.push_back(Output::Event(HubEvent::deleted(id.clone(), now.wall, &twin)));
@@ -144,6 +148,31 @@ impl<R> Hub<R> {
         self.unwritten(id).twin = true;
         Ok(answer)
     }
+}
+
+/// An identity that there was not before. `keys` are for where the request names none.
+pub(crate) fn new_identity(
+    now: DateTime<Utc>,
+    id: &DeviceId,
+    request: IdentityRequest,
+    keys: [SharedKey; 2],
+) -> Identity {
+    let ticks = now.timestamp_nanos_opt().unwrap_or_default() / 100 + TICKS_BEFORE_1970;
+    let generation_id = u64::try_from(ticks).unwrap_or_default();
+    Identity {
+        device_id: id.clone(),
+        generation_id,
+        // Not the same for each generation: an etag from before a deletion must not match the device made anew.
+        revision: generation_id % FIRST_REVISIONS,
+        enabled: !request.disabled,
+        status_reason: request.status_reason,
+        status_updated: None,
+        authentication: Authentication::of_request(request.authentication, keys),
+    }
+}
+
+fn already_exists(id: &DeviceId) -> HubError {
+    HubError::new(ErrorCode::DeviceAlreadyExists, format!("A device with ID '{id}' is already registered."))
 }
 
 fn etag_mismatch() -> HubError {

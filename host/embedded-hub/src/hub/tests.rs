@@ -2,6 +2,7 @@
 
 mod credentials;
 mod messages;
+mod residency;
 
 use std::time::Duration;
 
@@ -73,6 +74,7 @@ impl Fixture {
             Change::Identity(identity) => format!("identity {}", identity.device_id),
             Change::Twin(id, twin) => format!("twin {id} {}", twin.desired.version),
             Change::Subscriptions(id, subscriptions) => format!("subscriptions {id} {}", subscriptions.len()),
+            Change::Activity(id, _, last_sequence) => format!("activity {id} {last_sequence}"),
             Change::Message(id, queued) => format!("message {id} {} {}", queued.sequence, queued.delivery_count),
             Change::MessageGone(id, sequence) => format!("message gone {id} {sequence}"),
             Change::Feedback(sequence, record) => format!("feedback {sequence} {}", record.ended.name()),

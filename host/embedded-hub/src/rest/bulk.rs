@@ -26,8 +26,10 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
     state.authorize(&headers, Rights::REGISTRY_WRITE)?;
     let items = read_items(&read_body(body).await?)?;
     let mut errors = Vec::new();
-    for item in &items {
-        if let Err(error) = apply(&state, item).await {
+    // All at once, so that they share commits: no two are of one device.
+    let applied = futures_util::future::join_all(items.iter().map(|item| apply(&state, item))).await;
+    for (item, applied) in items.iter().zip(applied) {
+        if let Err(error) = applied {
             errors.push(json!({
                 "deviceId": item["id"],
                 "errorCode": error.code.name(),

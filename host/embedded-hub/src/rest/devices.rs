@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::RestState;
 use super::extract::{Path, Query};
 use super::reply::{Refusal, if_match, json as json_reply, read_body};
-use crate::hub::{Answer, Counts, Operation};
+use crate::hub::{Answer, Operation};
 use crate::policy::{Rights, random_key};
 
 /// Most identities of one list.
@@ -66,15 +66,14 @@ pub(super) async fn list(
     // Anything else than 1 to 1000 is 1000.
     let asked = query.top.and_then(|text| text.parse().ok());
     let limit = asked.filter(|top| (1..=MAX_LIST).contains(top)).unwrap_or(MAX_LIST);
-    let answer = state.hub.request(Operation::ListDevices { after: None, limit }).await?;
-    let Answer::Documents(devices) = answer else { return Ok(json_reply(&json!([]))) };
+    let devices = state.hub.list_devices(None, limit).await?;
     let devices: Vec<Value> = devices.into_iter().map(|(_, device)| device).collect();
     Ok(json_reply(&Value::Array(devices)))
 }
 
 pub(super) async fn statistics(State(state): State<RestState>, headers: HeaderMap) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_READ)?;
-    let counts = counts(&state).await?;
+    let counts = state.hub.counts().await?;
     Ok(json_reply(&json!({
         "totalDeviceCount": counts.total,
         "enabledDeviceCount": counts.total - counts.disabled,
@@ -87,14 +86,7 @@ pub(super) async fn service_statistics(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::SERVICE_CONNECT)?;
-    Ok(json_reply(&json!({"connectedDeviceCount": counts(&state).await?.connected})))
-}
-
-async fn counts(state: &RestState) -> Result<Counts, Refusal> {
-    match state.hub.request(Operation::Counts).await? {
-        Answer::Counts(counts) => Ok(counts),
-        _ => Ok(Counts::default()),
-    }
+    Ok(json_reply(&json!({"connectedDeviceCount": state.hub.counts().await?.connected})))
 }
 
 /// Ask for something that is answered with one document.

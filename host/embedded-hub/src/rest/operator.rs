@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::events::{self, EventQuery};
 use super::extract::{Path, Query};
-use super::{rehearsals, tokens};
+use super::{rehearsals, store, tokens};
 use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
 use crate::hub::{Answer, Operation, numbered, properties_size};
@@ -47,6 +47,7 @@ pub(crate) fn router(hub: HubHandle, policies: Arc<[Policy]>) -> Router {
         .route("/feedback", get(feedback))
         .merge(rehearsals::router())
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .merge(store::router())
         .with_state(hub)
         .merge(Router::new().route("/policies/{policy}/token", post(tokens::make)).with_state(policies))
 }

@@ -16,11 +16,8 @@ use serde_json::Value;
 use super::RestState;
 use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
 use crate::driver::HubHandle;
-use crate::hub::{Answer, Operation};
 use crate::policy::Rights;
-
-/// Twins fetched from the hub at once: few enough that it stays free for devices in between.
-pub(crate) const SCAN: usize = 256;
+use crate::scan::Walk;
 
 #[derive(Deserialize)]
 struct QueryBody {
@@ -78,9 +75,12 @@ async fn device_page(
     let mut executor = Executor::resume(query, token.given);
     let mut rows = Vec::new();
     let mut given = token.given;
-    let mut walk = Walk::begin(hub, query, token.after)?;
+    let invalid = |_| HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub");
+    let after = token.after.map(|id| DeviceId::parse(&id).map_err(invalid)).transpose()?;
+    let mut walk = Walk::of_query(hub, query, after, limit);
     while let Some(chunk) = walk.next().await? {
-        for (id, twin) in chunk {
+        let mut chunk = chunk.into_iter().peekable();
+        while let Some((id, twin)) = chunk.next() {
             if let Some(row) = executor.push(&twin) {
                 rows.push(row);
                 given += 1;
@@ -89,8 +89,9 @@ async fn device_page(
                 return Ok((rows, None));
             }
             if rows.len() == limit {
-                let token = Token { after: Some(id.to_string()), given, ..token };
-                return Ok((rows, walk.has_more_after(&id).await?.then_some(token)));
+                let there_may_be_more = chunk.peek().is_some() || !walk.is_over();
+                let token = Token { after: Some(id.to_string()), given, group: None, of: token.of };
+                return Ok((rows, there_may_be_more.then_some(token)));
             }
         }
     }
@@ -106,7 +107,7 @@ async fn group_page(
     limit: usize,
 ) -> Result<(Vec<Value>, Option<Token>), HubError> {
     let mut executor = Executor::page_of_groups(query, token.given, token.group, limit);
-    let mut walk = Walk::over(hub, query.condition(), None);
+    let mut walk = Walk::of_query(hub, query, None, limit);
     while let Some(chunk) = walk.next().await? {
         for (_, twin) in chunk {
             executor.push(&twin);
@@ -131,76 +132,6 @@ async fn job_page(
     let next = page.continuation.filter(|_| query.top().is_none_or(|top| given < top));
     let rows = page.items.iter().map(|row| row.to_json()).collect();
     Ok((rows, next.map(|after| Token { after: Some(after), given, ..token })))
-}
-
-/// A walk over twins in order of device ids: over all of them, or over those that the condition names.
-pub(crate) struct Walk<'h> {
-    hub: &'h HubHandle,
-    state: WalkState,
-}
-
-enum WalkState {
-    All {
-        after: Option<DeviceId>,
-    },
-    /// In order, the last first.
-    Named(Vec<DeviceId>),
-    Over,
-}
-
-impl<'h> Walk<'h> {
-    fn begin(hub: &'h HubHandle, query: &Query, after: Option<String>) -> Result<Walk<'h>, HubError> {
-        let invalid = |_| HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub");
-        let after = after.map(|id| DeviceId::parse(&id).map_err(invalid)).transpose()?;
-        Ok(Walk::over(hub, query.condition(), after))
-    }
-
-    pub(crate) fn over(
-        hub: &'h HubHandle,
-        condition: &iothub_protocol::query::Condition,
-        after: Option<DeviceId>,
-    ) -> Walk<'h> {
-        let state = match condition.one_of("deviceId") {
-            None => WalkState::All { after },
-            Some(names) => {
-                let mut named: Vec<_> = names.into_iter().filter_map(|name| DeviceId::parse(name).ok()).collect();
-                named.sort_unstable_by(|a, b| b.cmp(a));
-                named.dedup();
-                named.retain(|id| after.as_ref().is_none_or(|after| id > after));
-                WalkState::Named(named)
-            }
-        };
-        Walk { hub, state }
-    }
-
-    /// The next few twins; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(DeviceId, Value)>>, HubError> {
-        let operation = match &mut self.state {
-            WalkState::Over => return Ok(None),
-            WalkState::All { after } => Operation::ScanTwins { after: after.clone(), limit: SCAN },
-            WalkState::Named(left) if left.is_empty() => return Ok(None),
-            WalkState::Named(left) => Operation::Twins(left.drain(left.len().saturating_sub(SCAN)..).rev().collect()),
-        };
-        let Answer::Documents(twins) = self.hub.request(operation).await? else { return Ok(None) };
-        if let WalkState::All { after } = &mut self.state {
-            match twins.last() {
-                Some((id, _)) if twins.len() == SCAN => *after = Some(id.clone()),
-                _ => self.state = WalkState::Over,
-            }
-        }
-        Ok(Some(twins))
-    }
-
-    /// Whether there is any device to look at after `id`, which is in the chunk that came last.
-    async fn has_more_after(&self, id: &DeviceId) -> Result<bool, HubError> {
-        if let WalkState::Named(left) = &self.state
-            && !left.is_empty()
-        {
-            return Ok(true);
-        }
-        let scan = Operation::ScanTwins { after: Some(id.clone()), limit: 1 };
-        Ok(matches!(self.hub.request(scan).await?, Answer::Documents(more) if !more.is_empty()))
-    }
 }
 
 impl Token {

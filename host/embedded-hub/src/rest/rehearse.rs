@@ -16,7 +16,6 @@ use serde_json::Value;
 
 use super::RestState;
 use super::reply::{Refusal, read_body};
-use crate::hub::{Answer, Operation};
 use crate::rehearsal::meter::Admission;
 use crate::rehearsal::tier::{Class, METHOD_STEP, Sku};
 
@@ -120,7 +119,7 @@ async fn has_room(state: &RestState, sku: Sku, creation: Creation, body: &Bytes)
 }
 
 async fn has_room_for_devices(state: &RestState, sku: Sku, more: usize) -> Result<(), HubError> {
-    let Answer::Counts(counts) = state.hub.request(Operation::Counts).await? else { return Ok(()) };
+    let counts = state.hub.counts().await?;
     if more == 0 || counts.total + more <= sku.devices() {
         return Ok(());
     }

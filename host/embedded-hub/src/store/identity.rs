@@ -2,9 +2,30 @@
 
 use durable_store::sql::{self, Row, Transaction, params, types::Type};
 use iothub_protocol::authentication::{Authentication, Thumbprint};
+use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::Identity;
 
 use super::{key, number, parsed};
+
+/// Columns of an identity, for [`read`].
+pub(super) const COLUMNS: &str = "d.id, d.generation, d.revision, d.enabled, d.status_reason, d.status_updated, \
+                                  d.authentication, d.primary_key, d.secondary_key, d.primary_thumbprint, \
+                                  d.secondary_thumbprint";
+/// How many they are.
+pub(super) const COUNT: usize = 11;
+
+/// An identity whose columns begin at `first`.
+pub(super) fn read(row: &Row<'_>, first: usize) -> sql::Result<Identity> {
+    Ok(Identity {
+        device_id: parsed(row, first, DeviceId::parse)?,
+        generation_id: u64::try_from(row.get::<_, i64>(first + 1)?).unwrap_or_default(),
+        revision: u64::try_from(row.get::<_, i64>(first + 2)?).unwrap_or_default(),
+        enabled: row.get(first + 3)?,
+        status_reason: row.get(first + 4)?,
+        status_updated: row.get::<_, Option<String>>(first + 5)?.and_then(|text| iothub_protocol::time::parse(&text)),
+        authentication: authentication(row, [6, 7, 8, 9, 10].map(|column| first + column))?,
+    })
+}
 
 pub(super) fn put(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
     let (mut keys, mut thumbprints) = ([const { String::new() }; 2], [None, None]);
@@ -35,7 +56,7 @@ pub(super) fn put(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> 
 }
 
 /// From the columns of type, both keys and both thumbprints.
-pub(super) fn authentication(row: &Row<'_>, columns: [usize; 5]) -> sql::Result<Authentication> {
+fn authentication(row: &Row<'_>, columns: [usize; 5]) -> sql::Result<Authentication> {
     let [kind, primary_key, secondary_key, primary_thumbprint, secondary_thumbprint] = columns;
     match row.get_ref(kind)?.as_str()? {
         "sas" => Ok(Authentication::Sas { primary: key(row, primary_key)?, secondary: key(row, secondary_key)? }),

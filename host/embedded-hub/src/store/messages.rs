@@ -1,6 +1,5 @@
 //! Queues of cloud-to-device messages, and feedback that waits.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -19,19 +18,48 @@ use crate::queue::{Queue, Queued};
 #[error("{0:?} is not what the hub stores there")]
 struct Unreadable(String);
 
-pub(super) fn load_queues(connection: &sql::Connection) -> sql::Result<HashMap<DeviceId, Queue>> {
-    let mut select = connection.prepare(
+/// The queue of a device, which has had messages up to the number `last_sequence`.
+pub(super) fn load_queue(connection: &sql::Connection, id: &DeviceId, last_sequence: u64) -> sql::Result<Queue> {
+    let mut select = connection.prepare_cached(
         "SELECT device, sequence, packet_id, enqueued, expiry, delivery_count, message_id, correlation_id, user_id,
                 asked_expiry, content_type, content_encoding, feedback, properties, body
-         FROM messages",
+         FROM messages WHERE device = ?1",
     )?;
-    let rows = select.query_map([], |row| Ok((parsed(row, 0, DeviceId::parse)?, queued(row)?)))?;
-    let mut messages: HashMap<DeviceId, Vec<Queued>> = HashMap::new();
-    for row in rows {
-        let (device, queued) = row?;
-        messages.entry(device).or_default().push(queued);
-    }
-    Ok(messages.into_iter().map(|(device, messages)| (device, Queue::restored(messages))).collect())
+    let rows = select.query_map([id.as_str()], queued)?;
+    Ok(Queue::restored(rows.collect::<sql::Result<Vec<_>>>()?).numbered_from(last_sequence))
+}
+
+/// What all queues together hold, in bytes as the hub counts them.
+pub(crate) fn queued_bytes(connection: &sql::Connection) -> sql::Result<usize> {
+    let sum = connection.query_row("SELECT COALESCE(SUM(size), 0) FROM messages", [], |row| row.get::<_, i64>(0))?;
+    Ok(usize::try_from(sum).unwrap_or_default())
+}
+
+/// When the first message expires that does after `now`.
+pub(crate) fn next_expiry(connection: &sql::Connection, now: DateTime<Utc>) -> sql::Result<Option<DateTime<Utc>>> {
+    let mut select = connection.prepare_cached("SELECT MIN(expiry) FROM messages WHERE expiry > ?1")?;
+    let found = select.query_row([time::format(now)], |row| row.get::<_, Option<String>>(0))?;
+    Ok(found.and_then(|text| time::parse(&text)))
+}
+
+/// Some of the devices with a message that has expired by `now`, in order of expiry after `after`; each comes once for
+/// each such message.
+pub(crate) fn due_queues(
+    connection: &sql::Connection,
+    now: DateTime<Utc>,
+    after: Option<&(DateTime<Utc>, DeviceId)>,
+    limit: usize,
+) -> sql::Result<Vec<(DateTime<Utc>, DeviceId)>> {
+    let mut select = connection.prepare_cached(
+        "SELECT DISTINCT expiry, device FROM messages WHERE (expiry, device) > (?1, ?2) AND expiry <= ?3
+         ORDER BY expiry, device LIMIT ?4",
+    )?;
+    let (expiry, device) = after.map_or_else(Default::default, |(at, id)| (time::format(*at), id.to_string()));
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = select.query_map(params![expiry, device, time::format(now), limit], |row| {
+        Ok((moment(row, 0)?, parsed(row, 1, DeviceId::parse)?))
+    })?;
+    rows.collect()
 }
 
 fn queued(row: &Row<'_>) -> sql::Result<Queued> {
@@ -57,7 +85,7 @@ pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, queued: &Queued) -> sql::
     let properties =
         serde_json::to_string(&message.properties).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))?;
     tx.prepare_cached(
-        "INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+        "INSERT INTO messages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
          ON CONFLICT (device, sequence) DO UPDATE SET delivery_count = ?6",
     )?
     .execute(params![
@@ -76,6 +104,7 @@ pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, queued: &Queued) -> sql::
         message.feedback.name(),
         properties,
         message.body,
+        number(crate::hub::held_size(message) as u64),
     ])?;
     Ok(())
 }
@@ -126,6 +155,7 @@ fn moment(row: &Row<'_>, column: usize) -> sql::Result<DateTime<Utc>> {
 #[cfg(test)]
 mod tests {
     use durable_store::{Durability, Store};
+    use iothub_protocol::twin::{Twin, TwinPatch};
 
     use super::*;
     use crate::hub::{Change, Granted};
@@ -171,8 +201,8 @@ mod tests {
         let written = store.write(move |tx| changes.iter().try_for_each(|change| store::apply(tx, change))).await;
         written.expect("written");
 
-        let queues = store.read(load_queues).await.expect("readable");
-        let [kept] = queues[&id()].messages() else { panic!("{queues:?}") };
+        let queue = store.read(|connection| load_queue(connection, &id(), 7)).await.expect("readable");
+        let [kept] = queue.messages() else { panic!("{queue:?}") };
         assert_eq!((kept.sequence, kept.packet_id, kept.delivery_count), (3, u16::MAX, 5));
         assert_eq!((&*kept.message, kept.enqueued, kept.expiry), (&whole, now, now));
         let feedback = store.read(load_feedback).await.expect("readable");
@@ -181,7 +211,43 @@ mod tests {
         assert_eq!(kept, expected.collect::<Vec<_>>());
 
         store.write(|tx| store::apply(tx, &Change::Deleted(id()))).await.expect("written");
-        assert!(store.read(load_queues).await.expect("readable").is_empty());
+        assert!(store.read(|connection| load_queue(connection, &id(), 0)).await.expect("readable").is_empty());
+        store.close().await;
+    }
+
+    fn twin() -> Twin {
+        let mut twin = Twin::new(DateTime::UNIX_EPOCH);
+        let patch = br#"{"tags":{"b":1.5,"a":"\u0001\"\u00e9"},"properties":{"desired":{"n":{"k":[1,null,true]}}}}"#;
+        twin.patch(&TwinPatch::from_json(patch).expect("a patch"), DateTime::UNIX_EPOCH).expect("fits");
+        let Ok(serde_json::Value::Object(report)) = serde_json::from_str("{\"x\":4503599627370495}") else { panic!() };
+        twin.report(&report, None, DateTime::UNIX_EPOCH).expect("fits");
+        twin
+    }
+
+    #[tokio::test]
+    async fn queues_that_are_due_are_found_in_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = store::open(&folder.path().join("hub.db")).expect("a store");
+        let at = |second: i64| DateTime::from_timestamp(1_800_000_000 + second, 0).expect("a time");
+        let names = ["a", "b", "c"].map(|name| DeviceId::parse(name).expect("an id"));
+        let message = |id: &DeviceId, sequence, second| {
+            let queued = Queued::new(sequence, 1, Arc::new(CloudMessage::default()), at(0), at(second));
+            Change::Message(id.clone(), Box::new(queued))
+        };
+        let [a, b, c] = &names;
+        let changes = [message(a, 1, 5), message(b, 1, 3), message(b, 2, 3), message(c, 1, 9)];
+        let written = store.write(move |tx| changes.iter().try_for_each(|change| store::apply(tx, change))).await;
+        written.expect("written");
+        let due = async |now, after: Option<(DateTime<Utc>, DeviceId)>, limit| {
+            store.read(move |connection| due_queues(connection, now, after.as_ref(), limit)).await.expect("readable")
+        };
+        assert_eq!(due(at(5), None, 9).await, [(at(3), b.clone()), (at(5), a.clone())]);
+        assert_eq!(due(at(5), None, 1).await, [(at(3), b.clone())]);
+        assert_eq!(due(at(5), Some((at(3), b.clone())), 9).await, [(at(5), a.clone())]);
+        let next = async |now| store.read(move |connection| next_expiry(connection, now)).await.expect("readable");
+        assert_eq!((next(at(0)).await, next(at(5)).await, next(at(9)).await), (Some(at(3)), Some(at(9)), None));
+        let held = 4 * crate::hub::held_size(&CloudMessage::default());
+        assert_eq!(store.read(queued_bytes).await.expect("readable"), held);
         store.close().await;
     }
 
@@ -191,7 +257,7 @@ mod tests {
         let path = folder.path().join("hub.db");
         let old = Store::open(&path, &MIGRATIONS[..1], Durability::Process).expect("a store");
         let rows = old.write(|tx| {
-            let twin = serde_json::to_string(&iothub_protocol::twin::Twin::new(DateTime::UNIX_EPOCH)).expect("JSON");
+            let twin = serde_json::to_string(&twin()).expect("JSON");
             let key = crate::policy::random_key().to_base64();
             tx.execute("INSERT INTO devices VALUES ('d1', 1, 1, 1, NULL, NULL, ?1, ?1)", [key])?;
             tx.execute("INSERT INTO twins VALUES ('d1', ?1)", [twin])?;
@@ -200,9 +266,11 @@ mod tests {
         rows.await.expect("written");
         old.close().await;
         let store = store::open(&path).expect("a store");
-        let devices = store.read(store::load_devices).await.expect("readable");
-        let subscriptions: Vec<_> = devices[0].subscriptions.values().copied().collect();
-        assert_eq!((subscriptions, devices[0].queue.len()), (vec![Granted::AtLeastOnce], 0));
+        let device = store.read(|connection| store::load_device(connection, &id())).await.expect("readable");
+        let device = device.expect("it is there");
+        let subscriptions: Vec<_> = device.subscriptions.values().copied().collect();
+        assert_eq!((subscriptions, device.queue.len()), (vec![Granted::AtLeastOnce], 0));
+        assert_eq!(device.twin, twin(), "taken apart without a loss");
         store.close().await;
     }
 }

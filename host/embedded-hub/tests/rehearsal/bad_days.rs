@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use embedded_hub::hub::{Answer, Now, Operation};
+use embedded_hub::hub::Now;
 use embedded_hub::rehearsal::bad_days::{BadDay, BadDays, Plan, Wishes};
 use iothub_protocol::id::DeviceId;
 use rumqttc::mqttbytes::v4::{Packet, PubAck};
@@ -39,10 +39,7 @@ fn early_seed(what: BadDay) -> u64 {
 }
 
 async fn connected(hub: &Service) -> usize {
-    match hub.hub.handle.request(Operation::Counts).await {
-        Ok(Answer::Counts(counts)) => counts.connected,
-        other => panic!("{other:?}"),
-    }
+    hub.hub.handle.counts().await.expect("numbers").connected
 }
 
 #[tokio::test]

@@ -40,6 +40,7 @@ mod lexer;
 mod parse;
 #[cfg(test)]
 mod random;
+mod requirement;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +51,7 @@ use crate::error::{ErrorCode, HubError};
 pub use execute::Executor;
 use functions::Function;
 pub use group::GroupKey;
+pub use requirement::{Demand, Operand, Parts, Requirement};
 
 /// Longest text of a query or condition, in characters: IoT Hub's own limit.
 pub const MAX_QUERY: usize = 8192;

@@ -14,6 +14,7 @@ use crate::time;
 mod change;
 mod limits;
 mod merge;
+mod row;
 mod section;
 #[cfg(test)]
 mod tests;

@@ -39,8 +39,12 @@ impl Section {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        let mut body = self.properties.clone();
-        body.insert("$metadata".into(), Value::Object(self.metadata.clone()));
+        self.clone().into_json()
+    }
+
+    pub(super) fn into_json(self) -> Value {
+        let mut body = self.properties;
+        body.insert("$metadata".into(), Value::Object(self.metadata));
         body.insert("$version".into(), json!(self.version));
         Value::Object(body)
     }

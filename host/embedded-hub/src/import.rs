@@ -1,0 +1,235 @@
+//! Devices in bulk: lines of JSON in the form in which Azure's registry exports and imports them.
+//!
+//! ```text
+//! {"id":"door-0001","status":"enabled","authentication":{"symmetricKey":{"primaryKey":"…","secondaryKey":"…"}},
+//!  "tags":{"site":"A"},"properties":{"desired":{"floor":3},"reported":{}}}
+//! ```
+//!
+//! Only `id` is needed; keys that are not there are made. A line makes a device, it changes none.
+
+use std::io;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use durable_store::{ClosedStore, Store, StoreError};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::identity::{Identity, IdentityRequest};
+use iothub_protocol::twin::{Twin, TwinPatch};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::hub::new_identity;
+use crate::indexes;
+use crate::policy::random_key;
+use crate::store;
+
+/// A device as a line describes it.
+#[derive(Debug)]
+pub struct NewDevice {
+    pub identity: Identity,
+    pub twin: Twin,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    id: String,
+    module_id: Option<String>,
+    import_mode: Option<String>,
+    tags: Option<Map<String, Value>>,
+    properties: Option<Properties>,
+}
+
+#[derive(Deserialize, Default)]
+struct Properties {
+    desired: Option<Map<String, Value>>,
+    reported: Option<Map<String, Value>>,
+}
+
+impl NewDevice {
+    /// Read a line.
+    ///
+    /// # Errors
+    /// 400-codes for what is no such line, or what the registry or a twin would refuse.
+    pub fn from_json(line: &[u8], now: DateTime<Utc>) -> Result<NewDevice, HubError> {
+        let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+        let read: Line = serde_json::from_slice(line)
+            .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("this is no device: {e}")))?;
+        let id = DeviceId::parse(&read.id).map_err(|e| invalid(e.to_string()))?;
+        if read.module_id.is_some_and(|module| !module.is_empty()) {
+            return Err(invalid("modules cannot be imported".into()));
+        }
+        if let Some(mode) = read.import_mode.filter(|mode| !mode.eq_ignore_ascii_case("create")) {
+            return Err(invalid(format!("importMode {mode:?} is not for an import, which only creates devices")));
+        }
+        // The rest of an identity is read as the registry's own requests are.
+        let request = IdentityRequest::from_json(&id, line)?;
+        let identity = new_identity(now, &id, request, [random_key(), random_key()]);
+        let mut twin = Twin::new(now);
+        let properties = read.properties.unwrap_or_default();
+        twin.patch(&TwinPatch { tags: read.tags, desired: properties.desired.map(without_own) }, now)?;
+        if let Some(reported) = properties.reported.map(without_own).filter(|reported| !reported.is_empty()) {
+            twin.report(&reported, None, now)?;
+        }
+        Ok(NewDevice { identity, twin })
+    }
+}
+
+/// Without what the hub keeps beside properties.
+fn without_own(mut section: Map<String, Value>) -> Map<String, Value> {
+    section.retain(|key, _| !matches!(key.as_str(), "$version" | "$metadata"));
+    section
+}
+
+/// A device as a line. Without `with_keys`, whoever imports it gives it new ones.
+fn line(device: &NewDevice, with_keys: bool) -> Value {
+    let NewDevice { identity, twin } = device;
+    let mut shown = identity.to_json(false, None, 0);
+    let mut line = json!({
+        "id": identity.device_id,
+        "eTag": identity.etag(),
+        "status": shown["status"].take(),
+        "statusReason": identity.status_reason,
+        "tags": twin.tags,
+        "properties": {"desired": twin.desired.properties, "reported": twin.reported.properties},
+    });
+    let mut authentication = shown["authentication"].take();
+    if !with_keys && let Some(members) = authentication.as_object_mut() {
+        members.remove("symmetricKey");
+    }
+    line["authentication"] = authentication;
+    line
+}
+
+/// The store of a hub that does not run.
+pub struct OfflineHub {
+    store: Store,
+}
+
+impl OfflineHub {
+    /// Open `hub.db` in a data folder that belongs to this process alone; it is made if it is not there.
+    pub async fn open(data: &Path) -> Result<OfflineHub, StoreError> {
+        let path = data.join(store::FILE);
+        let open = tokio::task::spawn_blocking(move || store::open_for_bulk(&path));
+        let store = open.await.expect("opening a store does not panic")?;
+        store.write(store::expect_bulk).await?;
+        Ok(OfflineHub { store })
+    }
+
+    /// Make devices; says of each whether it was made, which it was not if there is one of its name. They survive a loss of
+    /// power once the store is closed. A few calls at once keep its writer busy.
+    pub fn import(
+        &self,
+        devices: Vec<NewDevice>,
+    ) -> impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<> {
+        self.store.write(move |tx| devices.iter().map(|device| store::create(tx, device)).collect())
+    }
+
+    /// As [`HubHandle::indexes`](crate::HubHandle::indexes).
+    pub async fn indexes(&self) -> Result<Vec<String>, HubError> {
+        Ok(indexes::all(&self.store).await?.into_iter().map(|index| index.path.to_string()).collect())
+    }
+
+    /// As [`HubHandle::add_index`](crate::HubHandle::add_index).
+    pub async fn add_index(&self, path: &str) -> Result<bool, HubError> {
+        indexes::add(&self.store, path).await
+    }
+
+    /// As [`HubHandle::remove_index`](crate::HubHandle::remove_index).
+    pub async fn remove_index(&self, path: &str) -> Result<bool, HubError> {
+        indexes::remove(&self.store, path).await
+    }
+
+    pub async fn close(self) {
+        self.store.close().await;
+    }
+}
+
+/// The store of a hub, to be read: whether or not the hub runs, and it may be another process.
+pub struct HubReader {
+    store: ClosedStore,
+}
+
+/// Why an export ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Whoever takes the lines could not.
+    #[error("cannot write the export: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl HubReader {
+    /// Open `hub.db` in a data folder. Blocks, as all that this type does.
+    pub fn open(data: &Path) -> Result<HubReader, StoreError> {
+        Ok(HubReader { store: ClosedStore::open(&data.join(store::FILE), store::MIGRATIONS)? })
+    }
+
+    /// How many devices there are.
+    pub fn count(&self) -> Result<usize, StoreError> {
+        Ok(self.store.read(store::counts)?.total)
+    }
+
+    /// Give each device as a line, in order of ids, all as they are at one moment.
+    pub fn export(&self, with_keys: bool, mut each: impl FnMut(String) -> io::Result<()>) -> Result<(), ExportError> {
+        let written = self
+            .store
+            .read(|connection| store::each_device(connection, |device| each(line(&device, with_keys).to_string())));
+        Ok(written??)
+    }
+
+    /// A consistent copy of the whole store in the new file `path`.
+    pub fn backup(&self, path: &Path) -> Result<(), StoreError> {
+        self.store.backup(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<NewDevice, HubError> {
+        NewDevice::from_json(line.as_bytes(), DateTime::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn what_is_exported_is_imported_the_same() {
+        let whole = r#"{"id":"d1","eTag":"MQ==","status":"disabled","statusReason":"lost","importMode":"create",
+            "authentication":{"type":"sas","symmetricKey":{"primaryKey":"MTIzNDU2Nzg5MDEyMzQ1Ng==","secondaryKey":"MTIzNDU2Nzg5MDEyMzQ1Nw=="}},
+            "tags":{"site":"A"},"properties":{"desired":{"n":1,"$version":4,"$metadata":{}},"reported":{"m":{"k":2}}}}"#;
+        let device = read(whole).expect("a device");
+        let (twin, identity) = (&device.twin, &device.identity);
+        assert_eq!((identity.enabled, identity.status_reason.as_deref()), (false, Some("lost")));
+        let exported = line(&device, true);
+        assert_eq!(exported["authentication"]["symmetricKey"]["primaryKey"], "MTIzNDU2Nzg5MDEyMzQ1Ng==");
+        let made = line(&read(r#"{"id":"d2"}"#).expect("a device"), true);
+        assert_eq!(made["authentication"]["symmetricKey"]["secondaryKey"].as_str().map(str::len), Some(44));
+        assert_eq!((&twin.tags["site"], &twin.desired.properties["n"]), (&json!("A"), &json!(1)));
+        assert_eq!(Value::Object(twin.reported.properties.clone()), json!({"m": {"k": 2}}));
+        let again = read(&exported.to_string()).expect("its own line");
+        assert_eq!(line(&again, true)["authentication"], exported["authentication"]);
+        assert_eq!(again.twin, device.twin);
+        assert!(!line(&device, false).to_string().contains("MTIz"), "no keys");
+    }
+
+    #[test]
+    fn a_wrong_line_is_refused_with_its_reason() {
+        for (line, text) in [
+            ("", "this is no device"),
+            ("[]", "this is no device"),
+            (r#"{"deviceId":"d1"}"#, "missing field `id`"),
+            (r#"{"id":"a/b"}"#, "contains '/'"),
+            (r#"{"id":"d1","moduleId":"m"}"#, "modules cannot be imported"),
+            (r#"{"id":"d1","importMode":"delete"}"#, "only creates"),
+            (r#"{"id":"d1","status":"off"}"#, "neither enabled nor disabled"),
+            (r#"{"id":"d1","tags":{"a b":1}}"#, "contains ' '"),
+            (r#"{"id":"d1","tags":[]}"#, "this is no device"),
+            (r#"{"id":"d1","properties":{"reported":{"a.b":1}}}"#, "contains '.'"),
+        ] {
+            let error = read(line).expect_err(line);
+            assert!(error.message.contains(text), "{line}: {error}");
+        }
+    }
+}

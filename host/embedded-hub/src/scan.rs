@@ -1,0 +1,161 @@
+//! Reading many devices past the hub: queries, lists and numbers come from what is committed.
+//!
+//! Whoever has been told of a change finds it here, as the hub tells of it after the commit only.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use durable_store::{Store, StoreError};
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::query::{Condition, Parts, Query};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::driver::HubHandle;
+use crate::hub::Counts;
+use crate::presence::Presence;
+use crate::store::{self, Chunk, DeclaredIndex, MAX_ROWS, Selection, TwinRow};
+
+/// The store and what stands beside it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    pub(crate) store: Store,
+    presence: Presence,
+    /// The declared indexes, as the planner knows them.
+    pub(crate) indexes: Arc<RwLock<Vec<DeclaredIndex>>>,
+}
+
+impl Reads {
+    pub(crate) fn new(store: Store, presence: Presence, indexes: Vec<DeclaredIndex>) -> Reads {
+        Reads { store, presence, indexes: Arc::new(RwLock::new(indexes)) }
+    }
+
+    fn selection(&self, condition: &Condition, parts: Parts, most: usize) -> Selection {
+        let indexes = self.indexes.read().unwrap_or_else(PoisonError::into_inner);
+        plan::selection(condition, parts, most, &indexes, || self.presence.connected())
+    }
+
+    fn begin_chunk(&self, selection: &Arc<Selection>, after: String) -> JoinHandle<Result<Chunk, StoreError>> {
+        let (selection, presence) = (selection.clone(), self.presence.clone());
+        let read = self.store.scan(move |connection| store::chunk(connection, &selection, &after, &presence));
+        tokio::spawn(read)
+    }
+}
+
+impl HubHandle {
+    /// Identities in order of their ids, after `after`.
+    ///
+    /// # Errors
+    /// 503001 if the store cannot be read, or could not be written.
+    pub async fn list_devices(
+        &self,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Vec<(DeviceId, Value)>, HubError> {
+        let reads = self.reads()?;
+        let presence = reads.presence.clone();
+        let after = after.map(String::from).unwrap_or_default();
+        let read = reads.store.scan(move |connection| store::identities(connection, &after, limit, &presence));
+        read.await.map_err(unreadable)
+    }
+
+    /// The registry in numbers.
+    ///
+    /// # Errors
+    /// As [`HubHandle::list_devices`].
+    pub async fn counts(&self) -> Result<Counts, HubError> {
+        let reads = self.reads()?;
+        let counts = reads.store.scan(store::counts).await.map_err(unreadable)?;
+        Ok(Counts { connected: reads.presence.connected_count(), ..counts })
+    }
+}
+
+fn unreadable(error: StoreError) -> HubError {
+    tracing::error!(%error, "the hub's store cannot be read");
+    HubError::new(ErrorCode::ServiceUnavailable, "the hub cannot read its store, see its log")
+}
+
+/// A walk over the devices for which a condition holds, in order of their ids.
+pub(crate) struct Walk {
+    /// Or why there is nothing to read.
+    reads: Result<Reads, HubError>,
+    selection: Arc<Selection>,
+    state: State,
+}
+
+enum State {
+    /// To be read from here.
+    At(String),
+    /// Being read.
+    Reading(JoinHandle<Result<Chunk, StoreError>>),
+    Over,
+}
+
+impl Walk {
+    /// With whole twins.
+    pub(crate) fn over(hub: &HubHandle, condition: &Condition) -> Walk {
+        Walk::begin(hub, condition, Parts::ALL, None, MAX_ROWS)
+    }
+
+    /// Over those of these devices that exist, with whole twins.
+    pub(crate) fn of(hub: &HubHandle, mut devices: Vec<DeviceId>) -> Walk {
+        devices.sort_unstable();
+        devices.dedup();
+        let mut walk = Walk::over(hub, &Condition::all());
+        let selection = plan::selection_of(devices, MAX_ROWS);
+        walk.selection = Arc::new(selection);
+        walk
+    }
+
+    /// With what decides whether the condition holds.
+    pub(crate) fn ids(hub: &HubHandle, condition: &Condition) -> Walk {
+        Walk::begin(hub, condition, condition.parts(), None, MAX_ROWS)
+    }
+
+    /// With what the query looks at. `limit` is how many rows its page may have.
+    pub(crate) fn of_query(hub: &HubHandle, query: &Query, after: Option<DeviceId>, limit: usize) -> Walk {
+        // One more, which tells whether there is another page.
+        let most = if query.is_aggregate() { MAX_ROWS } else { limit.saturating_add(1) };
+        Walk::begin(hub, query.condition(), query.parts(), after, most)
+    }
+
+    fn begin(hub: &HubHandle, condition: &Condition, parts: Parts, after: Option<DeviceId>, most: usize) -> Walk {
+        let reads = hub.reads().cloned();
+        let selection = reads.as_ref().map_or_else(
+            |_| plan::selection(condition, parts, most, &[], Vec::new),
+            |reads| reads.selection(condition, parts, most),
+        );
+        let after = after.map(String::from).unwrap_or_default();
+        Walk { reads, selection: Arc::new(selection), state: State::At(after) }
+    }
+
+    /// The next few; `None` at the end. There may be none among them while there are more.
+    ///
+    /// # Errors
+    /// 503001 if the store cannot be read.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<TwinRow>>, HubError> {
+        let reads = self.reads.as_ref().map_err(Clone::clone)?;
+        let (reading, is_first) = match std::mem::replace(&mut self.state, State::Over) {
+            State::Over => return Ok(None),
+            State::At(after) => (reads.begin_chunk(&self.selection, after), true),
+            State::Reading(reading) => (reading, false),
+        };
+        let chunk = reading.await.unwrap_or(Err(StoreError::Closed)).map_err(unreadable)?;
+        self.state = match chunk.next {
+            None => State::Over,
+            // Most pages are done with the first chunk; whoever wants more will want all.
+            Some(next) if is_first => State::At(next),
+            Some(next) => State::Reading(reads.begin_chunk(&self.selection, next)),
+        };
+        Ok(Some(chunk.rows))
+    }
+
+    /// Whether the chunk that came last was the last.
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+}

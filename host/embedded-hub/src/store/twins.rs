@@ -1,0 +1,91 @@
+//! Twins in their columns, and when devices were last heard of.
+
+use chrono::{DateTime, Utc};
+use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params};
+use iothub_protocol::configuration::ConfigurationMarks;
+use iothub_protocol::id::DeviceId;
+use iothub_protocol::time;
+use iothub_protocol::twin::{Section, Twin};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{number, parsed};
+
+/// Columns of a whole twin, for [`twin`].
+pub(super) const COLUMNS: &str = "t.version, t.tags, t.desired_version, t.desired, t.desired_metadata, \
+                                  t.reported_version, t.reported, t.reported_metadata, t.configurations";
+
+/// A twin whose columns begin at `first`. What was not selected (`NULL`) is empty.
+pub(super) fn twin(row: &Row<'_>, first: usize) -> sql::Result<Twin> {
+    Ok(Twin {
+        version: count(row, first)?,
+        tags: object(row, first + 1)?,
+        desired: section(row, first + 2)?,
+        reported: section(row, first + 5)?,
+        configurations: match row.get_ref(first + 8)? {
+            sql::types::ValueRef::Null => ConfigurationMarks::new(),
+            _ => parsed(row, first + 8, |text| serde_json::from_str(text))?,
+        },
+    })
+}
+
+fn section(row: &Row<'_>, first: usize) -> sql::Result<Section> {
+    Ok(Section { version: count(row, first)?, properties: object(row, first + 1)?, metadata: object(row, first + 2)? })
+}
+
+fn count(row: &Row<'_>, column: usize) -> sql::Result<u64> {
+    Ok(row.get::<_, Option<i64>>(column)?.and_then(|count| u64::try_from(count).ok()).unwrap_or_default())
+}
+
+fn object(row: &Row<'_>, column: usize) -> sql::Result<Map<String, Value>> {
+    match row.get_ref(column)? {
+        sql::types::ValueRef::Null => Ok(Map::new()),
+        _ => parsed(row, column, |text| serde_json::from_str(text)),
+    }
+}
+
+pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, twin: &Twin) -> sql::Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO twins VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
+        params![
+            id.as_str(),
+            number(twin.version),
+            text(&twin.tags)?,
+            number(twin.desired.version),
+            text(&twin.desired.properties)?,
+            number(twin.reported.version),
+            text(&twin.reported.properties)?,
+            text(&twin.desired.metadata)?,
+            text(&twin.reported.metadata)?,
+            text(&twin.configurations)?,
+        ],
+    )?;
+    Ok(())
+}
+
+fn text(value: &impl Serialize) -> sql::Result<String> {
+    serde_json::to_string(value).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))
+}
+
+/// When the device was last heard of, and the number of the last message that was queued for it.
+pub(super) fn activity(connection: &sql::Connection, id: &DeviceId) -> sql::Result<(Option<DateTime<Utc>>, u64)> {
+    let mut select = connection.prepare_cached("SELECT last_activity, last_sequence FROM activity WHERE id = ?1")?;
+    let found = select.query_row([id.as_str()], |row| {
+        let last_activity = row.get::<_, Option<String>>(0)?.and_then(|text| time::parse(&text));
+        Ok((last_activity, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default()))
+    });
+    Ok(found.optional()?.unwrap_or_default())
+}
+
+pub(super) fn put_activity(
+    tx: &Transaction<'_>,
+    id: &DeviceId,
+    last_activity: Option<DateTime<Utc>>,
+    last_sequence: u64,
+) -> sql::Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO activity VALUES (?1, ?2, ?3)")?.execute(params![
+        id.as_str(),
+        last_activity.map(time::format),
+        number(last_sequence)
+    ])?;
+    Ok(())
+}

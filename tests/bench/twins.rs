@@ -1,0 +1,104 @@
+//! A store of a million twins: loaded, started on, queried.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use iothub_service::{PageRequest, ServiceClient};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::harness::{FREE_PORTS, Latch, latch_command};
+use super::{client, resident};
+
+/// Twins of a run that says nothing else.
+pub(crate) const COUNT: usize = 1_000_000;
+/// Values of the tag that is looked for.
+const SITES: usize = 1000;
+/// Runs of a query, of which the middle one counts.
+const RUNS: usize = 5;
+/// Loading, or an index, takes no longer.
+const BOUND: Duration = Duration::from_secs(600);
+
+pub(crate) fn twins(runtime: &Runtime, count: usize) {
+    println!("== twins");
+    let data = tempfile::tempdir().expect("a temporary folder can be made");
+    let file = data.path().join("devices.jsonl");
+    write_devices(&file, count);
+    let file = file.to_str().expect("a readable name");
+    let took = command(data.path(), &["hub", "import", file]);
+    let rate = count as f64 / took.as_secs_f64();
+    println!("{count} devices imported into a hub that does not run: {took:.2?}, {rate:.0}/s");
+    let size = std::fs::metadata(data.path().join("hub.db")).expect("it is there").len();
+    println!("the store: {} MiB", size / 1024 / 1024);
+
+    let begun = Instant::now();
+    let latch = Latch::start(data.path(), &[&["hub"], FREE_PORTS].concat());
+    println!("a hub with them ready: {:.2?}; resident memory: {} MiB", begun.elapsed(), resident(latch.pid()));
+    let service = client(data.path());
+    let ask = |what: &str, query: &str| {
+        let took = runtime.block_on(first_page(&service, query));
+        println!("{what}: {took:.1?}");
+    };
+    let by_site = "SELECT deviceId FROM devices WHERE tags.site = 'site-7'";
+    ask("first page of WHERE tags.site = 'site-7', not indexed", by_site);
+    ask(
+        "first page of WHERE tags.site = 'nowhere', not indexed",
+        "SELECT deviceId FROM devices WHERE tags.site = 'nowhere'",
+    );
+    ask("first page of SELECT *", "SELECT * FROM devices");
+    let by_tag = "SELECT tags.floor AS floor, COUNT() AS n FROM devices GROUP BY tags.floor";
+    ask("COUNT by tag", by_tag);
+    ask(
+        "COUNT where a reported property has a value",
+        "SELECT COUNT() AS n FROM devices WHERE properties.reported.firmware = 3",
+    );
+    ask("COUNT of all", "SELECT COUNT() AS n FROM devices");
+    let took = command(data.path(), &["hub", "index", "add", "tags.site"]);
+    println!("index on tags.site built: {took:.2?}");
+    ask("first page of WHERE tags.site = 'site-7', indexed", by_site);
+    ask("COUNT WHERE tags.site = 'site-7', indexed", "SELECT COUNT() AS n FROM devices WHERE tags.site = 'site-7'");
+    ask("one device by its id", "SELECT * FROM devices WHERE deviceId = 'device-0000007'");
+    let copy = data.path().join("copy.db");
+    let took = command(data.path(), &["hub", "backup", copy.to_str().expect("a readable name")]);
+    println!("copied while it runs: {took:.2?}");
+    println!("resident memory after all: {} MiB", resident(latch.pid()));
+    latch.stop();
+}
+
+fn write_devices(path: &Path, count: usize) {
+    let mut file = BufWriter::new(File::create(path).expect("the folder can be written"));
+    for number in 0..count {
+        let line = json!({
+            "id": format!("device-{number:07}"),
+            "tags": {"site": format!("site-{}", number % SITES), "floor": number % 5},
+            "properties": {"desired": {"interval": 60}, "reported": {"firmware": number % 10}},
+        });
+        writeln!(file, "{line}").expect("the disk has room");
+    }
+    file.flush().expect("the disk has room");
+}
+
+/// Runs `latch ARGS` to its end.
+fn command(data: &Path, args: &[&str]) -> Duration {
+    let begun = Instant::now();
+    let status = latch_command(data, args).status().expect("latch runs");
+    let took = begun.elapsed();
+    assert!(status.success() && took < BOUND, "latch {args:?}: {status} after {took:?}");
+    took
+}
+
+/// How long the first page of a query takes, a hundred rows.
+async fn first_page(service: &ServiceClient, query: &str) -> Duration {
+    let mut times = Vec::new();
+    for _ in 0..RUNS {
+        let page = PageRequest { max_items: Some(100), continuation: None };
+        let begun = Instant::now();
+        let answer = service.query(query, &page).await;
+        times.push(begun.elapsed());
+        answer.unwrap_or_else(|error| panic!("{query}: {error}"));
+    }
+    times.sort_unstable();
+    times[RUNS / 2]
+}
