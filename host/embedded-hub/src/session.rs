@@ -307,6 +307,25 @@ mod tests {
     }
 
     #[test]
+    fn a_retained_message_says_so_in_a_property() {
+        let now = Instant::now();
+        for (topic, expected) in [
+            ("devices/d1/messages/events/", "mqtt-retain=true"),
+            ("devices/d1/messages/events/a=b", "a=b&mqtt-retain=true"),
+        ] {
+            let mut publish = Publish::new(topic, QoS::AtMostOnce, "x");
+            publish.retain = true;
+            let actions = up(now).handle_packet(now, Packet::Publish(publish));
+            let [Action::ToHub(LinkInput::Published { message: FromDevice::Telemetry { bag }, .. })] =
+                actions.as_slice()
+            else {
+                panic!("{actions:?}")
+            };
+            assert_eq!(bag, expected);
+        }
+    }
+
+    #[test]
     fn qos_1_is_acknowledged_after_the_hub_has_it() {
         let now = Instant::now();
         let mut publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
