@@ -9,8 +9,9 @@ use iothub_service::{PageRequest, ServiceClient};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
+use super::client;
+use super::figures::{resident, verdict};
 use super::harness::{FREE_PORTS, Latch, latch_command};
-use super::{client, resident};
 
 /// Twins of a run that says nothing else.
 pub(crate) const COUNT: usize = 1_000_000;
