@@ -24,6 +24,8 @@ use crate::indexes;
 use crate::policy::random_key;
 use crate::store;
 
+pub use crate::store::DeviceRows;
+
 /// A device as a line describes it.
 #[derive(Debug)]
 pub struct NewDevice {
@@ -76,6 +78,16 @@ impl NewDevice {
     }
 }
 
+impl NewDevice {
+    /// As the store has it: what can be done beside its writer, who is one for all.
+    ///
+    /// # Errors
+    /// 500-codes for what has no row, which no device is known to be.
+    pub fn rows(&self) -> Result<DeviceRows, HubError> {
+        DeviceRows::new(self).map_err(|e| HubError::new(ErrorCode::ServerError, format!("the device has no row: {e}")))
+    }
+}
+
 /// Without what the hub keeps beside properties.
 fn without_own(mut section: Map<String, Value>) -> Map<String, Value> {
     section.retain(|key, _| !matches!(key.as_str(), "$version" | "$metadata"));
@@ -117,13 +129,13 @@ impl OfflineHub {
         Ok(OfflineHub { store })
     }
 
-    /// Make devices; says of each whether it was made, which it was not if there is one of its name. They survive a loss of
+    /// Make devices of [rows](NewDevice::rows); says of each whether it was made, which it was not if there is one of its name. They survive a loss of
     /// power once the store is closed. A few calls at once keep its writer busy.
     pub fn import(
         &self,
-        devices: Vec<NewDevice>,
+        devices: Vec<DeviceRows>,
     ) -> impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<> {
-        self.store.write(move |tx| devices.iter().map(|device| store::create(tx, device)).collect())
+        self.store.write(move |tx| devices.iter().map(|device| device.create(tx)).collect())
     }
 
     /// As [`HubHandle::indexes`](crate::HubHandle::indexes).

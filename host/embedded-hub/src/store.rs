@@ -18,10 +18,12 @@ use iothub_protocol::topic::Subscription;
 use crate::hub::{Change, Device, Granted, Subscriptions};
 use crate::import::NewDevice;
 use crate::policy::{DEFAULT_POLICIES, Policy, random_key};
+use identity::IdentityRow;
+use twins::TwinRow;
 
 pub(crate) use indexes::{DeclaredIndex, MAX_INDEXES, TwinPath, add_index, load_indexes, remove_index};
 pub(crate) use messages::{due_queues, load_feedback, next_expiry, queued_bytes};
-pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as TwinRow, Selection, chunk, counts, identities};
+pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as QueryRow, Selection, chunk, counts, each_row, identities};
 
 /// In the data folder.
 pub(crate) const FILE: &str = "hub.db";
@@ -187,8 +189,8 @@ fn load_subscriptions(connection: &sql::Connection, id: &DeviceId) -> sql::Resul
 
 pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     match change {
-        Change::Identity(identity) => identity::put(tx, identity),
-        Change::Twin(id, twin) => twins::put(tx, id, twin),
+        Change::Identity(identity) => IdentityRow::new(identity).put(tx),
+        Change::Twin(id, twin) => TwinRow::new(twin)?.put(tx, id),
         Change::Activity(id, last_activity, last_sequence) => {
             twins::put_activity(tx, id, *last_activity, *last_sequence)
         }
@@ -207,15 +209,33 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     }
 }
 
-/// Make a device; `false` if there is one of its name.
-pub(crate) fn create(tx: &Transaction<'_>, device: &NewDevice) -> sql::Result<bool> {
-    let id = &device.identity.device_id;
-    if tx.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([id.as_str()])? {
-        return Ok(false);
+/// A device as it stands in the tables. The writer has little to do with it: whoever makes it has done the rest.
+#[derive(Debug)]
+pub struct DeviceRows {
+    id: DeviceId,
+    identity: IdentityRow,
+    twin: TwinRow,
+}
+
+impl DeviceRows {
+    pub(crate) fn new(device: &NewDevice) -> sql::Result<DeviceRows> {
+        let NewDevice { identity, twin } = device;
+        let id = identity.device_id.clone();
+        Ok(DeviceRows { id, identity: IdentityRow::new(identity), twin: TwinRow::new(twin)? })
     }
-    identity::put(tx, &device.identity)?;
-    twins::put(tx, id, &device.twin)?;
-    Ok(true)
+
+    pub fn id(&self) -> &DeviceId {
+        &self.id
+    }
+
+    /// Make the device; `false` if there is one of its name.
+    pub(crate) fn create(&self, tx: &Transaction<'_>) -> sql::Result<bool> {
+        if !self.identity.insert(tx)? {
+            return Ok(false);
+        }
+        self.twin.put(tx, &self.id)?;
+        Ok(true)
+    }
 }
 
 /// Call `each` with every device, in order of ids, until it fails.

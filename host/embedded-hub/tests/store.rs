@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use embedded_hub::events::EventKind;
 use embedded_hub::hub::{Answer, Credentials, Operation};
-use embedded_hub::import::{ExportError, HubReader, NewDevice, OfflineHub};
+use embedded_hub::import::{DeviceRows, ExportError, HubReader, NewDevice, OfflineHub};
 use embedded_hub::{EmbeddedHub, HubFleet, HubSettings};
 use iothub_protocol::error::ErrorCode;
 use iothub_protocol::feedback::MessageEnd;
@@ -153,14 +153,14 @@ const IMPORTED: usize = 20_000;
 /// Enough for a copy that takes a moment.
 const COPIED: usize = 5000;
 
-fn imported(number: usize) -> NewDevice {
+fn imported(number: usize) -> DeviceRows {
     let line = json!({
         "id": format!("d-{number:05}"),
         "status": if number.is_multiple_of(1000) { "disabled" } else { "enabled" },
         "tags": {"site": format!("s{}", number % 40), "n": number},
         "properties": {"desired": {"floor": number % 7}, "reported": {"battery": {"level": number % 100}}},
     });
-    NewDevice::from_json(line.to_string().as_bytes(), Utc::now()).expect("a line")
+    NewDevice::from_json(line.to_string().as_bytes(), Utc::now()).and_then(|device| device.rows()).expect("a line")
 }
 
 async fn import(folder: &std::path::Path, count: usize) {

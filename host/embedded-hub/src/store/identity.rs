@@ -27,32 +27,71 @@ pub(super) fn read(row: &Row<'_>, first: usize) -> sql::Result<Identity> {
     })
 }
 
-pub(super) fn put(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
-    let (mut keys, mut thumbprints) = ([const { String::new() }; 2], [None, None]);
-    match &identity.authentication {
-        Authentication::Sas { primary, secondary } => keys = [primary.to_base64(), secondary.to_base64()],
-        Authentication::SelfSigned { primary, secondary } => thumbprints = [primary.as_ref(), secondary.as_ref()],
-        Authentication::CertificateAuthority => {}
+/// An identity as it stands in the table.
+#[derive(Debug)]
+pub(super) struct IdentityRow {
+    id: DeviceId,
+    generation: i64,
+    revision: i64,
+    is_enabled: bool,
+    status_reason: Option<String>,
+    status_updated: Option<String>,
+    authentication: &'static str,
+    /// Primary and secondary; empty where there are none.
+    keys: [String; 2],
+    thumbprints: [Option<Thumbprint>; 2],
+}
+
+/// What follows `INSERT INTO`.
+const INTO_DEVICES: &str = "devices (id, generation, revision, enabled, status_reason, status_updated, primary_key, \
+                            secondary_key, authentication, primary_thumbprint, secondary_thumbprint)
+                            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+
+impl IdentityRow {
+    pub(super) fn new(identity: &Identity) -> IdentityRow {
+        let (mut keys, mut thumbprints) = ([const { String::new() }; 2], [None, None]);
+        match &identity.authentication {
+            Authentication::Sas { primary, secondary } => keys = [primary.to_base64(), secondary.to_base64()],
+            Authentication::SelfSigned { primary, secondary } => thumbprints = [primary.clone(), secondary.clone()],
+            Authentication::CertificateAuthority => {}
+        }
+        IdentityRow {
+            id: identity.device_id.clone(),
+            generation: number(identity.generation_id),
+            revision: number(identity.revision),
+            is_enabled: identity.enabled,
+            status_reason: identity.status_reason.clone(),
+            status_updated: identity.status_updated.map(iothub_protocol::time::format),
+            authentication: identity.authentication.kind(),
+            keys,
+            thumbprints,
+        }
     }
-    tx.prepare_cached(
-        "INSERT OR REPLACE INTO devices (id, generation, revision, enabled, status_reason, status_updated, primary_key,
-             secondary_key, authentication, primary_thumbprint, secondary_thumbprint)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )?
-    .execute(params![
-        identity.device_id.as_str(),
-        number(identity.generation_id),
-        number(identity.revision),
-        identity.enabled,
-        identity.status_reason,
-        identity.status_updated.map(iothub_protocol::time::format),
-        keys[0],
-        keys[1],
-        identity.authentication.kind(),
-        thumbprints[0].map(Thumbprint::as_str),
-        thumbprints[1].map(Thumbprint::as_str),
-    ])?;
-    Ok(())
+
+    pub(super) fn put(&self, tx: &Transaction<'_>) -> sql::Result<()> {
+        self.execute(tx, &format!("INSERT OR REPLACE INTO {INTO_DEVICES}")).map(drop)
+    }
+
+    /// `false` if there is one of its name, which is left as it is.
+    pub(super) fn insert(&self, tx: &Transaction<'_>) -> sql::Result<bool> {
+        Ok(self.execute(tx, &format!("INSERT INTO {INTO_DEVICES} ON CONFLICT (id) DO NOTHING"))? == 1)
+    }
+
+    fn execute(&self, tx: &Transaction<'_>, statement: &str) -> sql::Result<usize> {
+        tx.prepare_cached(statement)?.execute(params![
+            self.id.as_str(),
+            self.generation,
+            self.revision,
+            self.is_enabled,
+            self.status_reason,
+            self.status_updated,
+            self.keys[0],
+            self.keys[1],
+            self.authentication,
+            self.thumbprints[0].as_ref().map(Thumbprint::as_str),
+            self.thumbprints[1].as_ref().map(Thumbprint::as_str),
+        ])
+    }
 }
 
 /// From the columns of type, both keys and both thumbprints.

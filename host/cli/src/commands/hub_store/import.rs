@@ -178,9 +178,9 @@ async fn write(hub: &OfflineHub, batch: Batch) -> anyhow::Result<Outcome> {
         let now = Utc::now();
         let (mut numbers, mut devices, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (line, text) in lines {
-            match NewDevice::from_json(&text, now) {
+            match NewDevice::from_json(&text, now).and_then(|device| device.rows()) {
                 Ok(device) => {
-                    numbers.push((line, device.identity.device_id.clone()));
+                    numbers.push((line, device.id().clone()));
                     devices.push(device);
                 }
                 Err(error) => {
