@@ -144,7 +144,10 @@ impl Session {
             None => None,
             Some(will) => match FromDevice::parse(&device, &will.topic) {
                 // Copied, as it would hold the whole packet for as long as the connection lasts.
-                Some(message @ FromDevice::Telemetry { .. }) => Some((message, Bytes::copy_from_slice(&will.message))),
+                Some(mut message @ FromDevice::Telemetry { .. }) => {
+                    mark_retained(&mut message, will.retain);
+                    Some((message, Bytes::copy_from_slice(&will.message)))
+                }
                 _ => return self.refuse(ConnectReturnCode::NotAuthorized, "the will's topic is not the device's"),
             },
         };
@@ -181,11 +184,7 @@ impl Session {
         let Some(mut message) = FromDevice::parse(device, &publish.topic) else {
             return vec![self.close(false, "PUBLISH to a topic that is not the device's")];
         };
-        if let (FromDevice::Telemetry { bag }, true) = (&mut message, publish.retain) {
-            let separator = if bag.is_empty() { "" } else { "&" };
-            bag.push_str(separator);
-            bag.push_str("mqtt-retain=true");
-        }
+        mark_retained(&mut message, publish.retain);
         let mut actions = vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload })];
         if publish.qos == QoS::AtLeastOnce {
             actions.push(Action::Send(Packet::PubAck(PubAck::new(publish.pkid))));
@@ -226,6 +225,15 @@ impl Session {
     fn close(&mut self, graceful: bool, reason: &'static str) -> Action {
         self.state = State::Over;
         Action::Close { graceful, reason }
+    }
+}
+
+/// Nothing is retained; that it was asked for becomes a property of the message.
+fn mark_retained(message: &mut FromDevice, retain: bool) {
+    if let (FromDevice::Telemetry { bag }, true) = (message, retain) {
+        let separator = if bag.is_empty() { "" } else { "&" };
+        bag.push_str(separator);
+        bag.push_str("mqtt-retain=true");
     }
 }
 
@@ -322,6 +330,23 @@ mod tests {
                 panic!("{actions:?}")
             };
             assert_eq!(bag, expected);
+        }
+    }
+
+    #[test]
+    fn a_retained_will_says_so_in_a_property() {
+        let now = Instant::now();
+        for (topic, retain, expected) in [
+            ("devices/d1/messages/events/", true, "mqtt-retain=true"),
+            ("devices/d1/messages/events/a=b", true, "a=b&mqtt-retain=true"),
+            ("devices/d1/messages/events/a=b", false, "a=b"),
+        ] {
+            let mut packet = connect();
+            packet.last_will = Some(LastWill::new(topic, "gone", QoS::AtMostOnce, retain));
+            let actions = Session::new(now, None).handle_packet(now, Packet::Connect(packet));
+            let [Action::ToHub(LinkInput::Connect(request))] = actions.as_slice() else { panic!("{actions:?}") };
+            let Some((FromDevice::Telemetry { bag }, body)) = &request.will else { panic!("{actions:?}") };
+            assert_eq!((bag.as_str(), &body[..]), (expected, &b"gone"[..]));
         }
     }
 
