@@ -82,6 +82,8 @@ pub enum LinkInput {
     Published {
         message: FromDevice,
         payload: Bytes,
+        /// Of QoS 1: acknowledged once the hub has done what it asks.
+        packet_id: Option<u16>,
     },
     /// PUBACK of a cloud-to-device message.
     Acknowledged {
@@ -128,6 +130,11 @@ pub enum LinkOutput {
     },
     UnsubAck {
         pkid: u16,
+    },
+    /// What the device has published with QoS 1 is done; `is_message` if it was telemetry.
+    PubAck {
+        packet_id: u16,
+        is_message: bool,
     },
     /// QoS 0, as the hub sends twin and method messages.
     Publish {

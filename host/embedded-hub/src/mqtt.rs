@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use iothub_protocol::topic::FromDevice;
 use rumqttc::mqttbytes::Error as FrameError;
 use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet};
 use rustls::ServerConfig;
@@ -240,11 +239,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     async fn pass_on(&mut self, output: LinkOutput) -> Result<(), End> {
-        if self.gate.reaches(Instant::now(), &output) {
-            let actions = self.session.handle_output(output);
-            self.perform(actions).await?;
-        }
-        Ok(())
+        let is_heard = self.gate.reaches(Instant::now(), &output);
+        let actions = self.session.handle_output(output);
+        if is_heard { self.perform(actions).await } else { Ok(()) }
     }
 
     /// What was held has waited long enough.
@@ -281,13 +278,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     /// `is_admitted` if the first of them has waited already.
     async fn carry_out(&mut self, actions: Vec<Action>, mut is_admitted: bool) -> Result<(), End> {
         let mut actions = actions.into_iter();
-        let mut is_message = false;
         while let Some(action) = actions.next() {
             match action {
-                Action::Send(Packet::PubAck(_)) if is_message && self.gate.loses_puback() => {}
                 Action::Send(packet) => self.write(packet)?,
                 Action::ToHub(input) => {
-                    is_message = matches!(&input, LinkInput::Published { message: FromDevice::Telemetry { .. }, .. });
                     let is_free = std::mem::take(&mut is_admitted);
                     match if is_free { Passage::Go } else { self.gate.passage(&input) } {
                         Passage::Go => self.tell_hub(input).await?,
@@ -296,7 +290,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                             self.held = Some((until, rest));
                             return Ok(());
                         }
-                        Passage::Answer(output) => self.answer(output)?,
+                        Passage::Answer(output) => self.answer(output, &input)?,
                         Passage::Busy => return Err(self.refuse_busily()?),
                         Passage::Close { reason } => return Err(End::abrupt(reason)),
                     }
@@ -313,10 +307,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     /// In the hub's place, which knows nothing of it.
-    fn answer(&mut self, output: LinkOutput) -> Result<(), End> {
-        for action in self.session.handle_output(output) {
-            let Action::Send(packet) = action else { continue };
-            self.write(packet)?;
+    fn answer(&mut self, output: LinkOutput, input: &LinkInput) -> Result<(), End> {
+        let acknowledgement = match input {
+            LinkInput::Published { packet_id: Some(packet_id), .. } => {
+                Some(LinkOutput::PubAck { packet_id: *packet_id, is_message: false })
+            }
+            _ => None,
+        };
+        for output in std::iter::once(output).chain(acknowledgement) {
+            for action in self.session.handle_output(output) {
+                let Action::Send(packet) = action else { continue };
+                self.write(packet)?;
+            }
         }
         Ok(())
     }

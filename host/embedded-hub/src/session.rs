@@ -22,6 +22,9 @@ use crate::hub::{ConnectRequest, Credentials, Granted, LinkInput, LinkOutput};
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// The hub waits at most so long between packets, whatever keep-alive the client asked for; Azure's number.
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
+/// Publications with QoS 1 that may be with the hub at once: enough to keep it busy over a commit, and few beside the
+/// room for what goes to one device.
+const MAX_UNACKNOWLEDGED: usize = 64;
 /// Largest packet: a message of 256 KiB, a topic of 64 KiB with its properties, and the header.
 pub const MAX_PACKET: usize = 256 * 1024 + 64 * 1024 + 16;
 // A whole twin, and news of a whole section, reach the device in one packet.
@@ -46,6 +49,8 @@ pub struct Session {
     /// How long the client may say nothing.
     silence: Duration,
     last_heard: Instant,
+    /// Publications that are with the hub and will be acknowledged.
+    unacknowledged: usize,
     /// The client's, until CONNECT.
     certificate: Option<Arc<ClientCertificate>>,
 }
@@ -62,7 +67,8 @@ enum State {
 impl Session {
     /// Of a client that has shown this certificate.
     pub fn new(now: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
-        Session { state: State::AwaitConnect, silence: CONNECT_TIME_LIMIT, last_heard: now, certificate }
+        let state = State::AwaitConnect;
+        Session { state, silence: CONNECT_TIME_LIMIT, last_heard: now, unacknowledged: 0, certificate }
     }
 
     /// When to call [`Session::handle_deadline`].
@@ -75,9 +81,10 @@ impl Session {
         self.last_heard = now;
     }
 
-    /// Whether to give packets now. A client need not wait for the answer to its CONNECT; the connection does.
+    /// Whether to give packets now. A client need not wait for the answer to its CONNECT, nor for one PUBACK before it
+    /// publishes again; the connection does, so that what the hub has for it stays bounded.
     pub fn takes_packets(&self) -> bool {
-        !matches!(self.state, State::AwaitVerdict(_))
+        !matches!(self.state, State::AwaitVerdict(_)) && self.unacknowledged < MAX_UNACKNOWLEDGED
     }
 
     pub fn handle_deadline(&mut self) -> Action {
@@ -110,6 +117,10 @@ impl Session {
             (LinkOutput::SubAck { pkid, granted }, State::Up(_)) => {
                 let codes = granted.into_iter().map(|granted| SubscribeReasonCode::Success(quality(granted))).collect();
                 vec![Action::Send(Packet::SubAck(SubAck::new(pkid, codes)))]
+            }
+            (LinkOutput::PubAck { packet_id, is_message: _ }, State::Up(_)) => {
+                self.unacknowledged = self.unacknowledged.saturating_sub(1);
+                vec![Action::Send(Packet::PubAck(PubAck::new(packet_id)))]
             }
             (LinkOutput::UnsubAck { pkid }, State::Up(_)) => vec![Action::Send(Packet::UnsubAck(UnsubAck::new(pkid)))],
             (LinkOutput::Publish { topic, payload }, State::Up(_)) => {
@@ -185,11 +196,9 @@ impl Session {
             return vec![self.close(false, "PUBLISH to a topic that is not the device's")];
         };
         mark_retained(&mut message, publish.retain);
-        let mut actions = vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload })];
-        if publish.qos == QoS::AtLeastOnce {
-            actions.push(Action::Send(Packet::PubAck(PubAck::new(publish.pkid))));
-        }
-        actions
+        let packet_id = (publish.qos == QoS::AtLeastOnce).then_some(publish.pkid);
+        self.unacknowledged += usize::from(packet_id.is_some());
+        vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload, packet_id })]
     }
 
     fn subscribe(&mut self, device: &DeviceId, subscribe: &Subscribe) -> Vec<Action> {
@@ -351,18 +360,31 @@ mod tests {
     }
 
     #[test]
-    fn qos_1_is_acknowledged_after_the_hub_has_it() {
+    fn qos_1_is_acknowledged_when_the_hub_says_so() {
         let now = Instant::now();
-        let mut publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
-        publish.pkid = 7;
-        let actions = up(now).handle_packet(now, Packet::Publish(publish));
+        let mut session = up(now);
+        let publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
+        let actions = session.handle_packet(now, Packet::Publish(Publish { pkid: 7, ..publish }));
         assert!(
-            matches!(
-                actions.as_slice(),
-                [Action::ToHub(LinkInput::Published { .. }), Action::Send(Packet::PubAck(PubAck { pkid: 7 }))]
-            ),
+            matches!(actions.as_slice(), [Action::ToHub(LinkInput::Published { packet_id: Some(7), .. })]),
             "{actions:?}"
         );
+        let actions = session.handle_output(LinkOutput::PubAck { packet_id: 7, is_message: false });
+        assert!(matches!(actions.as_slice(), [Action::Send(Packet::PubAck(PubAck { pkid: 7 }))]), "{actions:?}");
+    }
+
+    #[test]
+    fn a_client_that_publishes_ahead_of_the_hub_is_not_read_meanwhile() {
+        let now = Instant::now();
+        let mut session = up(now);
+        for pkid in 1..=MAX_UNACKNOWLEDGED as u16 {
+            assert!(session.takes_packets(), "{pkid}");
+            let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, "x");
+            session.handle_packet(now, Packet::Publish(Publish { pkid, ..publish }));
+        }
+        assert!(!session.takes_packets());
+        session.handle_output(LinkOutput::PubAck { packet_id: 1, is_message: true });
+        assert!(session.takes_packets());
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Fixture {
 
     fn publish(&mut self, link: u64, bag: &str, size: usize) {
         let message = FromDevice::Telemetry { bag: bag.to_owned() };
-        self.link(link, LinkInput::Published { message, payload: vec![b' '; size].into() });
+        self.link(link, LinkInput::Published { message, payload: vec![b' '; size].into(), packet_id: None });
     }
 
     fn subscribe(&mut self, link: u64, subscription: Subscription) {
@@ -146,7 +146,7 @@ impl Fixture {
 
     fn answer(&mut self, link: u64, rid_text: &str) {
         let message = FromDevice::MethodResponse { status: 200, rid: rid(rid_text) };
-        self.link(link, LinkInput::Published { message, payload: Bytes::from_static(b"\"ok\"") });
+        self.link(link, LinkInput::Published { message, payload: Bytes::from_static(b"\"ok\""), packet_id: None });
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -332,7 +332,7 @@ fn a_report_is_answered_with_its_version_or_the_reason() {
     hub.heard();
     let mut report = |version: Option<u64>, body: &'static str| {
         let message = FromDevice::ReportedPatch { rid: rid("5"), version };
-        hub.link(1, LinkInput::Published { message, payload: Bytes::from_static(body.as_bytes()) });
+        hub.link(1, LinkInput::Published { message, payload: Bytes::from_static(body.as_bytes()), packet_id: None });
         hub.heard().remove(0)
     };
     assert_eq!(report(None, "{\"x\":1}"), "1 $iothub/twin/res/204/?$rid=5&$version=2 ");
