@@ -29,7 +29,7 @@ areas! {
     node_identities: Node "identities.js" 22;
     node_bulk: Node "bulk.js" 9;
     node_twins: Node "twins.js" 26;
-    node_device_twins: Node "device_twins.js" 15;
+    node_device_twins: Node "device_twins.js" 16;
     node_methods: Node "methods.js" 22;
     node_jobs: Node "jobs.js" 25;
     node_queries: Node "queries.js" 20;
@@ -42,7 +42,7 @@ areas! {
     python_identities: Python "identities.py" 10;
     python_bulk: Python "bulk.py" 9;
     python_twins: Python "twins.py" 11;
-    python_device_twins: Python "device_twins.py" 9;
+    python_device_twins: Python "device_twins.py" 10;
     python_methods: Python "methods.py" 11;
     python_jobs: Python "jobs.py" 9;
     python_queries: Python "queries.py" 7;

@@ -24,7 +24,7 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::id::{DeviceId, ModelId};
 use iothub_protocol::identity::{Identity, IdentityRequest};
 use iothub_protocol::link::CloudMessage;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -109,6 +109,8 @@ pub struct ConnectRequest {
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
+    /// The model that the device says it implements; one that says nothing keeps that of before.
+    pub model: Option<ModelId>,
 }
 
 impl fmt::Debug for ConnectRequest {

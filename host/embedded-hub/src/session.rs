@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use iothub_protocol::id::DeviceId;
-use iothub_protocol::topic::{FromDevice, Subscription};
+use iothub_protocol::id::{DeviceId, ModelId};
+use iothub_protocol::topic::{FromDevice, Subscription, decode_bag};
 use iothub_protocol::twin::limit;
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck,
@@ -170,8 +170,9 @@ impl Session {
         self.state = State::AwaitVerdict(device.clone());
         let token = Some(login.password).filter(|password| !password.is_empty());
         let credentials = Credentials { token, certificate: self.certificate.take() };
-        let clean_session = connect.clean_session;
-        vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { device, credentials, clean_session, will })))]
+        let (clean_session, model) = (connect.clean_session, announced_model(&login.username));
+        let request = ConnectRequest { device, credentials, clean_session, will, model };
+        vec![Action::ToHub(LinkInput::Connect(Box::new(request)))]
     }
 
     fn handle_up(&mut self, device: &DeviceId, packet: Packet) -> Vec<Action> {
@@ -235,6 +236,14 @@ impl Session {
         self.state = State::Over;
         Action::Close { graceful, reason }
     }
+}
+
+/// The model in a user name, `host/clientId/?api-version=…&model-id=dtmi:…`. What is no model is not heeded.
+fn announced_model(username: &str) -> Option<ModelId> {
+    let (_, options) = username.rsplit_once('/')?;
+    let options = decode_bag(options.trim_start_matches('?'))?;
+    let (_, model) = options.into_iter().find(|(name, _)| name == "model-id")?;
+    ModelId::parse(&model).ok()
 }
 
 /// Nothing is retained; that it was asked for becomes a property of the message.
@@ -357,6 +366,24 @@ mod tests {
             let Some((FromDevice::Telemetry { bag }, body)) = &request.will else { panic!("{actions:?}") };
             assert_eq!((bag.as_str(), &body[..]), (expected, &b"gone"[..]));
         }
+    }
+
+    #[test]
+    fn a_user_name_may_announce_a_model() {
+        let thermostat = ModelId::parse("dtmi:com:example:Thermostat;1").expect("a model");
+        for (options, expected) in [
+            (
+                "?api-version=2021-04-12&model-id=dtmi:com:example:Thermostat;1&DeviceClientType=x%2Fy",
+                Some(&thermostat),
+            ),
+            ("api-version=2020-09-30&model-id=dtmi%3Acom%3Aexample%3AThermostat%3B1", Some(&thermostat)),
+            ("?api-version=2021-04-12", None),
+            ("?api-version=2021-04-12&model-id=", None),
+            ("?api-version=2021-04-12&model-id=no%20model", None),
+        ] {
+            assert_eq!(announced_model(&format!("localhost/d1/{options}")).as_ref(), expected, "{options}");
+        }
+        assert_eq!(announced_model("localhost"), None);
     }
 
     #[test]

@@ -110,6 +110,7 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     CREATE INDEX messages_by_expiry ON messages (expiry, device, size);
     CREATE TABLE indexes (path TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 ",
+    twins::MODELS,
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {

@@ -71,8 +71,17 @@ impl<R> Hub<R> {
         device.link = Some(link);
         device.is_clean = request.clean_session;
         let had_subscriptions = !device.subscriptions.is_empty();
-        if request.clean_session && had_subscriptions {
+        let has_new_model = request.model.is_some() && device.twin.model_id != request.model;
+        if has_new_model {
+            device.twin.model_id = request.model;
+        }
+        if request.clean_session {
             device.subscriptions.clear();
+        }
+        if has_new_model {
+            self.unwritten(&request.device).twin = true;
+        }
+        if request.clean_session && had_subscriptions {
             self.unwritten(&request.device).subscriptions = true;
         }
         self.heard(now, &request.device);
