@@ -47,7 +47,7 @@ use residency::{Residence, Residency};
 pub use credentials::Credentials;
 pub(crate) use links::properties_size;
 pub(crate) use messages::{held_size, numbered};
-pub(crate) use registry::new_identity;
+pub(crate) use registry::{already_exists, new_identity};
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -202,6 +202,11 @@ pub enum Operation {
     /// A device's queue, as an array.
     ListMessages(DeviceId),
     PurgeMessages(DeviceId),
+    /// Whether a device would be let in that shows this.
+    Authenticate {
+        id: DeviceId,
+        credentials: Credentials,
+    },
     /// A device takes its next message, locked for so long under `token`.
     ReceiveMessage {
         id: DeviceId,
@@ -529,6 +534,9 @@ impl<R> Hub<R> {
             }
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
+            Operation::Authenticate { id, credentials } => {
+                self.authenticate(now, &id, &credentials).map(|_| Answer::Done).map_err(|denial| denial.answer())
+            }
             Operation::ReceiveMessage { id, credentials, token, lock } => {
                 self.receive_message(now, &id, &credentials, token, lock)
             }

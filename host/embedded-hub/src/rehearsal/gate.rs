@@ -92,15 +92,16 @@ impl Gate {
         Some(Turn::Mute { until, ends: false })
     }
 
-    /// Whether what the device sends may go on to the hub. Asked once for each, unless it has to wait: then it goes.
-    pub(crate) fn passage(&mut self, input: &LinkInput) -> Passage {
+    /// Whether what the device sends may go on to the hub, which will refuse it unless `is_known`. Asked once for each,
+    /// unless it has to wait: then it goes.
+    pub(crate) fn passage(&mut self, input: &LinkInput, is_known: bool) -> Passage {
         if let LinkInput::Connect(request) = input {
             self.claimed = Some(request.device.clone());
             if let Some((_, until)) = self.rehearsal.silence(Some(&request.device)) {
                 return Passage::WaitUntil(until);
             }
         }
-        if !self.rehearsal.has_tier() {
+        if !self.rehearsal.has_tier() || !is_known {
             return Passage::Go;
         }
         let (class, bytes) = match input {

@@ -134,7 +134,7 @@ async fn settle(
 }
 
 /// What the device shows: a token in the header, a certificate in the handshake.
-fn credentials(Peer(certificate): Peer, headers: &HeaderMap) -> Result<Credentials, HubError> {
+pub(super) fn credentials(Peer(certificate): Peer, headers: &HeaderMap) -> Result<Credentials, HubError> {
     let token = header_text(headers, &header::AUTHORIZATION).map(str::to_owned);
     if token.is_none() && certificate.is_none() {
         return Err(HubError::new(ErrorCode::IotHubUnauthorized, "Authorization header missing"));
