@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use rustls::ServerConfig;
@@ -14,22 +14,38 @@ use tokio_util::task::TaskTracker;
 
 use crate::authorities::Authorities;
 use crate::certificate::ClientCertificate;
+use crate::places::{Place, Places};
 
-/// A TLS handshake that takes longer is given up.
+/// A TLS handshake that takes longer is given up. A device has so long for that and its CONNECT together.
 const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accept until `cancel`, and run `handle` on a task of its own for each client that completes its handshake. Returns after
-/// the last connection has ended; it is `handle` that must end soon after `cancel`.
-pub(crate) async fn serve<F, Fut>(listener: TcpListener, tls: Arc<ServerConfig>, cancel: CancellationToken, handle: F)
-where
-    F: Fn(TlsStream<TcpStream>) -> Fut + Clone + Send + 'static,
+/// Who has been accepted.
+pub(crate) struct Arrival {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) place: Place,
+    /// When its connection was made.
+    pub(crate) since: Instant,
+}
+
+/// Accept until `cancel`, as there are places, and run `handle` on a task of its own for each client that completes its
+/// handshake. Returns after the last connection has ended; it is `handle` that must end soon after `cancel`.
+pub(crate) async fn serve<F, Fut>(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    places: Places,
+    cancel: CancellationToken,
+    handle: F,
+) where
+    F: Fn(Arrival) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
     loop {
+        // Before anybody is accepted: whoever has to wait does so in the system's own queue.
+        let Some(unknown) = cancel.run_until_cancelled(places.wait()).await else { break };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -41,10 +57,13 @@ where
             },
             () = cancel.cancelled() => break,
         };
+        // To close it at once is all that costs nothing.
+        let Some(place) = places.take(unknown) else { continue };
+        let since = Instant::now();
         let (acceptor, handle, cancel) = (acceptor.clone(), handle.clone(), cancel.clone());
         connections.spawn(async move {
             if let Some(stream) = set_up(stream, &acceptor, &cancel).await {
-                handle(stream).await;
+                handle(Arrival { stream, place, since }).await;
             }
         });
     }

@@ -13,10 +13,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accept::{self, Peers};
+use crate::accept::{self, Arrival, Peers};
 use crate::certificate::ClientCertificate;
 use crate::driver::{HubHandle, LinkEnd};
 use crate::hub::{LinkInput, LinkOutput};
+use crate::places::{Place, Places};
 use crate::rehearsal::gate::{Gate, Passage, Turn};
 use crate::session::{Action, MAX_PACKET, Session};
 
@@ -36,6 +37,14 @@ pub(crate) struct Door {
     guests: TaskTracker,
 }
 
+/// Who comes to the door.
+pub(crate) struct Guest {
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
+    pub(crate) place: Place,
+    /// When the connection was made: a client has only so long to say who it is.
+    pub(crate) since: Instant,
+}
+
 impl Door {
     /// Connections end soon after `cancel`.
     pub(crate) fn new(hub: HubHandle, cancel: CancellationToken) -> Door {
@@ -43,11 +52,12 @@ impl Door {
     }
 
     /// Accept until cancelled; returns after the last connection has ended, guests included.
-    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers) {
+    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers, places: Places) {
         let door = self.clone();
-        accept::serve(listener, tls, self.cancel.clone(), move |stream| {
-            let (door, certificate) = (door.clone(), peers.certificate(&stream));
-            async move { door.handle(stream, certificate).await }
+        accept::serve(listener, tls, places, self.cancel.clone(), move |arrival| {
+            let (door, certificate) = (door.clone(), peers.certificate(&arrival.stream));
+            let Arrival { stream, place, since } = arrival;
+            async move { door.handle(stream, Guest { certificate, place, since }).await }
         })
         .await;
         self.guests.close();
@@ -55,7 +65,7 @@ impl Door {
     }
 
     /// Take a connection that another listener has made ready.
-    pub(crate) fn admit<F, S>(&self, certificate: Option<Arc<ClientCertificate>>, ready: F)
+    pub(crate) fn admit<F, S>(&self, guest: Guest, ready: F)
     where
         F: Future<Output = Option<S>> + Send + 'static,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -63,12 +73,12 @@ impl Door {
         let door = self.clone();
         self.guests.spawn(async move {
             if let Some(Some(stream)) = door.cancel.run_until_cancelled(ready).await {
-                door.handle(stream, certificate).await;
+                door.handle(stream, guest).await;
             }
         });
     }
 
-    async fn handle<S>(&self, stream: S, certificate: Option<Arc<ClientCertificate>>)
+    async fn handle<S>(&self, stream: S, guest: Guest)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -78,7 +88,8 @@ impl Door {
             stream,
             link,
             hub: self.hub.clone(),
-            session: Session::new(Instant::now(), certificate),
+            session: Session::new(guest.since, guest.certificate),
+            place: guest.place,
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
             gate: Gate::new(&self.hub),
@@ -101,6 +112,7 @@ struct Connection<S> {
     link: LinkEnd,
     hub: HubHandle,
     session: Session,
+    place: Place,
     incoming: BytesMut,
     outgoing: BytesMut,
     gate: Gate,
@@ -239,6 +251,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     async fn pass_on(&mut self, output: LinkOutput) -> Result<(), End> {
+        if let LinkOutput::Accepted { .. } = output {
+            self.place.known();
+        }
         let is_heard = self.gate.reaches(Instant::now(), &output);
         let actions = self.session.handle_output(output);
         if is_heard { self.perform(actions).await } else { Ok(()) }

@@ -18,7 +18,7 @@ use rumqttc::mqttbytes::{Protocol, QoS};
 use crate::certificate::ClientCertificate;
 use crate::hub::{ConnectRequest, Credentials, Granted, LinkInput, LinkOutput};
 
-/// A client that has said nothing for so long after TLS is cut.
+/// A client that has not said who it is so long after its connection was made is cut.
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// The hub waits at most so long between packets, whatever keep-alive the client asked for; Azure's number.
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
@@ -65,10 +65,10 @@ enum State {
 }
 
 impl Session {
-    /// Of a client that has shown this certificate.
-    pub fn new(now: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
+    /// Of a client that connected at `since` and has shown this certificate.
+    pub fn new(since: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
         let state = State::AwaitConnect;
-        Session { state, silence: CONNECT_TIME_LIMIT, last_heard: now, unacknowledged: 0, certificate }
+        Session { state, silence: CONNECT_TIME_LIMIT, last_heard: since, unacknowledged: 0, certificate }
     }
 
     /// When to call [`Session::handle_deadline`].
