@@ -5,6 +5,8 @@ mod identity;
 mod indexes;
 mod messages;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 use std::path::Path;
