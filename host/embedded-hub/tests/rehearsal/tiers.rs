@@ -8,7 +8,8 @@ use embedded_hub::rehearsal::limiter::Shaping;
 use embedded_hub::rehearsal::tier::{Sku, Tier};
 use futures_util::future::join_all;
 use iothub_protocol::id::DeviceId;
-use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish};
 use serde_json::{Value, json};
 
 use crate::fixture::{limited, message, rest, twin_get};
@@ -245,5 +246,23 @@ async fn who_may_not_ask_takes_nothing_of_what_others_may() {
     let key = hub.hub.handle.ensure_device(&DeviceId::parse("d1").expect("an id")).await.expect("a device");
     let token = key.key().expect("a key").sign("localhost/devices/d1", None, Utc::now() + TimeDelta::seconds(60));
     assert_eq!(hub.with_token(&token, receive, &[], "").await.status, 204);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_tier_changes_no_sizes() {
+    let hub = limited(free(60, 10)).await;
+    let mut device = hub.device("d1").await;
+    let sized = |packet_id, size: usize| {
+        let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, "x".repeat(size));
+        Packet::Publish(Publish { pkid: packet_id, ..publish })
+    };
+    device.send(&[sized(1, 256 * 1024)]).await;
+    assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(1))));
+    device.send(&[sized(2, 256 * 1024 + 1)]).await;
+    assert_eq!(device.next().await, None);
+    let tags = |size: usize| json!({"tags": {"a": vec!["x".repeat(4000); size / 4000]}}).to_string();
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &tags(4000)).await.status, 200);
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &tags(12_000)).await.status, 400);
     hub.hub.stop().await;
 }
