@@ -75,7 +75,7 @@ impl Fleet for HubFleet {
 
     async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
         let mut states = HashMap::with_capacity(devices.len());
-        let mut walk = Walk::of(&self.hub, devices.to_vec());
+        let mut walk = Walk::of(&self.hub, devices.to_vec(), PinState::PARTS);
         while let Some(twins) = walk.next().await? {
             states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
         }

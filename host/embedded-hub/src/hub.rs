@@ -24,7 +24,7 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::id::{DeviceId, ModelId};
 use iothub_protocol::identity::{Identity, IdentityRequest};
 use iothub_protocol::link::CloudMessage;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -47,7 +47,7 @@ use residency::{Residence, Residency};
 pub use credentials::Credentials;
 pub(crate) use links::properties_size;
 pub(crate) use messages::{held_size, numbered};
-pub(crate) use registry::new_identity;
+pub(crate) use registry::{already_exists, new_identity};
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +82,8 @@ pub enum LinkInput {
     Published {
         message: FromDevice,
         payload: Bytes,
+        /// Of QoS 1: acknowledged once the hub has done what it asks.
+        packet_id: Option<u16>,
     },
     /// PUBACK of a cloud-to-device message.
     Acknowledged {
@@ -107,6 +109,8 @@ pub struct ConnectRequest {
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
+    /// The model that the device says it implements; one that says nothing keeps that of before.
+    pub model: Option<ModelId>,
 }
 
 impl fmt::Debug for ConnectRequest {
@@ -128,6 +132,11 @@ pub enum LinkOutput {
     },
     UnsubAck {
         pkid: u16,
+    },
+    /// What the device has published with QoS 1 is done; `is_message` if it was telemetry.
+    PubAck {
+        packet_id: u16,
+        is_message: bool,
     },
     /// QoS 0, as the hub sends twin and method messages.
     Publish {
@@ -193,6 +202,11 @@ pub enum Operation {
     /// A device's queue, as an array.
     ListMessages(DeviceId),
     PurgeMessages(DeviceId),
+    /// Whether a device would be let in that shows this.
+    Authenticate {
+        id: DeviceId,
+        credentials: Credentials,
+    },
     /// A device takes its next message, locked for so long under `token`.
     ReceiveMessage {
         id: DeviceId,
@@ -520,6 +534,9 @@ impl<R> Hub<R> {
             }
             Operation::ListMessages(id) => self.device(&id).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id),
+            Operation::Authenticate { id, credentials } => {
+                self.authenticate(now, &id, &credentials).map(|_| Answer::Done).map_err(|denial| denial.answer())
+            }
             Operation::ReceiveMessage { id, credentials, token, lock } => {
                 self.receive_message(now, &id, &credentials, token, lock)
             }

@@ -130,12 +130,12 @@ impl Walk {
         Walk::begin(hub, condition, Parts::ALL, None, MAX_ROWS)
     }
 
-    /// Over those of these devices that exist, with whole twins.
-    pub(crate) fn of(hub: &HubHandle, mut devices: Vec<DeviceId>) -> Walk {
+    /// Over those of these devices that exist.
+    pub(crate) fn of(hub: &HubHandle, mut devices: Vec<DeviceId>, parts: Parts) -> Walk {
         devices.sort_unstable();
         devices.dedup();
         let mut walk = Walk::over(hub, &Condition::all());
-        let selection = plan::selection_of(devices, MAX_ROWS);
+        let selection = plan::selection_of(devices, parts, MAX_ROWS);
         walk.selection = Arc::new(selection);
         walk
     }

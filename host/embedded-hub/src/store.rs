@@ -5,6 +5,8 @@ mod identity;
 mod indexes;
 mod messages;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 use std::path::Path;
@@ -112,6 +114,7 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     CREATE INDEX messages_by_expiry ON messages (expiry, device, size);
     CREATE TABLE indexes (path TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 ",
+    twins::MODELS,
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {

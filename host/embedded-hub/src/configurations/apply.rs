@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt as _};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
-use iothub_protocol::query::Condition;
+use iothub_protocol::query::{Condition, Parts};
 use iothub_protocol::twin::TwinPatch;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -131,7 +131,7 @@ impl Worker {
         if devices.is_empty() {
             return Ok(());
         }
-        let mut walk = Walk::of(&self.hub, devices.into_iter().collect());
+        let mut walk = Walk::of(&self.hub, devices.into_iter().collect(), Parts::ALL);
         while let Some(twins) = walk.next().await? {
             self.apply(plan, twins, None).await;
         }

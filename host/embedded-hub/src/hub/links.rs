@@ -33,7 +33,14 @@ impl<R> Hub<R> {
             LinkInput::Connect(_) => {}
             LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &device, pkid, &filters),
             LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &device, pkid, &subscriptions),
-            LinkInput::Published { message, payload } => self.published(now, link, &device, message, &payload),
+            LinkInput::Published { message, payload, packet_id } => {
+                let is_message = matches!(message, FromDevice::Telemetry { .. });
+                self.published(now, link, &device, message, &payload);
+                if let Some(packet_id) = packet_id.filter(|_| self.links.contains_key(&link)) {
+                    // Behind what came of it, and like that only once all of it is durable.
+                    self.gated.push_back(Output::Link(link, LinkOutput::PubAck { packet_id, is_message }));
+                }
+            }
             LinkInput::Acknowledged { packet_id } => self.message_acknowledged(now, link, &device, packet_id),
             LinkInput::Closed { graceful } => self.closed(now, link, graceful),
         }
@@ -64,8 +71,17 @@ impl<R> Hub<R> {
         device.link = Some(link);
         device.is_clean = request.clean_session;
         let had_subscriptions = !device.subscriptions.is_empty();
-        if request.clean_session && had_subscriptions {
+        let has_new_model = request.model.is_some() && device.twin.model_id != request.model;
+        if has_new_model {
+            device.twin.model_id = request.model;
+        }
+        if request.clean_session {
             device.subscriptions.clear();
+        }
+        if has_new_model {
+            self.unwritten(&request.device).twin = true;
+        }
+        if request.clean_session && had_subscriptions {
             self.unwritten(&request.device).subscriptions = true;
         }
         self.heard(now, &request.device);

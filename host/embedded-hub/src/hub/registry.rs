@@ -171,7 +171,7 @@ pub(crate) fn new_identity(
     }
 }
 
-fn already_exists(id: &DeviceId) -> HubError {
+pub(crate) fn already_exists(id: &DeviceId) -> HubError {
     HubError::new(ErrorCode::DeviceAlreadyExists, format!("A device with ID '{id}' is already registered."))
 }
 

@@ -80,6 +80,7 @@ impl Operation {
             | Operation::Configure { id, .. }
             | Operation::CallMethod { id, .. }
             | Operation::SendMessage { id, .. }
+            | Operation::Authenticate { id, .. }
             | Operation::ReceiveMessage { id, .. }
             | Operation::SettleMessage { id, .. } => Some(id),
             Operation::ImportDevice(device) => Some(&device.identity.device_id),

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use chrono::Utc;
 use futures_util::stream::{self, StreamExt as _};
 use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::extract::Query;
 use super::operator::OperatorError;
+use super::rehearse::too_many_devices;
 use crate::driver::HubHandle;
-use crate::hub::Operation;
+use crate::hub::{Operation, already_exists};
 use crate::import::NewDevice;
+use crate::rehearsal::tier::Sku;
 
 /// Largest request: so many lines of devices with twins of the usual size; who has larger ones sends fewer lines.
 const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -57,27 +60,52 @@ async fn remove_index(
 async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, OperatorError> {
     let parsed = tokio::task::spawn_blocking(move || read_lines(&body)).await;
     let parsed = parsed.map_err(|_| HubError::new(ErrorCode::ServerError, "the lines cannot be read"))??;
-    let made = parsed.into_iter().map(|(number, device)| {
-        let hub = hub.clone();
-        async move {
-            let made = match device {
-                Ok(device) => hub.request(Operation::ImportDevice(Box::new(device))).await.map(drop),
-                Err(error) => Err(error),
-            };
-            (number, made)
-        }
-    });
+    // One after the other, so that two requests do not both see the last free place.
+    let _turn = hub.rehearsal().turn().await;
+    let mut room = match hub.rehearsal().sku() {
+        Some(sku) => Some((sku, sku.devices().saturating_sub(hub.counts().await?.total))),
+        None => None,
+    };
+    let mut lines = parsed.into_iter().peekable();
     let (mut created, mut errors) = (0, Vec::new());
-    let mut made = stream::iter(made).buffered(AT_ONCE);
-    while let Some((number, made)) = made.next().await {
-        match made {
-            Ok(()) => created += 1,
-            Err(error) => {
-                errors.push(json!({"line": number, "code": error.code.name(), "error": error.to_string()}));
+    while lines.peek().is_some() {
+        // As many as there is room for; of the others each is looked at.
+        let next = room.map_or(usize::MAX, |(_, room)| room.max(1));
+        let full_tier = room.filter(|(_, room)| *room == 0).map(|(sku, _)| sku);
+        let made = lines.by_ref().take(next).map(|(number, device)| {
+            let hub = hub.clone();
+            async move {
+                let made = match (device, full_tier) {
+                    (Ok(device), Some(sku)) => Err(full(&hub, sku, device.identity.device_id).await),
+                    (Ok(device), None) => hub.request(Operation::ImportDevice(Box::new(device))).await.map(drop),
+                    (Err(error), _) => Err(error),
+                };
+                (number, made)
+            }
+        });
+        let mut made = stream::iter(made).buffered(AT_ONCE);
+        while let Some((number, made)) = made.next().await {
+            match made {
+                Ok(()) => {
+                    created += 1;
+                    room = room.map(|(sku, room)| (sku, room.saturating_sub(1)));
+                }
+                Err(error) => {
+                    errors.push(json!({"line": number, "code": error.code.name(), "error": error.to_string()}));
+                }
             }
         }
     }
     Ok((StatusCode::OK, Json(json!({"created": created, "errors": Value::Array(errors)}))).into_response())
+}
+
+/// Why a device is not made on a hub that has as many as its tier allows: if it is there already, that.
+async fn full(hub: &HubHandle, sku: Sku, id: DeviceId) -> HubError {
+    match hub.request(Operation::GetDevice(id.clone())).await {
+        Ok(_) => already_exists(&id),
+        Err(error) if error.code == ErrorCode::DeviceNotFound => too_many_devices(sku, sku.devices()),
+        Err(error) => error,
+    }
 }
 
 /// The number of a line, and what is in it.

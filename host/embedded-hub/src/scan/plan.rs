@@ -30,10 +30,10 @@ pub(super) fn selection(
     Selection { condition: condition.clone(), parts, access, most: most.min(MAX_ROWS), needles }
 }
 
-/// These devices, sorted, with whole twins.
-pub(super) fn selection_of(devices: Vec<DeviceId>, most: usize) -> Selection {
+/// These devices, which are sorted.
+pub(super) fn selection_of(devices: Vec<DeviceId>, parts: Parts, most: usize) -> Selection {
     let access = Access::Ids(devices.into());
-    Selection { condition: Condition::all(), parts: Parts::ALL, access, most, needles: Vec::new() }
+    Selection { condition: Condition::all(), parts, access, most, needles: Vec::new() }
 }
 
 /// The way that is likely to lead to the fewest.
