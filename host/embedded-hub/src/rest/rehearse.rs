@@ -97,8 +97,8 @@ enum Creation {
 fn creation(class: Class, method: &Method, path: &str, has_if_match: bool) -> Option<Creation> {
     let depth = path.trim_matches('/').split('/').count();
     match (class, method, depth) {
-        // With a condition it is an update.
-        (Class::Registry, &Method::PUT, 2) if !has_if_match => Some(Creation::Device),
+        // With a condition it is an update. A module counts as a device.
+        (Class::Registry, &Method::PUT, 2 | 4) if !has_if_match => Some(Creation::Device),
         (Class::Registry, &Method::POST, 1) => Some(Creation::Devices),
         (Class::Jobs, &Method::PUT, 3) => Some(Creation::Job),
         _ => None,
@@ -120,14 +120,14 @@ async fn has_room(state: &RestState, sku: Sku, creation: Creation, body: &Bytes)
 
 async fn has_room_for_devices(state: &RestState, sku: Sku, more: usize) -> Result<(), HubError> {
     let counts = state.hub.counts().await?;
-    if more == 0 || counts.total + more <= sku.devices() {
+    let present = counts.total + counts.modules;
+    if more == 0 || present + more <= sku.devices() {
         return Ok(());
     }
     let text = format!(
-        "a hub of the tier {} has at most {} devices, and this one has {}",
+        "a hub of the tier {} has at most {} devices and modules, and this one has {present}",
         sku.tier(),
         sku.devices(),
-        counts.total
     );
     Err(HubError::new(ErrorCode::TooManyDevices, text))
 }

@@ -1,4 +1,4 @@
-//! What the operator's socket serves of the hub's store: declared indexes, and devices in bulk.
+//! What the operator's socket serves of the hub's store: declared indexes, and devices and modules in bulk.
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -16,7 +16,7 @@ use super::extract::Query;
 use super::operator::OperatorError;
 use crate::driver::HubHandle;
 use crate::hub::Operation;
-use crate::import::NewDevice;
+use crate::import::NewIdentity;
 
 /// Largest request: so many lines of devices with twins of the usual size; who has larger ones sends fewer lines.
 const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -26,8 +26,8 @@ const MAX_LINES: usize = 10_000;
 const AT_ONCE: usize = 1024;
 
 /// The routes:
-/// `GET`, `POST` and `DELETE /store/indexes?path=…`; `POST /store/devices` with lines of devices, answered with how many
-/// were made and what is wrong with the others.
+/// `GET`, `POST` and `DELETE /store/indexes?path=…`; `POST /store/devices` with lines of devices and modules, answered with
+/// how many were made, how many of them are modules, and what is wrong with the others.
 pub(super) fn router() -> Router<HubHandle> {
     Router::new()
         .route("/store/indexes", get(list_indexes).post(add_index).delete(remove_index))
@@ -57,31 +57,38 @@ async fn remove_index(
 async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, OperatorError> {
     let parsed = tokio::task::spawn_blocking(move || read_lines(&body)).await;
     let parsed = parsed.map_err(|_| HubError::new(ErrorCode::ServerError, "the lines cannot be read"))??;
-    let made = parsed.into_iter().map(|(number, device)| {
+    let made = parsed.into_iter().map(|(number, new)| {
         let hub = hub.clone();
         async move {
-            let made = match device {
-                Ok(device) => hub.request(Operation::ImportDevice(Box::new(device))).await.map(drop),
+            let made = match new {
+                Ok(new) => {
+                    let is_module = new.identity.address.is_module();
+                    hub.request(Operation::Import(Box::new(new))).await.map(|_| is_module)
+                }
                 Err(error) => Err(error),
             };
             (number, made)
         }
     });
-    let (mut created, mut errors) = (0, Vec::new());
+    let (mut created, mut modules, mut errors) = (0, 0_u64, Vec::new());
     let mut made = stream::iter(made).buffered(AT_ONCE);
     while let Some((number, made)) = made.next().await {
         match made {
-            Ok(()) => created += 1,
+            Ok(is_module) => {
+                created += 1;
+                modules += u64::from(is_module);
+            }
             Err(error) => {
                 errors.push(json!({"line": number, "code": error.code.name(), "error": error.to_string()}));
             }
         }
     }
-    Ok((StatusCode::OK, Json(json!({"created": created, "errors": Value::Array(errors)}))).into_response())
+    Ok((StatusCode::OK, Json(json!({"created": created, "modules": modules, "errors": Value::Array(errors)})))
+        .into_response())
 }
 
 /// The number of a line, and what is in it.
-type NumberedLine = (usize, Result<NewDevice, HubError>);
+type NumberedLine = (usize, Result<NewIdentity, HubError>);
 
 /// Each line with its number, from 1; empty ones are left out.
 fn read_lines(body: &[u8]) -> Result<Vec<NumberedLine>, HubError> {
@@ -92,5 +99,5 @@ fn read_lines(body: &[u8]) -> Result<Vec<NumberedLine>, HubError> {
         let text = format!("at most {MAX_LINES} lines go in one request");
         return Err(HubError::new(ErrorCode::ArgumentInvalid, text));
     }
-    Ok(lines.into_iter().map(|(index, line)| (index + 1, NewDevice::from_json(line, now))).collect())
+    Ok(lines.into_iter().map(|(index, line)| (index + 1, NewIdentity::from_json(line, now))).collect())
 }

@@ -1,29 +1,39 @@
 //! Rows of the registry.
 
 use durable_store::sql::{self, Row, Transaction, params, types::Type};
+use iothub_protocol::address::Address;
 use iothub_protocol::authentication::{Authentication, Thumbprint};
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::Identity;
 
-use super::{key, number, parsed};
+use super::{Kind, key, number, parsed};
 
 /// Columns of an identity, for [`read`].
-pub(super) const COLUMNS: &str = "d.id, d.generation, d.revision, d.enabled, d.status_reason, d.status_updated, \
-                                  d.authentication, d.primary_key, d.secondary_key, d.primary_thumbprint, \
-                                  d.secondary_thumbprint";
+pub(super) fn columns(kind: Kind) -> String {
+    let own = match kind {
+        Kind::Devices => "d.enabled, d.status_reason, d.status_updated, NULL",
+        // A module has no status, so that it is not disabled.
+        Kind::Modules => "1, NULL, NULL, d.managed_by",
+    };
+    format!(
+        "d.id, d.generation, d.revision, {own}, d.authentication, d.primary_key, d.secondary_key, \
+         d.primary_thumbprint, d.secondary_thumbprint"
+    )
+}
+
 /// How many they are.
-pub(super) const COUNT: usize = 11;
+pub(super) const COUNT: usize = 12;
 
 /// An identity whose columns begin at `first`.
 pub(super) fn read(row: &Row<'_>, first: usize) -> sql::Result<Identity> {
     Ok(Identity {
-        device_id: parsed(row, first, DeviceId::parse)?,
+        address: parsed(row, first, Address::parse)?,
         generation_id: u64::try_from(row.get::<_, i64>(first + 1)?).unwrap_or_default(),
         revision: u64::try_from(row.get::<_, i64>(first + 2)?).unwrap_or_default(),
         enabled: row.get(first + 3)?,
         status_reason: row.get(first + 4)?,
         status_updated: row.get::<_, Option<String>>(first + 5)?.and_then(|text| iothub_protocol::time::parse(&text)),
-        authentication: authentication(row, [6, 7, 8, 9, 10].map(|column| first + column))?,
+        managed_by: row.get(first + 6)?,
+        authentication: authentication(row, [7, 8, 9, 10, 11].map(|column| first + column))?,
     })
 }
 
@@ -34,24 +44,48 @@ pub(super) fn put(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> 
         Authentication::SelfSigned { primary, secondary } => thumbprints = [primary.as_ref(), secondary.as_ref()],
         Authentication::CertificateAuthority => {}
     }
-    tx.prepare_cached(
-        "INSERT OR REPLACE INTO devices (id, generation, revision, enabled, status_reason, status_updated, primary_key,
-             secondary_key, authentication, primary_thumbprint, secondary_thumbprint)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-    )?
-    .execute(params![
-        identity.device_id.as_str(),
-        number(identity.generation_id),
-        number(identity.revision),
-        identity.enabled,
-        identity.status_reason,
-        identity.status_updated.map(iothub_protocol::time::format),
-        keys[0],
-        keys[1],
-        identity.authentication.kind(),
-        thumbprints[0].map(Thumbprint::as_str),
-        thumbprints[1].map(Thumbprint::as_str),
-    ])?;
+    let (id, kind) = (identity.address.to_string(), identity.authentication.kind());
+    let (generation, revision) = (number(identity.generation_id), number(identity.revision));
+    let [primary_key, secondary_key] = keys;
+    let [primary_thumbprint, secondary_thumbprint] = thumbprints.map(|known| known.map(Thumbprint::as_str));
+    match Kind::of(&identity.address) {
+        Kind::Devices => tx
+            .prepare_cached(
+                "INSERT OR REPLACE INTO devices (id, generation, revision, authentication, primary_key, secondary_key,
+                     primary_thumbprint, secondary_thumbprint, enabled, status_reason, status_updated)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            )?
+            .execute(params![
+                id,
+                generation,
+                revision,
+                kind,
+                primary_key,
+                secondary_key,
+                primary_thumbprint,
+                secondary_thumbprint,
+                identity.enabled,
+                identity.status_reason,
+                identity.status_updated.map(iothub_protocol::time::format),
+            ])?,
+        Kind::Modules => tx
+            .prepare_cached(
+                "INSERT OR REPLACE INTO modules (id, generation, revision, authentication, primary_key, secondary_key,
+                     primary_thumbprint, secondary_thumbprint, managed_by)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
+            .execute(params![
+                id,
+                generation,
+                revision,
+                kind,
+                primary_key,
+                secondary_key,
+                primary_thumbprint,
+                secondary_thumbprint,
+                identity.managed_by,
+            ])?,
+    };
     Ok(())
 }
 

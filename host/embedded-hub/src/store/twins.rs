@@ -1,15 +1,15 @@
-//! Twins in their columns, and when devices were last heard of.
+//! Twins in their columns, and when devices and modules were last heard of.
 
 use chrono::{DateTime, Utc};
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params};
+use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationMarks;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::time;
 use iothub_protocol::twin::{Section, Twin};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{number, parsed};
+use super::{Kind, number, parsed};
 
 /// Columns of a whole twin, for [`twin`].
 pub(super) const COLUMNS: &str = "t.version, t.tags, t.desired_version, t.desired, t.desired_metadata, \
@@ -44,10 +44,11 @@ fn object(row: &Row<'_>, column: usize) -> sql::Result<Map<String, Value>> {
     }
 }
 
-pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, twin: &Twin) -> sql::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO twins VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?.execute(
-        params![
-            id.as_str(),
+pub(super) fn put(tx: &Transaction<'_>, id: &Address, twin: &Twin) -> sql::Result<()> {
+    let table = Kind::of(id).twins();
+    tx.prepare_cached(&format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"))?
+        .execute(params![
+            id.to_string(),
             number(twin.version),
             text(&twin.tags)?,
             number(twin.desired.version),
@@ -57,8 +58,7 @@ pub(super) fn put(tx: &Transaction<'_>, id: &DeviceId, twin: &Twin) -> sql::Resu
             text(&twin.desired.metadata)?,
             text(&twin.reported.metadata)?,
             text(&twin.configurations)?,
-        ],
-    )?;
+        ])?;
     Ok(())
 }
 
@@ -66,10 +66,10 @@ fn text(value: &impl Serialize) -> sql::Result<String> {
     serde_json::to_string(value).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))
 }
 
-/// When the device was last heard of, and the number of the last message that was queued for it.
-pub(super) fn activity(connection: &sql::Connection, id: &DeviceId) -> sql::Result<(Option<DateTime<Utc>>, u64)> {
+/// When it was last heard of, and the number of the last message that was queued for it.
+pub(super) fn activity(connection: &sql::Connection, id: &Address) -> sql::Result<(Option<DateTime<Utc>>, u64)> {
     let mut select = connection.prepare_cached("SELECT last_activity, last_sequence FROM activity WHERE id = ?1")?;
-    let found = select.query_row([id.as_str()], |row| {
+    let found = select.query_row([id.to_string()], |row| {
         let last_activity = row.get::<_, Option<String>>(0)?.and_then(|text| time::parse(&text));
         Ok((last_activity, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default()))
     });
@@ -78,12 +78,12 @@ pub(super) fn activity(connection: &sql::Connection, id: &DeviceId) -> sql::Resu
 
 pub(super) fn put_activity(
     tx: &Transaction<'_>,
-    id: &DeviceId,
+    id: &Address,
     last_activity: Option<DateTime<Utc>>,
     last_sequence: u64,
 ) -> sql::Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO activity VALUES (?1, ?2, ?3)")?.execute(params![
-        id.as_str(),
+        id.to_string(),
         last_activity.map(time::format),
         number(last_sequence)
     ])?;

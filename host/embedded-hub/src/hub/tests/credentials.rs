@@ -33,13 +33,13 @@ impl Fixture {
     fn put_with(&mut self, device: &str, authentication: AuthenticationRequest, if_match: Option<&str>) {
         let request = IdentityRequest { authentication, ..IdentityRequest::default() };
         let if_match = if_match.map(str::to_owned);
-        self.request(1, Operation::PutDevice { id: id(device), request, if_match, keys: [key(5), key(6)] });
+        self.request(1, Operation::PutIdentity { id: id(device), request, if_match, keys: [key(5), key(6)] });
         assert_eq!(self.heard(), ["reply 1 ok"]);
     }
 
     /// Whether a device is let in with these.
     fn lets_in(&mut self, link: u64, device: &str, credentials: Credentials) -> bool {
-        self.connect_as(link, ConnectRequest { device: id(device), credentials, clean_session: false, will: None });
+        self.connect_as(link, ConnectRequest { address: id(device), credentials, clean_session: false, will: None });
         let heard = self.heard();
         let is_in = heard.iter().any(|line| line.contains("Accepted"));
         assert_eq!(is_in, !heard.iter().any(|line| line.contains("Refused")), "{heard:?}");
@@ -164,7 +164,10 @@ fn a_request_over_https_is_told_why_its_certificate_is_not_the_devices() {
     let (token, lock) = (1, Duration::from_secs(60));
     hub.hub.handle(
         hub.now,
-        Input::Request { reply: 2, operation: Operation::ReceiveMessage { id: id("c"), credentials, token, lock } },
+        Input::Request {
+            reply: 2,
+            operation: Operation::ReceiveMessage { id: device_id("c"), credentials, token, lock },
+        },
     );
     let outcome = hub.hub.take_outcome();
     let answers: Vec<_> = outcome.gated.into_iter().collect();
