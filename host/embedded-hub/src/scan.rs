@@ -114,6 +114,9 @@ impl Walk {
         let mut walk = Walk::over(hub, &Condition::all());
         let selection = plan::selection_of(kind, addresses, MAX_ROWS);
         walk.selection = Arc::new(selection);
+        if addresses.is_empty() {
+            walk.state = State::Over;
+        }
         walk
     }
 

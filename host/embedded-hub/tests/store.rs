@@ -10,7 +10,7 @@ use embedded_hub::{EmbeddedHub, HubFleet, HubSettings};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::ErrorCode;
 use iothub_protocol::feedback::MessageEnd;
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::id::{DeviceId, ModuleId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::link::CloudMessage;
 use iothub_protocol::query::Condition;
@@ -95,6 +95,53 @@ async fn a_hub_with_more_devices_than_it_keeps_in_memory_knows_them_all() {
     assert_eq!(hub.handle.device_ids().await.expect("ids").len(), MANY / 2);
     let listed = hub.handle.list_devices(Some(device_id(3)), 2).await.expect("a list");
     assert_eq!(listed.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [id(5), id(7)]);
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_hub_with_more_modules_than_it_keeps_in_memory_knows_them_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let hub = start(folder.path()).await;
+    let module = |number: usize, name: &str| {
+        let name = ModuleId::parse(name).expect("an id");
+        Address::of_module(device_id(number), name)
+    };
+    let put_module = |number: usize, name: &str| {
+        let keys = [SharedKey::from_random([3; 32]), SharedKey::from_random([4; 32])];
+        let request = IdentityRequest::default();
+        Operation::PutIdentity { id: module(number, name), request, if_match: None, keys }
+    };
+    let tag_module = |number: usize, tags: Value| {
+        let patch = TwinPatch { tags: tags.as_object().cloned(), desired: None };
+        Operation::PatchTwin { id: module(number, "m"), patch, if_match: None }
+    };
+    // In any order: which modules there can be is known from devices that have left memory.
+    assert!(all(&hub, (0..MANY).map(put)).await.iter().all(Result::is_ok));
+    assert!(all(&hub, (0..MANY).map(|number| put_module(number, "m"))).await.iter().all(Result::is_ok));
+    let again = all(&hub, (0..MANY).map(|number| put_module(number, "m"))).await;
+    assert!(again.iter().all(|answer| *answer == Err(ErrorCode::ModuleAlreadyExistsOnDevice)));
+    let changes = |number: usize| {
+        let tags = [json!({"a": number}), json!({"b": number})];
+        tags.map(|tags| tag_module(number, tags))
+            .into_iter()
+            .chain([put_module(number, "n"), tag(number, &json!({"c": 1}))])
+    };
+    assert!(all(&hub, (0..MANY).flat_map(changes)).await.iter().all(Result::is_ok));
+    let gone = (0..MANY).step_by(2).map(|number| Operation::DeleteIdentity { id: id(number), if_match: None });
+    let gone_module = |number| Operation::DeleteIdentity { id: module(number, "n"), if_match: None };
+    let gone = gone.chain((1..MANY).step_by(2).map(gone_module));
+    assert!(all(&hub, gone).await.iter().all(Result::is_ok));
+    let counts = hub.handle.counts().await.expect("numbers");
+    assert_eq!((counts.total, counts.modules), (MANY / 2, MANY / 2));
+    hub.stop().await;
+    let hub = start(folder.path()).await;
+    let found = all(&hub, (0..MANY).map(|number| Operation::GetTwin(module(number, "m")))).await;
+    let count =
+        |wanted: &dyn Fn(&Result<Answer, ErrorCode>) -> bool| found.iter().filter(|answer| wanted(answer)).count();
+    let is_whole = |answer: &Result<Answer, ErrorCode>| matches!(answer, Ok(Answer::Document(twin)) if twin["version"] == 3 && twin["tags"]["a"] == twin["tags"]["b"]);
+    assert_eq!((count(&is_whole), count(&|answer| *answer == Err(ErrorCode::DeviceNotFound))), (MANY / 2, MANY / 2));
+    let listed = hub.handle.list_modules(device_id(1)).await.expect("a list");
+    assert_eq!(listed.into_iter().map(|(id, _)| id).collect::<Vec<_>>(), [module(1, "m")]);
     hub.stop().await;
 }
 

@@ -75,6 +75,24 @@ fn a_certificate_is_judged_by_what_the_registry_says() {
 }
 
 #[test]
+fn a_module_has_a_certificate_of_its_own() {
+    let own = || certificate("whoever", None);
+    let by_authority = AuthenticationRequest::CertificateAuthority;
+    for (name, authentication, certificate, expected) in [
+        ("its thumbprint", self_signed(Some(thumbprint('a', 40)), None), own(), true),
+        ("another thumbprint", self_signed(Some(thumbprint('c', 40)), None), own(), false),
+        ("signed for it", by_authority.clone(), certificate("a/m", Some("root")), true),
+        ("signed for its device", by_authority.clone(), certificate("a", Some("root")), false),
+        ("signed for another module", by_authority.clone(), certificate("a/n", Some("root")), false),
+        ("signed by nobody known", by_authority, certificate("a/m", None), false),
+    ] {
+        let mut hub = Fixture::new();
+        hub.put_with("a/m", authentication, None);
+        assert_eq!(hub.lets_in(1, "a/m", shown(certificate)), expected, "{name}");
+    }
+}
+
+#[test]
 fn a_certificate_counts_only_while_it_is_valid() {
     let hour = Duration::from_secs(3600);
     for authentication in [self_signed(Some(thumbprint('a', 40)), None), AuthenticationRequest::CertificateAuthority] {
