@@ -116,6 +116,8 @@ fn plugins_run_where_they_are_placed_on_the_terms_that_they_are_given() {
         let rows = back_end.query("SELECT * FROM devices WHERE deviceId = 'gate-1'");
         (rows[0]["properties"]["reported"]["latch"]["plugins"]["lock-door"]["reason"] == reason).then_some(())
     });
+    let placed = latch_json(latch.data(), &["plugin", "list", "lock-gate"])["placement"].clone();
+    assert_eq!(placed, json!({"patterns": ["gate-*"], "deviceIds": ["porch"]}));
     assert!(!latch.transcript().contains(SECRET));
     assert!(latch.stop().success());
 

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use iothub_protocol::id::DeviceId;
 use plugin_runtime::{
     CanaryPolicy, CanaryView, Catalog, CatalogEntry, DeviceGlob, DeviceGlobError, DeviceSelector, DeviceSelectorError,
-    LoadError, PluginName, PluginNameError, RolloutError, SwapReport, VersionView,
+    LoadError, Placement, PluginName, PluginNameError, RolloutError, SwapReport, VersionView,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -283,6 +283,7 @@ fn entry_json(entry: &CatalogEntry, running: &Running) -> Value {
         "refused": entry.refusal.as_ref().map(|refusal| {
             json!({"reason": refusal.reason, "hash": refusal.hash, "at": when(refusal.at)})
         }),
+        "placement": placement_json(&entry.placement),
         "versions": versions.collect::<Vec<_>>(),
         "canary": canary.map(canary_json),
         "withdrawn": entry.withdrawn.as_ref().map(|withdrawn| {
@@ -294,6 +295,17 @@ fn entry_json(entry: &CatalogEntry, running: &Running) -> Value {
             })
         }),
     })
+}
+
+/// `null` for a plugin that runs everywhere.
+fn placement_json(placement: &Placement) -> Value {
+    match placement {
+        Placement::Everywhere => Value::Null,
+        Placement::On { patterns, devices } => {
+            let patterns: Vec<_> = patterns.iter().map(DeviceGlob::to_string).collect();
+            json!({"patterns": patterns, "deviceIds": devices})
+        }
+    }
 }
 
 fn version_json(name: &str, version: &VersionView, canary: Option<&CanaryView>, running: &Running) -> Value {

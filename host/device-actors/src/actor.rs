@@ -274,27 +274,32 @@ impl Actor {
     }
 
     pub fn view(&self) -> ActorView {
-        ActorView {
-            lineup: self.lineup.clone(),
-            quarantined: self.past.quarantined(),
-            mailbox: self.mailbox.len(),
-            messages: self.inbox.waiting(),
-            lost_messages: self.lost_messages,
-            undelivered: self.undelivered,
-            busy: !matches!(self.in_hand, InHand::Nothing),
-            connected: self.link != Link::Down,
-            resident: self.resident.len() + usize::from(matches!(self.in_hand, InHand::Calling { .. })),
-            calls: self.calls,
-            failures: self.failures,
-            last_failure: self.last_failure.clone(),
-            // Of whoever runs the actor.
-            restarts: 0,
-            last_crash: None,
-            desired_version: self.desired.version(),
-            held_back: self.activations.held_back(),
-            timers: self.timers.pending(),
-            queued_telemetry: self.outbox.queued(),
+        let mut view = ActorView::default();
+        self.show(&mut view);
+        view
+    }
+
+    /// As [`Actor::view`], in place: it is wanted after each message, and then little of it is new. What belongs to
+    /// whoever runs the actor is left as it is.
+    pub(crate) fn show(&self, view: &mut ActorView) {
+        if !Arc::ptr_eq(&view.lineup, &self.lineup) {
+            view.lineup = self.lineup.clone();
         }
+        view.quarantined = self.past.quarantined();
+        view.mailbox = self.mailbox.len();
+        view.messages = self.inbox.waiting();
+        view.lost_messages = self.lost_messages;
+        view.undelivered = self.undelivered;
+        view.busy = !matches!(self.in_hand, InHand::Nothing);
+        view.connected = self.link != Link::Down;
+        view.resident = self.resident.len() + usize::from(matches!(self.in_hand, InHand::Calling { .. }));
+        view.calls = self.calls;
+        view.failures = self.failures;
+        view.last_failure.clone_from(&self.last_failure);
+        view.desired_version = self.desired.version();
+        view.held_back = self.activations.held_back();
+        view.timers = self.timers.pending();
+        view.queued_telemetry = self.outbox.queued();
     }
 
     /// Whatever has become possible.

@@ -5,7 +5,6 @@ use std::future::pending;
 use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::link::{FromHub, ToHub};
@@ -17,6 +16,7 @@ use tokio_util::sync::ReusableBoxFuture;
 
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::bell::{Bell, Signal, Signals};
+use crate::clocks::Clocks;
 use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
 use crate::lineup::{self, Offers};
@@ -25,7 +25,6 @@ use crate::record::Changes;
 use crate::residency::{Place, Residency};
 use crate::store::StateStore;
 use crate::supervisor::{Crashes, Supervised, Wires};
-use crate::timers::Now;
 use crate::view::Showing;
 
 /// What all drivers share.
@@ -49,6 +48,7 @@ pub(crate) struct HubLink {
 pub(crate) struct Driver<'a> {
     device: DeviceId,
     actor: Actor,
+    clocks: Clocks,
     shared: Arc<Shared>,
     /// Not its own, since the next driver takes it over if this one fails.
     link: &'a mut HubLink,
@@ -117,6 +117,7 @@ impl<'a> Driver<'a> {
         Driver {
             device: supervised.device.clone(),
             actor,
+            clocks: Clocks::default(),
             shared: supervised.shared.clone(),
             link,
             plugins: supervised.plugins.clone(),
@@ -243,7 +244,7 @@ impl<'a> Driver<'a> {
     }
 
     fn handle(&mut self, input: Input) {
-        self.actor.handle(now(), input);
+        self.actor.handle(self.clocks.now(), input);
         self.stale = true;
         while let Some(output) = self.actor.poll() {
             self.perform(output);
@@ -262,7 +263,7 @@ impl<'a> Driver<'a> {
             Output::ToPeer { to, message } => {
                 if let Err(lost) = self.shared.peers.send(&to, message) {
                     tracing::warn!(device = %self.device, %to, reason = lost.reason(), "a message to a peer is lost");
-                    self.actor.handle(now(), Input::Undelivered);
+                    self.actor.handle(self.clocks.now(), Input::Undelivered);
                 }
             }
             Output::Want(versions) => {
@@ -408,7 +409,7 @@ impl Call {
     pub async fn run(self, instance: &mut Instance) -> Result<Outcome, CallFailure> {
         Ok(match self.work {
             Work::Method { name, payload } => {
-                let (response, effects) = instance.call_method(self.snapshot, &name, &payload).await?;
+                let (response, effects) = instance.call_method(self.snapshot, &name, payload).await?;
                 Outcome::Answered { response, effects }
             }
             Work::Activation { previous } => {
@@ -424,7 +425,7 @@ impl Call {
                 Outcome::Reacted { verdict, effects }
             }
             Work::Change { version, patch } => {
-                let (verdict, effects) = instance.changed(self.snapshot, version, &patch).await?;
+                let (verdict, effects) = instance.changed(self.snapshot, version, patch).await?;
                 Outcome::Reacted { verdict, effects }
             }
         })
@@ -459,14 +460,11 @@ async fn rests(actor: &Actor, shown: (&Showing, &Crashes), stale: &mut bool, ala
 
 fn show(actor: &Actor, (showing, crashes): (&Showing, &Crashes), stale: &mut bool) {
     if mem::take(stale) {
-        showing.show(crashes.shown_in(actor.view()));
+        showing.show(|view| {
+            actor.show(view);
+            crashes.show(view);
+        });
     }
-}
-
-/// What the clocks show.
-pub(crate) fn now() -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Now { monotonic: Instant::now().into_std(), wall: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
 }
 
 /// The versions that are loaded, as actors see them and as the runtime needs them.

@@ -13,6 +13,7 @@ mod activation;
 pub mod actor;
 mod answer;
 mod bell;
+mod clocks;
 mod desired;
 mod driver;
 mod failure;

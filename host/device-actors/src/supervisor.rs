@@ -19,7 +19,8 @@ use tokio::sync::watch;
 
 use crate::actor::Actor;
 use crate::bell::{Bell, Signals};
-use crate::driver::{Driver, HubLink, Shared, now};
+use crate::clocks::Clocks;
+use crate::driver::{Driver, HubLink, Shared};
 use crate::failure::LastCrash;
 use crate::limits::Backoff;
 use crate::record::DeviceRecord;
@@ -73,7 +74,8 @@ impl Supervised {
                 loaded.map_err(|error| format!("what the device keeps cannot be read: {error}"))?
             }
         };
-        let actor = Actor::new(self.device.clone(), record, *self.shared.limits.borrow(), rand::random(), now());
+        let (limits, now) = (*self.shared.limits.borrow(), Clocks::default().now());
+        let actor = Actor::new(self.device.clone(), record, limits, rand::random(), now);
         Box::new(Driver::new(self, actor, wires, crashes)).run().await;
         Ok(())
     }
@@ -89,8 +91,9 @@ impl Crashes {
         backoff.delay(self.in_a_row)
     }
 
-    pub(crate) fn shown_in(&self, view: ActorView) -> ActorView {
-        ActorView { restarts: self.count, last_crash: self.last.clone(), ..view }
+    pub(crate) fn show(&self, view: &mut ActorView) {
+        view.restarts = self.count;
+        view.last_crash.clone_from(&self.last);
     }
 }
 
@@ -107,8 +110,10 @@ async fn supervise(
         let Err(reason) = caught(run(supervised, wires, &crashes)).await else { return };
         let pause = crashes.add(shared.limits.borrow().restart, started, Instant::now(), reason.clone());
         tracing::error!(%device, reason, restarts = crashes.count, ?pause, "actor has failed and is started again");
-        let last = showing.shown().view().unwrap_or_default();
-        showing.show(crashes.shown_in(ActorView { connected: false, busy: false, mailbox: 0, resident: 0, ..last }));
+        showing.show(|view| {
+            (view.connected, view.busy, view.mailbox, view.resident) = (false, false, 0, 0);
+            crashes.show(view);
+        });
         reconnect(&mut wires.link, pause).await;
         tokio::select! {
             () = wires.signals.stop() => return,

@@ -75,7 +75,7 @@ impl Shown {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<ActorView>> {
-        // A value that is replaced as a whole is whole after any panic.
+        // Each field is whole after any panic, and the next update sets all of them.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,9 +89,9 @@ impl Showing {
         self.0.clone()
     }
 
-    pub(crate) fn show(&self, view: ActorView) {
-        // What was shown is dropped without the lock.
-        drop(self.0.lock().replace(view));
+    /// Bring what is shown up to date.
+    pub(crate) fn show(&self, update: impl FnOnce(&mut ActorView)) {
+        update(self.0.lock().get_or_insert_default());
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
     async fn a_view_is_shown_until_its_actor_is_gone() {
         let showing = Showing::new(ActorView::default());
         let shown = showing.shown();
-        showing.show(ActorView { calls: 7, ..ActorView::default() });
+        showing.show(|view| view.calls = 7);
         assert_eq!(shown.view().map(|view| view.calls), Some(7));
         let (waited, ()) = tokio::join!(shown.gone(), async { drop(showing) });
         assert_eq!((waited, shown.view()), ((), None));

@@ -172,11 +172,10 @@ impl Bound {
         &self,
         store: &mut Store<Guest>,
         name: &str,
-        payload: &str,
+        payload: String,
     ) -> wasmtime::Result<Option<GuestResponse>> {
         let Some(bound) = &self.methods else { return Ok(None) };
-        let request =
-            methods::exports::iothub::plugin::methods::Request { name: name.to_owned(), payload: payload.to_owned() };
+        let request = methods::exports::iothub::plugin::methods::Request { name: name.to_owned(), payload };
         let response = bound.iothub_plugin_methods().call_call(store, &request).await?;
         Ok(Some(GuestResponse { status: response.status, payload: response.payload }))
     }
@@ -190,11 +189,11 @@ impl Bound {
         &self,
         store: &mut Store<Guest>,
         version: u64,
-        patch: &str,
+        patch: String,
     ) -> wasmtime::Result<Option<Verdict>> {
         use reactions::exports::iothub::plugin::reactions as generated;
         let Some(bound) = &self.reactions else { return Ok(None) };
-        let change = generated::Change { version, patch: patch.to_owned() };
+        let change = generated::Change { version, patch };
         let verdict = match bound.iothub_plugin_reactions().call_changed(store, &change).await? {
             generated::Verdict::Done => Verdict::Done,
             generated::Verdict::Retry(reason) => Verdict::Retry(reason),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iothub_protocol::id::DeviceId;
 use wasmtime_wasi::sockets::WasiSocketsCtxView;
@@ -10,6 +10,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use crate::clock::CallTime;
 use crate::context::{CallContext, Effects, Snapshot};
+use crate::deadline::Deadline;
 use crate::grants::{self, Surroundings};
 use crate::limiter::Limiter;
 use crate::output::Output;
@@ -31,8 +32,7 @@ pub(crate) struct Guest {
     pub(crate) seeding: Arc<Seeding>,
     /// Names that it may still look up in this call.
     lookups: usize,
-    /// When the guest must have returned.
-    pub(crate) deadline: Instant,
+    pub(crate) deadline: Deadline,
     /// Whether a timer that it sets could fire.
     pub(crate) has_ticks: bool,
     wasi: WasiCtx,
@@ -73,7 +73,7 @@ impl Guest {
             foretold,
             seeding: version.seeding.clone(),
             lookups: limits.lookups,
-            deadline: Instant::now() + limit,
+            deadline: Deadline::within(limit),
             has_ticks: version.exports.ticks(),
             wasi,
             table,
@@ -88,7 +88,7 @@ impl Guest {
         self.output.begin(self.call.device_id());
         self.limiter.begin();
         self.lookups = self.limits.lookups;
-        self.deadline = Instant::now() + limit;
+        self.deadline = Deadline::within(limit);
     }
 
     /// The settings that it was loaded with, in byte order of their keys.

@@ -115,11 +115,11 @@ impl Instance {
         &mut self,
         snapshot: Snapshot,
         name: &MethodName,
-        payload: &str,
+        payload: impl Into<String>,
     ) -> Result<(GuestResponse, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
         let (limit, name) = (self.time_limit, name.as_str());
-        let outcome = in_time(limit, pin!(self.bound.call(&mut self.store, name, payload))).await;
+        let outcome = in_time(limit, pin!(self.bound.call(&mut self.store, name, payload.into()))).await;
         self.end(outcome, METHODS)
     }
 
@@ -131,11 +131,11 @@ impl Instance {
         &mut self,
         snapshot: Snapshot,
         version: u64,
-        patch: &str,
+        patch: impl Into<String>,
     ) -> Result<(Verdict, Effects), CallFailure> {
         self.begin(Some(snapshot))?;
         let limit = self.time_limit;
-        let outcome = in_time(limit, pin!(self.bound.changed(&mut self.store, version, patch))).await;
+        let outcome = in_time(limit, pin!(self.bound.changed(&mut self.store, version, patch.into()))).await;
         self.end(outcome, REACTIONS).map(without_effects_of_retry)
     }
 
@@ -298,8 +298,8 @@ fn store(engine: &wasmtime::Engine, guest: Guest, argument: usize) -> Store<Gues
 
 /// Called at each tick of the epoch while a guest computes: let others run, or end it. A time-out around the call
 /// would not do, since the runtime may be too busy with such guests to look at its timers.
-fn look(store: StoreContextMut<'_, Guest>) -> wasmtime::Result<UpdateDeadline> {
-    if Instant::now() >= store.data().deadline {
+fn look(mut store: StoreContextMut<'_, Guest>) -> wasmtime::Result<UpdateDeadline> {
+    if store.data_mut().deadline.has_passed(Instant::now()) {
         return Err(wasmtime::Error::new(OutOfTime));
     }
     Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))

@@ -25,6 +25,7 @@ mod capacity;
 mod catalog;
 mod clock;
 mod context;
+mod deadline;
 mod describe;
 mod engine;
 mod folder;

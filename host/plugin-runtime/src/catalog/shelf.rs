@@ -120,6 +120,7 @@ impl Shelf {
                 loaded_at: entry.loaded_at,
                 removed: entry.removed,
                 refusal: entry.refusal.clone(),
+                placement: placement(&self.plans, name).clone(),
                 versions: entry.version_views(record),
                 canary: entry.canary_view(record),
                 withdrawn: record.withdrawn.as_ref().map(|withdrawn| WithdrawnView {

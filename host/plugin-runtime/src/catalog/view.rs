@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::canary::CanaryPolicy;
 use super::shelf::Refusal;
 use crate::tally::Counts;
+use crate::terms::Placement;
 use crate::version::PluginVersion;
 
 /// One plugin, or one file that could be one.
@@ -20,6 +21,8 @@ pub struct CatalogEntry {
     pub removed: bool,
     /// Why the file as it is now is not what runs.
     pub refusal: Option<Refusal>,
+    /// Where its plan lets it run.
+    pub placement: Placement,
     /// Every version that is kept, the newest first.
     pub versions: Vec<VersionView>,
     pub canary: Option<CanaryView>,

@@ -18,6 +18,9 @@ pub(super) async fn run(name: &str, context: &Context) -> anyhow::Result<()> {
     if context.json {
         return document(&plugin);
     }
+    if let Some(placement) = placement(&plugin["placement"]) {
+        say(&format!("{name} is configured to run on {placement}"));
+    }
     let rows: Vec<_> = list(&plugin["versions"]).iter().map(|version| row(version, &plugin["canary"])).collect();
     table(&["VERSION", "STATE", "CALLS", "FAILED", "DEVICES", "RUNNING ON", "SINCE", "HASH"], &rows)?;
     if let Some(reason) = plugin["refused"]["reason"].as_str() {
@@ -47,6 +50,16 @@ fn row(version: &Value, of_canary: &Value) -> Vec<String> {
         cell(&version["arrivedAt"]),
         version["hash"].as_str().map_or_else(String::new, |hash| hash.chars().take(12).collect()),
     ]
+}
+
+/// The devices that the configuration names; nothing if it leaves the plugin to all.
+fn placement(placement: &Value) -> Option<String> {
+    let mut places: Vec<_> = list(placement.get("patterns")?).iter().map(cell).collect();
+    let devices = list(&placement["deviceIds"]);
+    if !devices.is_empty() {
+        places.push(some(devices));
+    }
+    Some(if places.is_empty() { "no device".to_owned() } else { places.join(", ") })
 }
 
 /// The first few.
@@ -84,6 +97,14 @@ mod tests {
         let devices: Vec<_> = (1..=7).map(|number| json!(format!("d{number}"))).collect();
         let shown = [0, 1, 5, 6, 7].map(|count| some(&devices[..count]));
         assert_eq!(shown, ["-", "d1", "d1 d2 d3 d4 d5", "d1 d2 d3 d4 d5 and 1 more", "d1 d2 d3 d4 d5 and 2 more"]);
+    }
+
+    #[test]
+    fn where_a_plugin_may_run_is_told_if_it_is_not_everywhere() {
+        let of = |patterns: &[&str], devices: &[&str]| json!({"patterns": patterns, "deviceIds": devices});
+        assert_eq!(placement(&Value::Null), None);
+        assert_eq!(placement(&of(&["door-*", "gate"], &["a", "b"])).as_deref(), Some("door-*, gate, a b"));
+        assert_eq!(placement(&of(&[], &[])).as_deref(), Some("no device"));
     }
 
     #[test]
