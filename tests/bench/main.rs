@@ -1,13 +1,16 @@
 //! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
 //!
 //! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
-//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`) to run one part; `count=N` is how many
-//! `twins` has.
+//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`, `connections`) to run one part; `count=N`
+//! is how many twins or connected devices the last two have.
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
+mod connections;
+mod figures;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod swarm;
 mod twins;
 
 use std::path::Path;
@@ -27,6 +30,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use figures::resident;
 use harness::{FREE_PORTS, Latch, guests, latch_json, plugin_folder};
 
 /// Devices of the fleet part.
@@ -59,6 +63,9 @@ fn main() {
     if wants("twins") {
         twins::twins(&runtime, count.unwrap_or(twins::COUNT));
     }
+    if wants("connections") {
+        connections::connections(&runtime, count.unwrap_or(connections::COUNT));
+    }
 }
 
 /// A fleet comes up and runs a job.
@@ -71,13 +78,13 @@ fn fleet(runtime: &Runtime) {
     let latch =
         Latch::start(data.path(), &[&["up", "--devices", &devices, "--plugins", &plugins], FREE_PORTS].concat());
     println!("{FLEET} devices ready (created, connected over TLS, subscribed, twin read): {:.2?}", begun.elapsed());
-    println!("resident memory when ready: {} MiB", resident(latch.pid()));
+    println!("resident memory when ready: {:.0} MiB", resident(latch.pid()));
     let service = client(data.path());
     for (id, method) in [("first", "lockDoor"), ("second", "unlockDoor"), ("third", "unlockDoor")] {
         let took = runtime.block_on(run_job(&service, id, method));
         println!("job {method} on {FLEET} devices, outcome of each durable: {took:.2?}");
     }
-    println!("resident memory after the jobs: {} MiB", resident(latch.pid()));
+    println!("resident memory after the jobs: {:.0} MiB", resident(latch.pid()));
     latch.stop();
 }
 
@@ -220,12 +227,4 @@ fn client(data: &Path) -> ServiceClient {
     let tls = client_config(Roots::Pem(&pem)).expect("a configuration");
     let connection = ServiceConnectionString::parse(text.trim()).expect("a connection string");
     ServiceClient::new(connection, tls).expect("a client")
-}
-
-/// Resident memory of a process, in MiB.
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
-    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
-    kilobytes / 1024
 }

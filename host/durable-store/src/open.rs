@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::sql::config::DbConfig;
 use crate::sql::{self, Connection, OpenFlags};
 use crate::{Durability, StoreError};
 
@@ -70,6 +71,8 @@ impl StoreFile {
         // Each connection stays on its own thread, so SQLite's own mutexes are not needed.
         let connection = Connection::open_with_flags(&self.path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Else a statement that was kept is prepared anew for other values, though no statistics tell a better plan for them.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         Ok(connection)
     }

@@ -15,6 +15,9 @@ use tokio_util::task::TaskTracker;
 use crate::authorities::Authorities;
 use crate::certificate::ClientCertificate;
 
+/// A client behind TLS. On the heap: it goes from hand to hand, and each of them would keep room for it.
+pub(crate) type Stream = Box<TlsStream<TcpStream>>;
+
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
@@ -24,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// the last connection has ended; it is `handle` that must end soon after `cancel`.
 pub(crate) async fn serve<F, Fut>(listener: TcpListener, tls: Arc<ServerConfig>, cancel: CancellationToken, handle: F)
 where
-    F: Fn(TlsStream<TcpStream>) -> Fut + Clone + Send + 'static,
+    F: Fn(Stream) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let acceptor = TlsAcceptor::from(tls);
@@ -43,7 +46,8 @@ where
         };
         let (acceptor, handle, cancel) = (acceptor.clone(), handle.clone(), cancel.clone());
         connections.spawn(async move {
-            if let Some(stream) = set_up(stream, &acceptor, &cancel).await {
+            // Of its own on the heap, as it needs much and not for long.
+            if let Some(stream) = Box::pin(set_up(stream, &acceptor, &cancel)).await {
                 handle(stream).await;
             }
         });
@@ -52,14 +56,14 @@ where
     connections.wait().await;
 }
 
-async fn set_up(stream: TcpStream, acceptor: &TlsAcceptor, cancel: &CancellationToken) -> Option<TlsStream<TcpStream>> {
+async fn set_up(stream: TcpStream, acceptor: &TlsAcceptor, cancel: &CancellationToken) -> Option<Stream> {
     let handshake = async {
         stream.set_nodelay(true)?;
         acceptor.accept(stream).await
     };
     let done = cancel.run_until_cancelled(tokio::time::timeout(HANDSHAKE_TIME_LIMIT, handshake)).await?;
     match done {
-        Ok(Ok(stream)) => return Some(stream),
+        Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
         Err(_) => tracing::debug!("TLS handshake took too long"),
     }

@@ -65,7 +65,8 @@ pub struct HubHandle {
 /// The hub's way to a connection.
 #[derive(Clone)]
 struct LinkSender {
-    outputs: mpsc::Sender<LinkOutput>,
+    /// Boxed, since a queue has room for dozens from the beginning.
+    outputs: mpsc::Sender<Box<LinkOutput>>,
     /// Cancelled when something did not reach the device, because the queue was full or it could not be stored: the
     /// connection must end, as the device will ask again on the next one.
     lost: CancellationToken,
@@ -74,7 +75,7 @@ struct LinkSender {
 /// A connection's end of both ways.
 pub(crate) struct LinkEnd {
     pub(crate) id: LinkId,
-    pub(crate) outputs: mpsc::Receiver<LinkOutput>,
+    pub(crate) outputs: mpsc::Receiver<Box<LinkOutput>>,
     pub(crate) lost: CancellationToken,
 }
 
@@ -431,7 +432,7 @@ impl Delivery {
     fn run(self, events: &EventLog) {
         match self {
             Delivery::Link(link, output) => {
-                if let Err(mpsc::error::TrySendError::Full(_)) = link.outputs.try_send(output) {
+                if let Err(mpsc::error::TrySendError::Full(_)) = link.outputs.try_send(Box::new(output)) {
                     link.lost.cancel();
                 }
             }

@@ -27,6 +27,8 @@ use crate::policy::random_key;
 use crate::store;
 pub use crate::store::Created;
 
+pub use crate::store::IdentityRows;
+
 /// A device or a module as a line describes it.
 #[derive(Debug)]
 pub struct NewIdentity {
@@ -78,6 +80,17 @@ impl NewIdentity {
             twin.report(&reported, None, now)?;
         }
         Ok(NewIdentity { identity, twin })
+    }
+}
+
+impl NewIdentity {
+    /// As the store has it: what can be done beside its writer, who is one for all.
+    ///
+    /// # Errors
+    /// 500-codes for what has no row, which nothing is known to be.
+    pub fn rows(&self) -> Result<IdentityRows, HubError> {
+        IdentityRows::new(self)
+            .map_err(|e| HubError::new(ErrorCode::ServerError, format!("there is no row for it: {e}")))
     }
 }
 
@@ -139,13 +152,13 @@ impl OfflineHub {
         Ok(OfflineHub { store })
     }
 
-    /// Make devices and modules; says of each what became of it. They survive a loss of power once the store is closed. A few
-    /// calls at once keep its writer busy; they come in order.
+    /// Make devices and modules of [rows](NewIdentity::rows); says of each what became of it. They survive a loss of power once
+    /// the store is closed. A few calls at once keep its writer busy; they come in order.
     pub fn import(
         &self,
-        new: Vec<NewIdentity>,
+        new: Vec<IdentityRows>,
     ) -> impl Future<Output = Result<Vec<Created>, StoreError>> + Send + use<> {
-        self.store.write(move |tx| new.iter().map(|new| store::create(tx, new)).collect())
+        self.store.write(move |tx| new.iter().map(|new| new.create(tx)).collect())
     }
 
     /// As [`HubHandle::indexes`](crate::HubHandle::indexes).

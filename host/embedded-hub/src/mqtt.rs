@@ -1,7 +1,11 @@
 //! The MQTT listener: frames, and one task for each connection around a [`Session`].
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -9,7 +13,7 @@ use iothub_protocol::topic::FromDevice;
 use rumqttc::mqttbytes::Error as FrameError;
 use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet};
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,8 +27,8 @@ use crate::session::{Action, MAX_PACKET, Session};
 
 /// A client that takes nothing for so long is cut, as it would hold up its connection's task.
 const WRITE_TIME_LIMIT: Duration = Duration::from_secs(30);
-/// Room for what comes next, which is all that an idle connection holds. Most packets fit; for larger ones it doubles.
-const READ_SIZE: usize = 1024;
+/// Most bytes that are taken at once.
+const READ_SIZE: usize = 4096;
 /// Packets that are ready together share one write of about so many bytes.
 const WRITE_SIZE: usize = 64 * 1024;
 
@@ -75,7 +79,7 @@ impl Door {
     {
         let Some(link) = self.hub.attach().await else { return };
         let id = link.id;
-        let connection = Connection {
+        let mut connection = Connection {
             stream,
             link,
             hub: self.hub.clone(),
@@ -88,7 +92,7 @@ impl Door {
             mute: None,
             is_forgotten: false,
         };
-        let end = connection.run(self.cancel.clone()).await;
+        let end = connection.run(&self.cancel).await;
         tracing::debug!(link = id.0, reason = end.reason, "MQTT connection ended");
         self.hub.link_input(id, LinkInput::Closed { graceful: end.graceful }).await;
     }
@@ -128,9 +132,9 @@ impl End {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
-    async fn run(mut self, cancel: CancellationToken) -> End {
+    async fn run(&mut self, cancel: &CancellationToken) -> End {
         let end = loop {
-            if let Err(end) = self.step(&cancel).await {
+            if let Err(end) = self.step(cancel).await {
                 break end;
             }
         };
@@ -161,18 +165,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
         let wake = self.wake_at();
         let has_room = self.outgoing.len() < WRITE_SIZE;
-        self.incoming.reserve(READ_SIZE);
         tokio::select! {
-            read = self.stream.read_buf(&mut self.incoming), if has_room && self.takes_packets() => match read {
+            read = read(&mut self.stream, &mut self.incoming), if has_room && self.takes_packets() => match read {
                 Ok(0) => return Err(End::abrupt("the client closed the connection")),
                 Ok(_) => self.read_packets().await?,
                 Err(_) => return Err(End::abrupt("the connection broke")),
             },
             output = self.link.outputs.recv(), if has_room => {
                 let Some(output) = output else { return Err(End::abrupt("the hub has stopped")) };
-                self.pass_on(output).await?;
+                self.pass_on(*output).await?;
                 while self.outgoing.len() < WRITE_SIZE && let Ok(output) = self.link.outputs.try_recv() {
-                    self.pass_on(output).await?;
+                    self.pass_on(*output).await?;
                 }
                 // The verdict on a CONNECT may have been among them, and what came behind that waits.
                 self.read_packets().await?;
@@ -332,6 +335,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             Err(_) => Err(End::abrupt("a packet for the client is too large")),
         }
     }
+}
+
+/// Append what has come, 0 bytes at the end. There is no room for it before it is there: an idle connection would hold that
+/// all the time.
+async fn read(stream: &mut (impl AsyncRead + Unpin), incoming: &mut BytesMut) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut room = [MaybeUninit::uninit(); READ_SIZE];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+        incoming.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+    .await
 }
 
 async fn flush(stream: &mut (impl AsyncWrite + Unpin), outgoing: &mut BytesMut) -> io::Result<()> {

@@ -283,7 +283,7 @@ impl Rehearsal {
             hub.link_input(link.id, LinkInput::Connect(Box::new(request))).await;
             loop {
                 tokio::select! {
-                    output = link.outputs.recv() => match output {
+                    output = link.outputs.recv() => match output.as_deref() {
                         // It takes what is meant for the device, and does nothing with it.
                         Some(LinkOutput::Close { .. } | LinkOutput::Refused) | None => break,
                         Some(_) => {}

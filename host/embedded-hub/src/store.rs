@@ -23,11 +23,13 @@ use crate::hub::{Change, Entity, Granted, Subscriptions};
 use crate::import::NewIdentity;
 use crate::policy::{DEFAULT_POLICIES, Policy, random_key};
 use crate::queue::Queue;
+use identity::IdentityRow;
+use twins::TwinRow;
 
 pub(crate) use indexes::{DeclaredIndex, MAX_INDEXES, TwinPath, add_index, load_indexes, remove_index};
 pub(crate) use kind::{Kind, modules_of};
 pub(crate) use messages::{due_queues, load_feedback, next_expiry, queued_bytes};
-pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as TwinRow, Selection, chunk, counts, devices, modules};
+pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as QueryRow, Selection, chunk, counts, devices, each_row, modules};
 
 /// In the data folder.
 pub(crate) const FILE: &str = "hub.db";
@@ -236,8 +238,8 @@ fn load_subscriptions(connection: &sql::Connection, id: &Address) -> sql::Result
 
 pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
     match change {
-        Change::Identity(identity) => identity::put(tx, identity),
-        Change::Twin(id, twin) => twins::put(tx, id, twin),
+        Change::Identity(identity) => IdentityRow::new(identity).put(tx),
+        Change::Twin(id, twin) => TwinRow::new(twin)?.put(tx, id),
         Change::Activity(id, last_activity, last_sequence) => {
             twins::put_activity(tx, id, *last_activity, *last_sequence)
         }
@@ -267,23 +269,49 @@ fn delete(tx: &Transaction<'_>, id: &Address) -> sql::Result<()> {
     Ok(())
 }
 
-/// Make a device or a module.
-pub(crate) fn create(tx: &Transaction<'_>, new: &NewIdentity) -> sql::Result<Created> {
-    let id = &new.identity.address;
-    if exists(tx, id)? {
-        return Ok(Created::IsThere);
+/// A device or a module as it stands in the tables. The writer has little to do with it: whoever makes it has done the rest.
+#[derive(Debug)]
+pub struct IdentityRows {
+    address: Address,
+    identity: IdentityRow,
+    twin: TwinRow,
+}
+
+impl IdentityRows {
+    pub(crate) fn new(new: &NewIdentity) -> sql::Result<IdentityRows> {
+        let NewIdentity { identity, twin } = new;
+        let address = identity.address.clone();
+        Ok(IdentityRows { address, identity: IdentityRow::new(identity), twin: TwinRow::new(twin)? })
     }
-    if id.is_module() {
-        if !exists(tx, &id.device().into())? {
-            return Ok(Created::NoDevice);
-        }
-        if load_modules(tx, id)?.len() >= MAX_MODULES {
-            return Ok(Created::TooManyModules);
-        }
+
+    pub fn address(&self) -> &Address {
+        &self.address
     }
-    identity::put(tx, &new.identity)?;
-    twins::put(tx, id, &new.twin)?;
-    Ok(Created::Made)
+
+    /// Make it, unless there is one of its name.
+    pub(crate) fn create(&self, tx: &Transaction<'_>) -> sql::Result<Created> {
+        if self.address.is_module()
+            && let Some(refused) = self.refusal(tx)?
+        {
+            return Ok(refused);
+        }
+        if !self.identity.insert(tx)? {
+            return Ok(Created::IsThere);
+        }
+        self.twin.put(tx, &self.address)?;
+        Ok(Created::Made)
+    }
+
+    /// Why there cannot be such a module.
+    fn refusal(&self, tx: &Transaction<'_>) -> sql::Result<Option<Created>> {
+        let device = self.address.device();
+        if !tx.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([device.as_str()])? {
+            return Ok(Some(Created::NoDevice));
+        }
+        let modules = load_modules(tx, &self.address)?;
+        let is_there = self.address.module().is_some_and(|module| modules.contains(module));
+        Ok((modules.len() >= MAX_MODULES && !is_there).then_some(Created::TooManyModules))
+    }
 }
 
 /// What became of what was to be made.
@@ -296,11 +324,6 @@ pub enum Created {
     NoDevice,
     /// The device has all the modules that it may have.
     TooManyModules,
-}
-
-fn exists(tx: &Transaction<'_>, id: &Address) -> sql::Result<bool> {
-    let table = Kind::of(id).identities();
-    tx.prepare_cached(&format!("SELECT 1 FROM {table} WHERE id = ?1"))?.exists([id.to_string()])
 }
 
 /// Call `each` with every device, in order of ids, and then with every module, until it fails.

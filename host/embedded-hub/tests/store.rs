@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use embedded_hub::events::EventKind;
 use embedded_hub::hub::{Answer, Credentials, Operation};
-use embedded_hub::import::{Created, ExportError, HubReader, NewIdentity, OfflineHub};
+use embedded_hub::import::{Created, ExportError, HubReader, IdentityRows, NewIdentity, OfflineHub};
 use embedded_hub::{EmbeddedHub, HubFleet, HubSettings};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::ErrorCode;
@@ -206,14 +206,18 @@ const IMPORTED: usize = 20_000;
 /// Enough for a copy that takes a moment.
 const COPIED: usize = 5000;
 
-fn imported(number: usize) -> NewIdentity {
+fn imported(number: usize) -> IdentityRows {
     let line = json!({
         "id": format!("d-{number:05}"),
         "status": if number.is_multiple_of(1000) { "disabled" } else { "enabled" },
         "tags": {"site": format!("s{}", number % 40), "n": number},
         "properties": {"desired": {"floor": number % 7}, "reported": {"battery": {"level": number % 100}}},
     });
-    NewIdentity::from_json(line.to_string().as_bytes(), Utc::now()).expect("a line")
+    rows(&line)
+}
+
+fn rows(line: &Value) -> IdentityRows {
+    NewIdentity::from_json(line.to_string().as_bytes(), Utc::now()).and_then(|new| new.rows()).expect("a line")
 }
 
 async fn import(folder: &std::path::Path, count: usize) {
@@ -324,11 +328,10 @@ async fn modules_are_exported_copied_and_imported_with_their_devices() {
         json!({"id": "d1", "moduleId": "m1"}),
         json!({"id": "d2", "moduleId": "m1"}),
     ];
-    let new = |line: &Value| NewIdentity::from_json(line.to_string().as_bytes(), Utc::now()).expect("a line");
     let hub = OfflineHub::open(folder.path()).await.expect("a store");
-    let made = hub.import(lines.iter().map(new).collect()).await.expect("written");
+    let made = hub.import(lines.iter().map(rows).collect()).await.expect("written");
     assert_eq!(made, [Created::Made, Created::Made, Created::IsThere, Created::NoDevice]);
-    let many = (0..50).map(|number| new(&json!({"id": "d1", "moduleId": format!("more-{number}")}))).collect();
+    let many = (0..50).map(|number| rows(&json!({"id": "d1", "moduleId": format!("more-{number}")}))).collect();
     let made = hub.import(many).await.expect("written");
     assert_eq!((made[48], made[49]), (Created::Made, Created::TooManyModules));
     hub.close().await;

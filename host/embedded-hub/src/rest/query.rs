@@ -1,5 +1,7 @@
 //! `/devices/query`: pages of rows, found by walking the devices or modules in order of their ids.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
@@ -50,15 +52,16 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
         None => Token { of: fingerprint(&text), ..Token::default() },
     };
     let limit = page_size(&headers);
+    let item_type = query.item_type();
     let (rows, next) = match query.source() {
         Source::Jobs => job_page(&state, &query, token, limit).await?,
         Source::Devices | Source::Modules if query.is_aggregate() => {
-            group_page(&state.hub, &query, token, limit).await?
+            group_page(&state.hub, Arc::new(query), token, limit).await?
         }
         Source::Devices | Source::Modules => twin_page(&state.hub, &query, token, limit).await?,
     };
     let mut response = json(&Value::Array(rows));
-    response.headers_mut().insert(ITEM_TYPE, HeaderValue::from_static(query.item_type().name()));
+    response.headers_mut().insert(ITEM_TYPE, HeaderValue::from_static(item_type.name()));
     // The last page must not have the header at all: clients take an empty one for "more".
     if let Some(token) = next.and_then(|token| HeaderValue::from_str(&token.write()).ok()) {
         response.headers_mut().insert(CONTINUATION, token);
@@ -102,18 +105,12 @@ async fn twin_page(
 /// than a page has.
 async fn group_page(
     hub: &HubHandle,
-    query: &Query,
+    query: Arc<Query>,
     token: Token,
     limit: usize,
 ) -> Result<(Vec<Value>, Option<Token>), HubError> {
-    let mut executor = Executor::page_of_groups(query, token.given, token.group, limit);
-    let mut walk = Walk::of_query(hub, query, None, limit);
-    while let Some(chunk) = walk.next().await? {
-        for (_, twin) in chunk {
-            executor.push(&twin);
-        }
-    }
-    let (rows, last) = executor.finish_page();
+    let executor = Executor::page_of_groups(query, token.given, token.group, limit);
+    let (rows, last) = hub.fold(executor).await?.finish_page();
     let given = token.given + rows.len() as u64;
     let next = last.map(|group| Token { group: Some(group), given, after: None, of: token.of });
     Ok((rows, next))

@@ -11,11 +11,10 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::server::TlsStream;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{self, Peers};
+use crate::accept::{self, Peers, Stream};
 use crate::certificate::ClientCertificate;
 
 /// A request whose head takes longer is given up.
@@ -43,12 +42,7 @@ pub(crate) async fn serve(
 #[derive(Debug, Clone)]
 pub(super) struct Peer(pub(super) Option<Arc<ClientCertificate>>);
 
-async fn handle(
-    stream: TlsStream<TcpStream>,
-    peer: Peer,
-    router: TowerToHyperService<Router>,
-    cancel: CancellationToken,
-) {
+async fn handle(stream: Stream, peer: Peer, router: TowerToHyperService<Router>, cancel: CancellationToken) {
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
         router.call(request)

@@ -1,6 +1,6 @@
 //! Rows of the registry.
 
-use durable_store::sql::{self, Row, Transaction, params, types::Type};
+use durable_store::sql::{self, Row, ToSql, Transaction, types::Type};
 use iothub_protocol::address::Address;
 use iothub_protocol::authentication::{Authentication, Thumbprint};
 use iothub_protocol::identity::Identity;
@@ -37,56 +37,88 @@ pub(super) fn read(row: &Row<'_>, first: usize) -> sql::Result<Identity> {
     })
 }
 
-pub(super) fn put(tx: &Transaction<'_>, identity: &Identity) -> sql::Result<()> {
-    let (mut keys, mut thumbprints) = ([const { String::new() }; 2], [None, None]);
-    match &identity.authentication {
-        Authentication::Sas { primary, secondary } => keys = [primary.to_base64(), secondary.to_base64()],
-        Authentication::SelfSigned { primary, secondary } => thumbprints = [primary.as_ref(), secondary.as_ref()],
-        Authentication::CertificateAuthority => {}
+/// An identity as it stands in the table.
+#[derive(Debug)]
+pub(super) struct IdentityRow {
+    kind: Kind,
+    id: String,
+    generation: i64,
+    revision: i64,
+    is_enabled: bool,
+    status_reason: Option<String>,
+    status_updated: Option<String>,
+    managed_by: Option<String>,
+    authentication: &'static str,
+    /// Primary and secondary; empty where there are none.
+    keys: [String; 2],
+    thumbprints: [Option<Thumbprint>; 2],
+}
+
+/// What follows `INSERT INTO`.
+const INTO_DEVICES: &str = "devices (id, generation, revision, primary_key, secondary_key, authentication, \
+                             primary_thumbprint, secondary_thumbprint, enabled, status_reason, status_updated)
+                             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+const INTO_MODULES: &str = "modules (id, generation, revision, primary_key, secondary_key, authentication, \
+                             primary_thumbprint, secondary_thumbprint, managed_by)
+                             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+impl IdentityRow {
+    pub(super) fn new(identity: &Identity) -> IdentityRow {
+        let (mut keys, mut thumbprints) = ([const { String::new() }; 2], [None, None]);
+        match &identity.authentication {
+            Authentication::Sas { primary, secondary } => keys = [primary.to_base64(), secondary.to_base64()],
+            Authentication::SelfSigned { primary, secondary } => thumbprints = [primary.clone(), secondary.clone()],
+            Authentication::CertificateAuthority => {}
+        }
+        IdentityRow {
+            kind: Kind::of(&identity.address),
+            id: identity.address.to_string(),
+            generation: number(identity.generation_id),
+            revision: number(identity.revision),
+            is_enabled: identity.enabled,
+            status_reason: identity.status_reason.clone(),
+            status_updated: identity.status_updated.map(iothub_protocol::time::format),
+            managed_by: identity.managed_by.clone(),
+            authentication: identity.authentication.kind(),
+            keys,
+            thumbprints,
+        }
     }
-    let (id, kind) = (identity.address.to_string(), identity.authentication.kind());
-    let (generation, revision) = (number(identity.generation_id), number(identity.revision));
-    let [primary_key, secondary_key] = keys;
-    let [primary_thumbprint, secondary_thumbprint] = thumbprints.map(|known| known.map(Thumbprint::as_str));
-    match Kind::of(&identity.address) {
-        Kind::Devices => tx
-            .prepare_cached(
-                "INSERT OR REPLACE INTO devices (id, generation, revision, authentication, primary_key, secondary_key,
-                     primary_thumbprint, secondary_thumbprint, enabled, status_reason, status_updated)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            )?
-            .execute(params![
-                id,
-                generation,
-                revision,
-                kind,
-                primary_key,
-                secondary_key,
-                primary_thumbprint,
-                secondary_thumbprint,
-                identity.enabled,
-                identity.status_reason,
-                identity.status_updated.map(iothub_protocol::time::format),
-            ])?,
-        Kind::Modules => tx
-            .prepare_cached(
-                "INSERT OR REPLACE INTO modules (id, generation, revision, authentication, primary_key, secondary_key,
-                     primary_thumbprint, secondary_thumbprint, managed_by)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-            )?
-            .execute(params![
-                id,
-                generation,
-                revision,
-                kind,
-                primary_key,
-                secondary_key,
-                primary_thumbprint,
-                secondary_thumbprint,
-                identity.managed_by,
-            ])?,
-    };
-    Ok(())
+
+    pub(super) fn put(&self, tx: &Transaction<'_>) -> sql::Result<()> {
+        self.execute(tx, &format!("INSERT OR REPLACE INTO {}", self.target())).map(drop)
+    }
+
+    /// `false` if there is one of its name, which is left as it is.
+    pub(super) fn insert(&self, tx: &Transaction<'_>) -> sql::Result<bool> {
+        Ok(self.execute(tx, &format!("INSERT INTO {} ON CONFLICT (id) DO NOTHING", self.target()))? == 1)
+    }
+
+    fn target(&self) -> &'static str {
+        match self.kind {
+            Kind::Devices => INTO_DEVICES,
+            Kind::Modules => INTO_MODULES,
+        }
+    }
+
+    fn execute(&self, tx: &Transaction<'_>, statement: &str) -> sql::Result<usize> {
+        let thumbprints = self.thumbprints.each_ref().map(|thumbprint| thumbprint.as_ref().map(Thumbprint::as_str));
+        let shared: [&dyn ToSql; 8] = [
+            &self.id,
+            &self.generation,
+            &self.revision,
+            &self.keys[0],
+            &self.keys[1],
+            &self.authentication,
+            &thumbprints[0],
+            &thumbprints[1],
+        ];
+        let own: &[&dyn ToSql] = match self.kind {
+            Kind::Devices => &[&self.is_enabled, &self.status_reason, &self.status_updated],
+            Kind::Modules => &[&self.managed_by],
+        };
+        tx.prepare_cached(statement)?.execute([&shared[..], own].concat().as_slice())
+    }
 }
 
 /// From the columns of type, both keys and both thumbprints.

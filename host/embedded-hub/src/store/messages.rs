@@ -288,7 +288,7 @@ mod tests {
             let device = "INSERT INTO devices (id, generation, revision, enabled, primary_key, secondary_key)
                           VALUES ('d1', 1, 1, 1, ?1, ?1)";
             tx.execute(device, [key])?;
-            store::twins::put(tx, &id().into(), &twin())
+            store::twins::TwinRow::new(&twin())?.put(tx, &id().into())
         });
         rows.await.expect("written");
         old.close().await;
@@ -296,7 +296,8 @@ mod tests {
         let line = br#"{"id":"d1","moduleId":"m1","managedBy":"ops"}"#;
         let module = crate::import::NewIdentity::from_json(line, DateTime::UNIX_EPOCH).expect("a module");
         let address = module.identity.address.clone();
-        let made = store.write(move |tx| store::create(tx, &module)).await.expect("written");
+        let rows = module.rows().expect("rows");
+        let made = store.write(move |tx| rows.create(tx)).await.expect("written");
         assert_eq!(made, store::Created::Made);
         let (device, module) = (Address::from(id()), address.clone());
         let found =

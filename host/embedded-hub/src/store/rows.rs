@@ -74,40 +74,22 @@ pub(crate) fn chunk(
     after: &str,
     presence: &Presence,
 ) -> sql::Result<Chunk> {
-    let mut reader = ChunkReader { selection, presence, rows: Vec::new(), bytes: 0 };
-    let access = if has_index(connection, &selection.access)? { &selection.access } else { &EVERYTHING };
-    let next = match access {
-        Access::Range { from, below } => reader.read_range(connection, after, from, below.as_deref())?,
-        Access::Keys(keys) => {
-            let begin = keys.partition_point(|key| key.as_str() <= after);
-            reader.read_ids(connection, keys[begin..].iter().take(MAX_ROWS).cloned().collect())?
-        }
-        Access::Disabled => {
-            let query =
-                "SELECT id FROM devices INDEXED BY devices_by_status WHERE enabled = ?1 AND id > ?2 ORDER BY id";
-            reader.read_ids(connection, some_ids(connection, query, [SqlValue::Integer(0), text(after)])?)?
-        }
-        Access::Index { name, expression, values } => {
-            let query =
-                format!("SELECT id FROM twins INDEXED BY {name} WHERE {expression} = ?1 AND id > ?2 ORDER BY id");
-            let mut ids = Vec::new();
-            for value in values {
-                ids.extend(some_ids(connection, &query, [value.clone(), text(after)])?);
-            }
-            // The first of each value: no id among the first of all can be missing.
-            ids.sort_unstable();
-            ids.dedup();
-            ids.truncate(MAX_ROWS);
-            reader.read_ids(connection, ids)?
-        }
-        Access::IndexRange { name, expression, least, most } => {
-            match range_ids(connection, name, expression, least.as_ref(), most.as_ref(), after)? {
-                Some(ids) => reader.read_ids(connection, ids)?,
-                None => reader.read_range(connection, after, "", None)?,
-            }
-        }
-    };
+    let mut reader = ChunkReader { selection, presence, each: None, rows: Vec::new(), bytes: 0 };
+    let next = reader.read(connection, after)?;
     Ok(Chunk { rows: reader.rows, next })
+}
+
+/// Call `each` with the next rows after the id `after`; with some for which the condition does not hold, too. Gives the last
+/// id that was looked at; `None` if there are no more.
+pub(crate) fn each_row(
+    connection: &sql::Connection,
+    selection: &Selection,
+    after: &str,
+    presence: &Presence,
+    each: &mut dyn FnMut(&Value),
+) -> sql::Result<Option<String>> {
+    let mut reader = ChunkReader { selection, presence, each: Some(each), rows: Vec::new(), bytes: 0 };
+    reader.read(connection, after)
 }
 
 /// The way to all rows.
@@ -161,11 +143,49 @@ fn range_ids(
 struct ChunkReader<'c> {
     selection: &'c Selection,
     presence: &'c Presence,
+    /// Who takes the rows, if they are not kept.
+    each: Option<&'c mut dyn FnMut(&Value)>,
     rows: Vec<Row>,
     bytes: usize,
 }
 
 impl ChunkReader<'_> {
+    /// Gives the last id that was looked at, if there may be more.
+    fn read(&mut self, connection: &sql::Connection, after: &str) -> sql::Result<Option<String>> {
+        let access = if has_index(connection, &self.selection.access)? { &self.selection.access } else { &EVERYTHING };
+        match access {
+            Access::Range { from, below } => self.read_range(connection, after, from, below.as_deref()),
+            Access::Keys(keys) => {
+                let begin = keys.partition_point(|key| key.as_str() <= after);
+                self.read_ids(connection, keys[begin..].iter().take(MAX_ROWS).cloned().collect())
+            }
+            Access::Disabled => {
+                let query =
+                    "SELECT id FROM devices INDEXED BY devices_by_status WHERE enabled = ?1 AND id > ?2 ORDER BY id";
+                self.read_ids(connection, some_ids(connection, query, [SqlValue::Integer(0), text(after)])?)
+            }
+            Access::Index { name, expression, values } => {
+                let query =
+                    format!("SELECT id FROM twins INDEXED BY {name} WHERE {expression} = ?1 AND id > ?2 ORDER BY id");
+                let mut ids = Vec::new();
+                for value in values {
+                    ids.extend(some_ids(connection, &query, [value.clone(), text(after)])?);
+                }
+                // The first of each value: no id among the first of all can be missing.
+                ids.sort_unstable();
+                ids.dedup();
+                ids.truncate(MAX_ROWS);
+                self.read_ids(connection, ids)
+            }
+            Access::IndexRange { name, expression, least, most } => {
+                match range_ids(connection, name, expression, least.as_ref(), most.as_ref(), after)? {
+                    Some(ids) => self.read_ids(connection, ids),
+                    None => self.read_range(connection, after, "", None),
+                }
+            }
+        }
+    }
+
     /// Gives the id where it stopped, if there may be more.
     fn read_range(
         &mut self,
@@ -255,7 +275,9 @@ impl ChunkReader<'_> {
         } else {
             twin.row(&id, self.selection.parts)
         };
-        if self.selection.condition.matches(&document) {
+        if let Some(each) = &mut self.each {
+            each(&document);
+        } else if self.selection.condition.matches(&document) {
             for column in 0..OWN {
                 self.bytes += row.get_ref(column)?.as_str().map_or(0, str::len);
             }

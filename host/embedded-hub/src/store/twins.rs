@@ -44,22 +44,64 @@ fn object(row: &Row<'_>, column: usize) -> sql::Result<Map<String, Value>> {
     }
 }
 
-pub(super) fn put(tx: &Transaction<'_>, id: &Address, twin: &Twin) -> sql::Result<()> {
-    let table = Kind::of(id).twins();
-    tx.prepare_cached(&format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"))?
-        .execute(params![
+/// A twin as it stands in the table, beside its key.
+#[derive(Debug)]
+pub(super) struct TwinRow {
+    version: i64,
+    tags: String,
+    desired: SectionRow,
+    reported: SectionRow,
+    configurations: String,
+}
+
+#[derive(Debug)]
+struct SectionRow {
+    version: i64,
+    properties: String,
+    metadata: String,
+}
+
+impl TwinRow {
+    pub(super) fn new(twin: &Twin) -> sql::Result<TwinRow> {
+        Ok(TwinRow {
+            version: number(twin.version),
+            tags: text(&twin.tags)?,
+            desired: SectionRow::new(&twin.desired)?,
+            reported: SectionRow::new(&twin.reported)?,
+            configurations: text(&twin.configurations)?,
+        })
+    }
+
+    pub(super) fn put(&self, tx: &Transaction<'_>, id: &Address) -> sql::Result<()> {
+        let TwinRow { version, tags, desired, reported, configurations } = self;
+        let table = Kind::of(id).twins();
+        let mut put = tx.prepare_cached(&format!(
+            "INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+        ))?;
+        put.execute(params![
             id.to_string(),
-            number(twin.version),
-            text(&twin.tags)?,
-            number(twin.desired.version),
-            text(&twin.desired.properties)?,
-            number(twin.reported.version),
-            text(&twin.reported.properties)?,
-            text(&twin.desired.metadata)?,
-            text(&twin.reported.metadata)?,
-            text(&twin.configurations)?,
+            version,
+            tags,
+            desired.version,
+            desired.properties,
+            reported.version,
+            reported.properties,
+            desired.metadata,
+            reported.metadata,
+            configurations,
         ])?;
-    Ok(())
+        Ok(())
+    }
+}
+
+impl SectionRow {
+    fn new(section: &Section) -> sql::Result<SectionRow> {
+        Ok(SectionRow {
+            version: number(section.version),
+            properties: text(&section.properties)?,
+            metadata: text(&section.metadata)?,
+        })
+    }
 }
 
 fn text(value: &impl Serialize) -> sql::Result<String> {

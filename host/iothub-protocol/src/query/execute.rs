@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Deref;
 
 use serde_json::{Map, Value};
 
 use super::eval::{Term, evaluate, json_number, look_up};
 use super::{Aggregate, Fold, GroupKey, Item, ItemValue, List, Query};
 
-/// Takes a query's rows one by one. A plain projection answers each at once; aggregates and groups come at the end.
+/// Takes a query's rows one by one. A plain projection answers each at once; aggregates and groups come at the end. `Q` is
+/// a pointer to the query.
 #[derive(Debug)]
-pub struct Executor<'q> {
-    query: &'q Query,
+pub struct Executor<Q> {
+    query: Q,
     /// How many rows were given out.
     given: u64,
     groups: BTreeMap<GroupKey, Group>,
@@ -53,21 +55,25 @@ enum Extreme {
     Text(String),
 }
 
-impl<'q> Executor<'q> {
-    pub fn new(query: &'q Query) -> Executor<'q> {
+impl<Q: Deref<Target = Query>> Executor<Q> {
+    pub fn new(query: Q) -> Executor<Q> {
         Executor::resume(query, 0)
     }
 
     /// Go on after `given` rows of earlier pages, which count towards `TOP`.
-    pub fn resume(query: &'q Query, given: u64) -> Executor<'q> {
+    pub fn resume(query: Q, given: u64) -> Executor<Q> {
         Executor::page_of_groups(query, given, None, usize::MAX)
     }
 
     /// As [`Executor::resume`], for a page of at most `limit` groups: the first ones after `after`. All rows are to be
     /// pushed again for each page; no more than `limit` groups are in memory, however many there are.
     /// What [`Executor::finish_page`] gives tells where the next page begins.
-    pub fn page_of_groups(query: &'q Query, given: u64, after: Option<GroupKey>, limit: usize) -> Executor<'q> {
+    pub fn page_of_groups(query: Q, given: u64, after: Option<GroupKey>, limit: usize) -> Executor<Q> {
         Executor { query, given, groups: BTreeMap::new(), after, room: limit.max(1), has_more: false }
+    }
+
+    pub fn query(&self) -> &Q {
+        &self.query
     }
 
     /// Take a row; get what it becomes, if it is in the answer by itself.
@@ -75,16 +81,15 @@ impl<'q> Executor<'q> {
         if self.is_done() || !self.query.condition.matches(row) {
             return None;
         }
-        let items = match &self.query.list {
-            List::All => None,
-            List::Items(items) => Some(items),
-        };
         if self.query.is_aggregate() {
-            self.fold(items?, row);
+            self.fold(row);
             return None;
         }
         self.given += 1;
-        Some(items.map_or_else(|| row.clone(), |items| Value::Object(project(items, row))))
+        Some(match &self.query.list {
+            List::All => row.clone(),
+            List::Items(items) => Value::Object(project(items, row)),
+        })
     }
 
     /// Whether no further row can change the answer, because `TOP` is reached.
@@ -114,7 +119,8 @@ impl<'q> Executor<'q> {
         (self.groups.into_values().take(left).map(|group| group.finish(items)).collect(), next)
     }
 
-    fn fold(&mut self, items: &[Item], row: &Value) {
+    fn fold(&mut self, row: &Value) {
+        let List::Items(items) = &self.query.list else { return };
         let value = self.query.group_by.as_ref().map_or(Term::Undefined, |path| look_up(path, row));
         let key = GroupKey::of(&value);
         if self.after.as_ref().is_some_and(|after| key <= *after) {

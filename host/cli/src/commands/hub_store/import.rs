@@ -199,9 +199,9 @@ async fn write(hub: &OfflineHub, batch: Batch) -> anyhow::Result<Outcome> {
         let now = Utc::now();
         let (mut numbers, mut new, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (line, text) in lines {
-            match NewIdentity::from_json(&text, now) {
+            match NewIdentity::from_json(&text, now).and_then(|one| one.rows()) {
                 Ok(one) => {
-                    numbers.push((line, one.identity.address.clone()));
+                    numbers.push((line, one.address().clone()));
                     new.push(one);
                 }
                 Err(error) => errors.push(LineError::new(line, &error)),
