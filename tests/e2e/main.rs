@@ -15,6 +15,7 @@ mod rest;
 mod announcements;
 mod bad_input;
 mod capacity;
+mod certificates;
 mod command_line;
 mod config;
 mod configuration;

@@ -4,6 +4,7 @@
 //! only the test targets of the crate that holds the binary are told where cargo has just built it.
 #![allow(dead_code, unused_imports, reason = "each test target uses a part of it")]
 
+mod certificates;
 mod guests;
 mod latch;
 mod process;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub(crate) use certificates::{Certificate, Valid};
 pub(crate) use guests::{GUESTS_VARIABLE, guests, guests_folder, plugin_folder};
 pub(crate) use latch::{FREE_PORTS, Latch, Outcome, latch, latch_command, latch_json, latch_ok, outcome};
 pub(crate) use process::Process;

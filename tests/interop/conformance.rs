@@ -3,8 +3,10 @@
 //! Each area is a program of `node/conformance/` or `python/conformance/`: a table of cases that runs against one hub and
 //! tells of each case in a line of the Test Anything Protocol. The numbers here see to it that no case gets lost.
 
+use std::path::Path;
+
 use super::{Sdk, isolated, isolation, sdk};
-use crate::harness::Latch;
+use crate::harness::{Certificate, Latch, Valid};
 
 /// How many cases there are to be at least.
 const WANTED: usize = 150;
@@ -27,7 +29,7 @@ areas! {
     node_identities: Node "identities.js" 22;
     node_bulk: Node "bulk.js" 9;
     node_twins: Node "twins.js" 26;
-    node_device_twins: Node "device_twins.js" 15;
+    node_device_twins: Node "device_twins.js" 16;
     node_methods: Node "methods.js" 22;
     node_jobs: Node "jobs.js" 25;
     node_queries: Node "queries.js" 20;
@@ -37,10 +39,11 @@ areas! {
     node_connections: Node "connections.js" 16;
     node_websockets: Node "websockets.js" 8;
     node_modules: Node "modules.js" 18;
+    node_certificates: Node "certificates.js" 19;
     python_identities: Python "identities.py" 10;
     python_bulk: Python "bulk.py" 9;
     python_twins: Python "twins.py" 11;
-    python_device_twins: Python "device_twins.py" 9;
+    python_device_twins: Python "device_twins.py" 10;
     python_methods: Python "methods.py" 11;
     python_jobs: Python "jobs.py" 9;
     python_queries: Python "queries.py" 7;
@@ -48,6 +51,7 @@ areas! {
     python_connections: Python "connections.py" 13;
     python_websockets: Python "websockets.py" 6;
     python_modules: Python "modules.py" 10;
+    python_certificates: Python "certificates.py" 13;
 }
 
 const _: () = assert!(CASES >= WANTED);
@@ -55,6 +59,7 @@ const _: () = assert!(CASES >= WANTED);
 /// Runs an area against a hub of its own; every one of its cases must succeed.
 fn run(sdk: Sdk, script: &str, cases: usize) {
     let data = tempfile::tempdir().expect("a temporary folder can be made");
+    make_certificates(&data.path().join("devices-of-tests"));
     let latch = Latch::start(data.path(), &["hub"]);
     isolation::demand_standard_ports(data.path());
     let mut process = sdk.start(script, data.path());
@@ -66,6 +71,22 @@ fn run(sdk: Sdk, script: &str, cases: usize) {
     }
     let status = latch.stop();
     assert!(status.success(), "latch ended with {status} on SIGTERM");
+}
+
+/// What devices show that connect with a certificate, as `NAME.pem` and `NAME.key`.
+fn make_certificates(folder: &Path) {
+    for name in ["own", "next", "other"] {
+        Certificate::self_signed(name, Valid::Now).save(folder, name);
+    }
+    Certificate::self_signed("expired", Valid::InThePast).save(folder, "expired");
+    let (factory, stranger) = (Certificate::root("factory"), Certificate::root("factory"));
+    let line = factory.sign_authority("line 1");
+    factory.save(folder, "factory");
+    // The common name of a certificate that an authority has signed is the id of its device.
+    factory.sign("signed", Valid::Now).save(folder, "signed");
+    line.sign("signed-below", Valid::Now).save(folder, "signed-below");
+    factory.sign("signed-expired", Valid::InThePast).save(folder, "signed-expired");
+    stranger.sign("signed-elsewhere", Valid::Now).save(folder, "signed-elsewhere");
 }
 
 /// Whether what a program said tells of so many cases, all of them well.

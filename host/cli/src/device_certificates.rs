@@ -5,9 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
+use embedded_hub::certificate::ClientCertificate;
 use iothub_device::tls::with_certificate;
 use iothub_protocol::connection_string::{DeviceConnectionString, DeviceCredentials};
+use iothub_protocol::time;
 use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 
 /// TLS for each device.
 pub(crate) struct DeviceTls {
@@ -36,9 +41,21 @@ impl DeviceTls {
         };
         // Ids cannot hold a slash, so these stay inside the folder.
         let (chain, key) = (folder.join(format!("{id}.pem")), folder.join(format!("{id}.key")));
-        let used = with_certificate(&self.shared, &read(&chain)?, &read(&key)?);
-        used.with_context(|| format!("{} and {} cannot be used", chain.display(), key.display()))
+        let certificates = read(&chain)?;
+        let used = with_certificate(&self.shared, &certificates, &read(&key)?);
+        let used = used.with_context(|| format!("{} and {} cannot be used", chain.display(), key.display()))?;
+        if let Some(ended) = end_of(&certificates).filter(|end| *end < Utc::now()) {
+            let ended = time::format(ended);
+            bail!("{} has expired on {ended}: every hub refuses it, put a new one in its place", chain.display());
+        }
+        Ok(used)
     }
+}
+
+/// Until when the first certificate of a file is valid; what cannot be read is the hub's to judge.
+fn end_of(file: &[u8]) -> Option<DateTime<Utc>> {
+    let first = CertificateDer::from_pem_slice(file).ok()?;
+    Some(ClientCertificate::read(&[first], &[], Utc::now()).ok()??.not_after)
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {

@@ -288,27 +288,3 @@ impl Connector {
         Ok((Link { device, connection, stop }, ends))
     }
 }
-
-/// Descriptors beside those of devices: listeners, stores, plugins, requests, the standard ones.
-const SPARE_DESCRIPTORS: u64 = 256;
-
-/// Whether so many devices fit under the descriptor limit, after raising it as far as the system allows.
-pub(crate) fn check_descriptors(devices: usize, each: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    let current = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum,
-        Err(_) => limit.current,
-    };
-    // No limit at all is a limit of as many as there are numbers.
-    let current = current.unwrap_or(u64::MAX);
-    let fit = current.saturating_sub(SPARE_DESCRIPTORS) / each;
-    if devices as u64 > fit {
-        bail!(
-            "{devices} devices do not fit: this process may open {current} files, enough for {fit} devices\nhint: raise the \
-             limit with `ulimit -n`, or start fewer"
-        );
-    }
-    Ok(())
-}

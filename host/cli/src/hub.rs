@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use embedded_hub::events::{EventKind, EventLog, HubEvent};
 use embedded_hub::rehearsal::RehearsalSettings;
 use embedded_hub::rehearsal::tier::Sku;
-use embedded_hub::{EmbeddedHub, HubHandle, HubSettings};
+use embedded_hub::{ConnectionLimits, EmbeddedHub, HubHandle, HubSettings};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
 use iothub_protocol::id::DeviceId;
@@ -35,11 +35,13 @@ pub(crate) struct RunningHub {
 }
 
 impl RunningHub {
-    /// Start the hub on `listeners`, within the limits of `tier` if there is one, and write its files into the folder.
+    /// Start the hub on `listeners`, within the limits of `tier` if there is one and with so many connections, and write its
+    /// files into the folder.
     pub(crate) async fn start(
         data: Arc<DataFolder>,
         listeners: Listeners,
         tier: Option<Sku>,
+        connections: ConnectionLimits,
     ) -> anyhow::Result<RunningHub> {
         let (https, mqtt) = (listeners.https.local_addr()?, listeners.mqtt.local_addr()?);
         let settings = HubSettings {
@@ -49,6 +51,7 @@ impl RunningHub {
             machine_name: machine_name(),
             jobs: Default::default(),
             rehearsal: RehearsalSettings { tier, ..RehearsalSettings::default() },
+            connections,
         };
         let hub = EmbeddedHub::start(settings).await.context("the hub cannot start")?;
         let key = hub.policy_key(OWNER).context("the hub has lost its policies")?;

@@ -10,6 +10,7 @@ mod commands;
 mod config;
 mod context;
 mod data_folder;
+mod descriptors;
 mod device_certificates;
 mod exit;
 mod fleet;

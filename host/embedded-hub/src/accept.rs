@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use rustls::ServerConfig;
@@ -14,25 +14,41 @@ use tokio_util::task::TaskTracker;
 
 use crate::authorities::Authorities;
 use crate::certificate::ClientCertificate;
+use crate::places::{Place, Places};
 
 /// A client behind TLS. On the heap: it goes from hand to hand, and each of them would keep room for it.
 pub(crate) type Stream = Box<TlsStream<TcpStream>>;
 
-/// A TLS handshake that takes longer is given up.
+/// A TLS handshake that takes longer is given up. A device has so long for that and its CONNECT together.
 const HANDSHAKE_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// Pause after a failed accept (out of descriptors, mostly), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accept until `cancel`, and run `handle` on a task of its own for each client that completes its handshake. Returns after
-/// the last connection has ended; it is `handle` that must end soon after `cancel`.
-pub(crate) async fn serve<F, Fut>(listener: TcpListener, tls: Arc<ServerConfig>, cancel: CancellationToken, handle: F)
-where
-    F: Fn(Stream) -> Fut + Clone + Send + 'static,
+/// Who has been accepted.
+pub(crate) struct Arrival {
+    pub(crate) stream: Stream,
+    pub(crate) place: Place,
+    /// When its connection was made.
+    pub(crate) since: Instant,
+}
+
+/// Accept until `cancel`, as there are places, and run `handle` on a task of its own for each client that completes its
+/// handshake. Returns after the last connection has ended; it is `handle` that must end soon after `cancel`.
+pub(crate) async fn serve<F, Fut>(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    places: Places,
+    cancel: CancellationToken,
+    handle: F,
+) where
+    F: Fn(Arrival) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let acceptor = TlsAcceptor::from(tls);
     let connections = TaskTracker::new();
     loop {
+        // Before anybody is accepted: whoever has to wait does so in the system's own queue.
+        let Some(unknown) = cancel.run_until_cancelled(places.wait()).await else { break };
         let stream = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
@@ -44,11 +60,14 @@ where
             },
             () = cancel.cancelled() => break,
         };
+        // To close it at once is all that costs nothing.
+        let Some(place) = places.take(unknown) else { continue };
+        let since = Instant::now();
         let (acceptor, handle, cancel) = (acceptor.clone(), handle.clone(), cancel.clone());
         connections.spawn(async move {
             // Of its own on the heap, as it needs much and not for long.
             if let Some(stream) = Box::pin(set_up(stream, &acceptor, &cancel)).await {
-                handle(stream).await;
+                handle(Arrival { stream, place, since }).await;
             }
         });
     }

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
-use crate::hub::{Answer, Entity, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::hub::{Answer, Credentials, Entity, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
 use crate::rehearsal::Rehearsal;
 use crate::scan::Reads;
 use crate::store;
@@ -135,6 +135,11 @@ impl HubHandle {
         let link = LinkSender { outputs: sender, lost: lost.clone() };
         self.inputs.send(Message::Attach(id, link)).await.ok()?;
         Some(LinkEnd { id, outputs, lost })
+    }
+
+    /// Whether the hub would let a device or a module in that shows this.
+    pub(crate) async fn admits(&self, id: Address, credentials: Credentials) -> bool {
+        self.request(Operation::Authenticate { id, credentials }).await.is_ok()
     }
 
     /// `false` if the hub has stopped.

@@ -78,7 +78,7 @@ impl Fleet for HubFleet {
         let mut states = HashMap::with_capacity(targets.len());
         for kind in [Kind::Devices, Kind::Modules] {
             let of_kind: Vec<_> = targets.iter().filter(|target| Kind::of(target) == kind).cloned().collect();
-            let mut walk = Walk::of(&self.hub, kind, &of_kind);
+            let mut walk = Walk::of(&self.hub, kind, &of_kind, PinState::PARTS);
             while let Some(twins) = walk.next().await? {
                 states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
             }

@@ -25,7 +25,7 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
-use iothub_protocol::id::{DeviceId, ModuleId};
+use iothub_protocol::id::{DeviceId, ModelId, ModuleId};
 use iothub_protocol::identity::Identity;
 use iothub_protocol::topic::{FromDevice, Subscription};
 use iothub_protocol::twin::{Twin, TwinFacts};
@@ -80,6 +80,8 @@ pub enum LinkInput {
     Published {
         message: FromDevice,
         payload: Bytes,
+        /// Of QoS 1: acknowledged once the hub has done what it asks.
+        packet_id: Option<u16>,
     },
     /// PUBACK of a cloud-to-device message.
     Acknowledged {
@@ -105,6 +107,8 @@ pub struct ConnectRequest {
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
     pub will: Option<(FromDevice, Bytes)>,
+    /// The model that the device says it implements; one that says nothing keeps that of before.
+    pub model: Option<ModelId>,
 }
 
 impl fmt::Debug for ConnectRequest {
@@ -126,6 +130,11 @@ pub enum LinkOutput {
     },
     UnsubAck {
         pkid: u16,
+    },
+    /// What the device has published with QoS 1 is done; `is_message` if it was telemetry.
+    PubAck {
+        packet_id: u16,
+        is_message: bool,
     },
     /// QoS 0, as the hub sends twin and method messages.
     Publish {
@@ -452,6 +461,9 @@ impl<R> Hub<R> {
             }
             Operation::ListMessages(id) => self.entity(&id.into()).map(messages::list),
             Operation::PurgeMessages(id) => self.purge_messages(now, &id.into()),
+            Operation::Authenticate { id, credentials } => {
+                self.authenticate(now, &id, &credentials).map(|_| Answer::Done).map_err(|denial| denial.answer())
+            }
             Operation::ReceiveMessage { id, credentials, token, lock } => {
                 self.receive_message(now, &id.into(), &credentials, token, lock)
             }

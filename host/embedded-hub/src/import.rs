@@ -284,6 +284,27 @@ mod tests {
     }
 
     #[test]
+    fn certificates_go_out_and_come_in_with_and_without_keys() {
+        let (sha1, sha256) = ("0a".repeat(20), "0B".repeat(32));
+        let prints = json!({"primaryThumbprint": sha1, "secondaryThumbprint": sha256});
+        let none = json!({"primaryThumbprint": null, "secondaryThumbprint": null});
+        for (kind, prints) in [("selfSigned", &prints), ("certificateAuthority", &none)] {
+            let authentication = json!({"type": kind, "x509Thumbprint": prints});
+            let given = json!({"id": "d1", "authentication": authentication}).to_string();
+            let device = read(&given).expect("a device");
+            for with_keys in [true, false] {
+                let exported = line(&device, with_keys);
+                let again = line(&read(&exported.to_string()).expect("its own line"), true);
+                for line in [&exported, &again] {
+                    let shown = &line["authentication"];
+                    assert_eq!((&shown["type"], &shown["x509Thumbprint"]), (&json!(kind), prints), "{line}");
+                }
+                assert_eq!(again["authentication"]["symmetricKey"], json!({"primaryKey": null, "secondaryKey": null}));
+            }
+        }
+    }
+
+    #[test]
     fn a_wrong_line_is_refused_with_its_reason() {
         for (line, text) in [
             ("", "this is no device"),

@@ -2,7 +2,7 @@
 //!
 //! [`hub`] decides, without I/O: registry, twins, sessions, direct methods. [`session`] is one MQTT connection, also
 //! without I/O. Around them: `driver` feeds the hub and writes what it decides to [`store`] before anyone hears of it,
-//! `mqtt` and `rest` are the two listeners (`accept` is what they share), `fleet` lets the job engine act on the hub's devices, [`tls`] makes the
+//! `mqtt` and `rest` are the two listeners (`accept` is what they share, `places` bounds them), `fleet` lets the job engine act on the hub's devices, [`tls`] makes the
 //! local certificate authority, `configurations` gives devices their desired properties, [`rehearsal`] plays the limits
 //! of an Azure tier and the bad days of a hub, [`events`] keeps what back ends may follow. The hub holds in memory whom it
 //! deals with; `scan` reads many devices past it, and `presence` is what stands beside the store for that; `indexes` and
@@ -22,6 +22,7 @@ pub mod hub;
 pub mod import;
 mod indexes;
 mod mqtt;
+mod places;
 mod policy;
 mod presence;
 pub mod queue;
@@ -36,5 +37,6 @@ pub mod websocket;
 
 pub use driver::HubHandle;
 pub use fleet::HubFleet;
+pub use places::ConnectionLimits;
 pub use policy::{Policy, Rights};
 pub use server::{EmbeddedHub, HubSettings, StartError};

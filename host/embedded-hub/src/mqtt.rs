@@ -9,7 +9,6 @@ use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use iothub_protocol::topic::FromDevice;
 use rumqttc::mqttbytes::Error as FrameError;
 use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode, Packet};
 use rustls::ServerConfig;
@@ -18,10 +17,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accept::{self, Peers};
+use crate::accept::{self, Arrival, Peers};
 use crate::certificate::ClientCertificate;
 use crate::driver::{HubHandle, LinkEnd};
 use crate::hub::{LinkInput, LinkOutput};
+use crate::places::{Place, Places};
 use crate::rehearsal::gate::{Gate, Passage, Turn};
 use crate::session::{Action, MAX_PACKET, Session};
 
@@ -41,6 +41,14 @@ pub(crate) struct Door {
     guests: TaskTracker,
 }
 
+/// Who comes to the door.
+pub(crate) struct Guest {
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
+    pub(crate) place: Place,
+    /// When the connection was made: a client has only so long to say who it is.
+    pub(crate) since: Instant,
+}
+
 impl Door {
     /// Connections end soon after `cancel`.
     pub(crate) fn new(hub: HubHandle, cancel: CancellationToken) -> Door {
@@ -48,11 +56,12 @@ impl Door {
     }
 
     /// Accept until cancelled; returns after the last connection has ended, guests included.
-    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers) {
+    pub(crate) async fn serve(self, listener: TcpListener, tls: Arc<ServerConfig>, peers: Peers, places: Places) {
         let door = self.clone();
-        accept::serve(listener, tls, self.cancel.clone(), move |stream| {
-            let (door, certificate) = (door.clone(), peers.certificate(&stream));
-            async move { door.handle(stream, certificate).await }
+        accept::serve(listener, tls, places, self.cancel.clone(), move |arrival| {
+            let (door, certificate) = (door.clone(), peers.certificate(&arrival.stream));
+            let Arrival { stream, place, since } = arrival;
+            async move { door.handle(stream, Guest { certificate, place, since }).await }
         })
         .await;
         self.guests.close();
@@ -60,7 +69,7 @@ impl Door {
     }
 
     /// Take a connection that another listener has made ready.
-    pub(crate) fn admit<F, S>(&self, certificate: Option<Arc<ClientCertificate>>, ready: F)
+    pub(crate) fn admit<F, S>(&self, guest: Guest, ready: F)
     where
         F: Future<Output = Option<S>> + Send + 'static,
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -68,12 +77,12 @@ impl Door {
         let door = self.clone();
         self.guests.spawn(async move {
             if let Some(Some(stream)) = door.cancel.run_until_cancelled(ready).await {
-                door.handle(stream, certificate).await;
+                door.handle(stream, guest).await;
             }
         });
     }
 
-    async fn handle<S>(&self, stream: S, certificate: Option<Arc<ClientCertificate>>)
+    async fn handle<S>(&self, stream: S, guest: Guest)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -83,7 +92,8 @@ impl Door {
             stream,
             link,
             hub: self.hub.clone(),
-            session: Session::new(Instant::now(), certificate),
+            session: Session::new(guest.since, guest.certificate),
+            place: guest.place,
             incoming: BytesMut::new(),
             outgoing: BytesMut::new(),
             gate: Gate::new(&self.hub),
@@ -106,6 +116,7 @@ struct Connection<S> {
     link: LinkEnd,
     hub: HubHandle,
     session: Session,
+    place: Place,
     incoming: BytesMut,
     outgoing: BytesMut,
     gate: Gate,
@@ -243,11 +254,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     async fn pass_on(&mut self, output: LinkOutput) -> Result<(), End> {
-        if self.gate.reaches(Instant::now(), &output) {
-            let actions = self.session.handle_output(output);
-            self.perform(actions).await?;
+        if let LinkOutput::Accepted { .. } = output {
+            self.place.known();
         }
-        Ok(())
+        let is_heard = self.gate.reaches(Instant::now(), &output);
+        let actions = self.session.handle_output(output);
+        if is_heard { self.perform(actions).await } else { Ok(()) }
     }
 
     /// What was held has waited long enough.
@@ -284,22 +296,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     /// `is_admitted` if the first of them has waited already.
     async fn carry_out(&mut self, actions: Vec<Action>, mut is_admitted: bool) -> Result<(), End> {
         let mut actions = actions.into_iter();
-        let mut is_message = false;
         while let Some(action) = actions.next() {
             match action {
-                Action::Send(Packet::PubAck(_)) if is_message && self.gate.loses_puback() => {}
                 Action::Send(packet) => self.write(packet)?,
                 Action::ToHub(input) => {
-                    is_message = matches!(&input, LinkInput::Published { message: FromDevice::Telemetry { .. }, .. });
                     let is_free = std::mem::take(&mut is_admitted);
-                    match if is_free { Passage::Go } else { self.gate.passage(&input) } {
+                    match if is_free { Passage::Go } else { self.passage(&input).await } {
                         Passage::Go => self.tell_hub(input).await?,
                         Passage::WaitUntil(until) => {
                             let rest = std::iter::once(Action::ToHub(input)).chain(actions).collect();
                             self.held = Some((until, rest));
                             return Ok(());
                         }
-                        Passage::Answer(output) => self.answer(output)?,
+                        Passage::Answer(output) => self.answer(output, &input)?,
                         Passage::Busy => return Err(self.refuse_busily()?),
                         Passage::Close { reason } => return Err(End::abrupt(reason)),
                     }
@@ -310,16 +319,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         Ok(())
     }
 
+    async fn passage(&mut self, input: &LinkInput) -> Passage {
+        let is_known = match input {
+            // Whom the hub refuses takes nothing of what a tier has for others.
+            LinkInput::Connect(request) if self.hub.rehearsal().has_tier() => {
+                self.hub.admits(request.address.clone(), request.credentials.clone()).await
+            }
+            _ => true,
+        };
+        self.gate.passage(input, is_known)
+    }
+
     async fn tell_hub(&mut self, input: LinkInput) -> Result<(), End> {
         let is_there = self.hub.link_input(self.link.id, input).await;
         if is_there { Ok(()) } else { Err(End::abrupt("the hub has stopped")) }
     }
 
     /// In the hub's place, which knows nothing of it.
-    fn answer(&mut self, output: LinkOutput) -> Result<(), End> {
-        for action in self.session.handle_output(output) {
-            let Action::Send(packet) = action else { continue };
-            self.write(packet)?;
+    fn answer(&mut self, output: LinkOutput, input: &LinkInput) -> Result<(), End> {
+        let acknowledgement = match input {
+            LinkInput::Published { packet_id: Some(packet_id), .. } => {
+                Some(LinkOutput::PubAck { packet_id: *packet_id, is_message: false })
+            }
+            _ => None,
+        };
+        for output in std::iter::once(output).chain(acknowledgement) {
+            for action in self.session.handle_output(output) {
+                let Action::Send(packet) = action else { continue };
+                self.write(packet)?;
+            }
         }
         Ok(())
     }

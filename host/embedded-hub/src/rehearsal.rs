@@ -279,7 +279,7 @@ impl Rehearsal {
             let token = policy.primary_key.sign(&resource, Some(&policy.name), Utc::now() + lifetime);
             let credentials = Credentials { token: Some(token), certificate: None };
             let Some(mut link) = hub.attach().await else { return };
-            let request = ConnectRequest { address, credentials, clean_session: false, will: None };
+            let request = ConnectRequest { address, credentials, clean_session: false, will: None, model: None };
             hub.link_input(link.id, LinkInput::Connect(Box::new(request))).await;
             loop {
                 tokio::select! {

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -39,7 +39,7 @@ use crate::configurations::Configurations;
 use crate::driver::HubHandle;
 use crate::mqtt::Door;
 use crate::policy::Policy;
-use reply::{Refusal, read_body};
+use reply::{Refusal, pass_over, read_body};
 
 pub(crate) use events::Streams;
 pub(crate) use serve::serve;
@@ -88,7 +88,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(state.clone(), rehearse::admit))
-        .layer(middleware::from_fn(with_whole_body))
+        .layer(middleware::from_fn_with_state(state.clone(), with_whole_body))
         .with_state(state)
 }
 
@@ -105,9 +105,14 @@ fn message_routes(device_bound: &str, service_bound: &str) -> Router<RestState> 
 }
 
 /// Take the body before anything is decided. A refusal that leaves while the body is still coming closes the connection
-/// on it, and a client that sends everything before it listens hears of that and not of the refusal.
-async fn with_whole_body(request: Request, next: Next) -> Result<Response, Refusal> {
+/// on it, and a client that sends everything before it listens hears of that and not of the refusal. What comes from a
+/// client that no policy knows is not kept: every route that reads a body will refuse it.
+async fn with_whole_body(State(state): State<RestState>, request: Request, next: Next) -> Result<Response, Refusal> {
     let (head, body) = request.into_parts();
+    if !state.knows(&head.headers) {
+        pass_over(body).await;
+        return Ok(next.run(Request::from_parts(head, Body::empty())).await);
+    }
     let whole = read_body(body).await.and_then(|whole| check_type(&head.headers, &whole).map(|()| whole));
     match whole {
         Ok(whole) => Ok(next.run(Request::from_parts(head, Body::from(whole))).await),

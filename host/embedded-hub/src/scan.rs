@@ -138,10 +138,10 @@ impl Walk {
         Walk::begin(hub, condition, Parts::ALL, None, MAX_ROWS)
     }
 
-    /// Over those of these devices, or of these modules, that exist, with whole twins.
-    pub(crate) fn of(hub: &HubHandle, kind: Kind, addresses: &[Address]) -> Walk {
+    /// Over those of these devices, or of these modules, that exist.
+    pub(crate) fn of(hub: &HubHandle, kind: Kind, addresses: &[Address], parts: Parts) -> Walk {
         let mut walk = Walk::over(hub, &Condition::all());
-        let selection = plan::selection_of(kind, addresses, MAX_ROWS);
+        let selection = plan::selection_of(kind, addresses, parts, MAX_ROWS);
         walk.selection = Arc::new(selection);
         if addresses.is_empty() {
             walk.state = State::Over;

@@ -22,6 +22,7 @@ use crate::driver::{self, HubHandle};
 use crate::fleet::HubFleet;
 use crate::hub::{Answer, Hub, Operation};
 use crate::mqtt::Door;
+use crate::places::{ConnectionLimits, Places};
 use crate::policy::{Policy, random_key};
 use crate::rehearsal::{INTRUDERS_POLICY, Rehearsal, RehearsalSettings};
 use crate::rest::{self, RestState, Streams};
@@ -40,6 +41,7 @@ pub struct HubSettings {
     pub jobs: JobSettings,
     /// Limits of a tier; without one there are none.
     pub rehearsal: RehearsalSettings,
+    pub connections: ConnectionLimits,
 }
 
 /// Why there is no hub.
@@ -121,7 +123,8 @@ impl EmbeddedHub {
         let peers = Peers(authorities.clone());
         let (mqtt_cancel, https_cancel) = (CancellationToken::new(), CancellationToken::new());
         let door = Door::new(handle.clone(), mqtt_cancel.clone());
-        let mqtt = door.clone().serve(settings.mqtt, tls.clone(), peers.clone());
+        let places = Places::new(settings.connections);
+        let mqtt = door.clone().serve(settings.mqtt, tls.clone(), peers.clone(), places.clone());
         let streams = Streams::new(https_cancel.clone());
         let state = RestState {
             hub: handle.clone(),
@@ -131,7 +134,7 @@ impl EmbeddedHub {
             streams,
             configurations,
         };
-        let https = rest::serve(settings.https, tls, rest::router(state), peers, https_cancel.clone());
+        let https = rest::serve(settings.https, tls, rest::router(state), peers, places.beside(), https_cancel.clone());
         Ok(EmbeddedHub {
             handle,
             jobs,

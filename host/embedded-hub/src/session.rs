@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use iothub_protocol::address::Address;
-use iothub_protocol::topic::{FromDevice, Subscription};
+use iothub_protocol::id::ModelId;
+use iothub_protocol::topic::{FromDevice, Subscription, decode_bag};
 use iothub_protocol::twin::limit;
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck,
@@ -18,10 +19,13 @@ use rumqttc::mqttbytes::{Protocol, QoS};
 use crate::certificate::ClientCertificate;
 use crate::hub::{ConnectRequest, Credentials, Granted, LinkInput, LinkOutput};
 
-/// A client that has said nothing for so long after TLS is cut.
+/// A client that has not said who it is so long after its connection was made is cut.
 const CONNECT_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// The hub waits at most so long between packets, whatever keep-alive the client asked for; Azure's number.
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
+/// Publications with QoS 1 that may be with the hub at once: enough to keep it busy over a commit, and few beside the
+/// room for what goes to one device.
+const MAX_UNACKNOWLEDGED: usize = 64;
 /// Largest packet: a message of 256 KiB, a topic of 64 KiB with its properties, and the header.
 pub const MAX_PACKET: usize = 256 * 1024 + 64 * 1024 + 16;
 // A whole twin, and news of a whole section, reach the device in one packet.
@@ -46,6 +50,8 @@ pub struct Session {
     /// How long the client may say nothing.
     silence: Duration,
     last_heard: Instant,
+    /// Publications that are with the hub and will be acknowledged.
+    unacknowledged: usize,
     /// The client's, until CONNECT.
     certificate: Option<Arc<ClientCertificate>>,
 }
@@ -60,9 +66,10 @@ enum State {
 }
 
 impl Session {
-    /// Of a client that has shown this certificate.
-    pub fn new(now: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
-        Session { state: State::AwaitConnect, silence: CONNECT_TIME_LIMIT, last_heard: now, certificate }
+    /// Of a client that connected at `since` and has shown this certificate.
+    pub fn new(since: Instant, certificate: Option<Arc<ClientCertificate>>) -> Session {
+        let state = State::AwaitConnect;
+        Session { state, silence: CONNECT_TIME_LIMIT, last_heard: since, unacknowledged: 0, certificate }
     }
 
     /// When to call [`Session::handle_deadline`].
@@ -75,9 +82,10 @@ impl Session {
         self.last_heard = now;
     }
 
-    /// Whether to give packets now. A client need not wait for the answer to its CONNECT; the connection does.
+    /// Whether to give packets now. A client need not wait for the answer to its CONNECT, nor for one PUBACK before it
+    /// publishes again; the connection does, so that what the hub has for it stays bounded.
     pub fn takes_packets(&self) -> bool {
-        !matches!(self.state, State::AwaitVerdict(_))
+        !matches!(self.state, State::AwaitVerdict(_)) && self.unacknowledged < MAX_UNACKNOWLEDGED
     }
 
     pub fn handle_deadline(&mut self) -> Action {
@@ -111,6 +119,10 @@ impl Session {
                 let codes = granted.into_iter().map(|granted| SubscribeReasonCode::Success(quality(granted))).collect();
                 vec![Action::Send(Packet::SubAck(SubAck::new(pkid, codes)))]
             }
+            (LinkOutput::PubAck { packet_id, is_message: _ }, State::Up(_)) => {
+                self.unacknowledged = self.unacknowledged.saturating_sub(1);
+                vec![Action::Send(Packet::PubAck(PubAck::new(packet_id)))]
+            }
             (LinkOutput::UnsubAck { pkid }, State::Up(_)) => vec![Action::Send(Packet::UnsubAck(UnsubAck::new(pkid)))],
             (LinkOutput::Publish { topic, payload }, State::Up(_)) => {
                 vec![Action::Send(Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, payload)))]
@@ -143,7 +155,10 @@ impl Session {
             None => None,
             Some(will) => match FromDevice::parse(&address, &will.topic) {
                 // Copied, as it would hold the whole packet for as long as the connection lasts.
-                Some(message @ FromDevice::Telemetry { .. }) => Some((message, Bytes::copy_from_slice(&will.message))),
+                Some(mut message @ FromDevice::Telemetry { .. }) => {
+                    mark_retained(&mut message, will.retain);
+                    Some((message, Bytes::copy_from_slice(&will.message)))
+                }
                 _ => return self.refuse(ConnectReturnCode::NotAuthorized, "the will's topic is not the device's"),
             },
         };
@@ -155,8 +170,9 @@ impl Session {
         self.state = State::AwaitVerdict(address.clone());
         let token = Some(login.password).filter(|password| !password.is_empty());
         let credentials = Credentials { token, certificate: self.certificate.take() };
-        let clean_session = connect.clean_session;
-        vec![Action::ToHub(LinkInput::Connect(Box::new(ConnectRequest { address, credentials, clean_session, will })))]
+        let (clean_session, model) = (connect.clean_session, announced_model(&login.username));
+        let request = ConnectRequest { address, credentials, clean_session, will, model };
+        vec![Action::ToHub(LinkInput::Connect(Box::new(request)))]
     }
 
     fn handle_up(&mut self, address: &Address, packet: Packet) -> Vec<Action> {
@@ -180,16 +196,10 @@ impl Session {
         let Some(mut message) = FromDevice::parse(address, &publish.topic) else {
             return vec![self.close(false, "PUBLISH to a topic that is not the device's")];
         };
-        if let (FromDevice::Telemetry { bag }, true) = (&mut message, publish.retain) {
-            let separator = if bag.is_empty() { "" } else { "&" };
-            bag.push_str(separator);
-            bag.push_str("mqtt-retain=true");
-        }
-        let mut actions = vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload })];
-        if publish.qos == QoS::AtLeastOnce {
-            actions.push(Action::Send(Packet::PubAck(PubAck::new(publish.pkid))));
-        }
-        actions
+        mark_retained(&mut message, publish.retain);
+        let packet_id = (publish.qos == QoS::AtLeastOnce).then_some(publish.pkid);
+        self.unacknowledged += usize::from(packet_id.is_some());
+        vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload, packet_id })]
     }
 
     fn subscribe(&mut self, address: &Address, subscribe: &Subscribe) -> Vec<Action> {
@@ -231,6 +241,23 @@ impl Session {
 /// Whether the part of a user name behind the host begins with this client id. What follows is the client's version.
 fn names(user: &str, client_id: &str) -> bool {
     user.strip_prefix(client_id).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The model in a user name, `host/clientId/?api-version=…&model-id=dtmi:…`. What is no model is not heeded.
+fn announced_model(username: &str) -> Option<ModelId> {
+    let (_, options) = username.rsplit_once('/')?;
+    let options = decode_bag(options.trim_start_matches('?'))?;
+    let (_, model) = options.into_iter().find(|(name, _)| name == "model-id")?;
+    ModelId::parse(&model).ok()
+}
+
+/// Nothing is retained; that it was asked for becomes a property of the message.
+fn mark_retained(message: &mut FromDevice, retain: bool) {
+    if let (FromDevice::Telemetry { bag }, true) = (message, retain) {
+        let separator = if bag.is_empty() { "" } else { "&" };
+        bag.push_str(separator);
+        bag.push_str("mqtt-retain=true");
+    }
 }
 
 fn quality(granted: Granted) -> QoS {
@@ -358,18 +385,66 @@ mod tests {
     }
 
     #[test]
-    fn qos_1_is_acknowledged_after_the_hub_has_it() {
+    fn a_retained_will_says_so_in_a_property() {
         let now = Instant::now();
-        let mut publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
-        publish.pkid = 7;
-        let actions = up(now).handle_packet(now, Packet::Publish(publish));
-        assert!(
-            matches!(
-                actions.as_slice(),
-                [Action::ToHub(LinkInput::Published { .. }), Action::Send(Packet::PubAck(PubAck { pkid: 7 }))]
+        for (topic, retain, expected) in [
+            ("devices/d1/messages/events/", true, "mqtt-retain=true"),
+            ("devices/d1/messages/events/a=b", true, "a=b&mqtt-retain=true"),
+            ("devices/d1/messages/events/a=b", false, "a=b"),
+        ] {
+            let mut packet = connect();
+            packet.last_will = Some(LastWill::new(topic, "gone", QoS::AtMostOnce, retain));
+            let actions = Session::new(now, None).handle_packet(now, Packet::Connect(packet));
+            let [Action::ToHub(LinkInput::Connect(request))] = actions.as_slice() else { panic!("{actions:?}") };
+            let Some((FromDevice::Telemetry { bag }, body)) = &request.will else { panic!("{actions:?}") };
+            assert_eq!((bag.as_str(), &body[..]), (expected, &b"gone"[..]));
+        }
+    }
+
+    #[test]
+    fn a_user_name_may_announce_a_model() {
+        let thermostat = ModelId::parse("dtmi:com:example:Thermostat;1").expect("a model");
+        for (options, expected) in [
+            (
+                "?api-version=2021-04-12&model-id=dtmi:com:example:Thermostat;1&DeviceClientType=x%2Fy",
+                Some(&thermostat),
             ),
+            ("api-version=2020-09-30&model-id=dtmi%3Acom%3Aexample%3AThermostat%3B1", Some(&thermostat)),
+            ("?api-version=2021-04-12", None),
+            ("?api-version=2021-04-12&model-id=", None),
+            ("?api-version=2021-04-12&model-id=no%20model", None),
+        ] {
+            assert_eq!(announced_model(&format!("localhost/d1/{options}")).as_ref(), expected, "{options}");
+        }
+        assert_eq!(announced_model("localhost"), None);
+    }
+
+    #[test]
+    fn qos_1_is_acknowledged_when_the_hub_says_so() {
+        let now = Instant::now();
+        let mut session = up(now);
+        let publish = Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtLeastOnce, " ");
+        let actions = session.handle_packet(now, Packet::Publish(Publish { pkid: 7, ..publish }));
+        assert!(
+            matches!(actions.as_slice(), [Action::ToHub(LinkInput::Published { packet_id: Some(7), .. })]),
             "{actions:?}"
         );
+        let actions = session.handle_output(LinkOutput::PubAck { packet_id: 7, is_message: false });
+        assert!(matches!(actions.as_slice(), [Action::Send(Packet::PubAck(PubAck { pkid: 7 }))]), "{actions:?}");
+    }
+
+    #[test]
+    fn a_client_that_publishes_ahead_of_the_hub_is_not_read_meanwhile() {
+        let now = Instant::now();
+        let mut session = up(now);
+        for pkid in 1..=MAX_UNACKNOWLEDGED as u16 {
+            assert!(session.takes_packets(), "{pkid}");
+            let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, "x");
+            session.handle_packet(now, Packet::Publish(Publish { pkid, ..publish }));
+        }
+        assert!(!session.takes_packets());
+        session.handle_output(LinkOutput::PubAck { packet_id: 1, is_message: true });
+        assert!(session.takes_packets());
     }
 
     #[test]

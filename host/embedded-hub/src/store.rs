@@ -6,6 +6,8 @@ mod indexes;
 mod kind;
 mod messages;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod twins;
 
 use std::collections::BTreeSet;
@@ -118,6 +120,7 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     CREATE INDEX messages_by_expiry ON messages (expiry, device, size);
     CREATE TABLE indexes (path TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 ",
+    twins::MODELS,
     // Modules: rows as those of devices, under `device/module`. So are their subscriptions and activity.
     "
     CREATE TABLE modules (
@@ -141,7 +144,8 @@ pub(crate) const MIGRATIONS: &[&str] = &[
         reported TEXT NOT NULL,
         desired_metadata TEXT NOT NULL,
         reported_metadata TEXT NOT NULL,
-        configurations TEXT NOT NULL
+        configurations TEXT NOT NULL,
+        model_id TEXT NOT NULL DEFAULT ''
     ) WITHOUT ROWID;
 ",
 ];

@@ -51,6 +51,7 @@ impl Fixture {
             machine_name: None,
             jobs: Default::default(),
             rehearsal: Default::default(),
+            connections: Default::default(),
         };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Fixture { hub, mqtt: ports[0], https: ports[1], folder }

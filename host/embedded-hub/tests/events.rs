@@ -2,6 +2,8 @@
 
 mod support;
 
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Packet, PubAck, Publish};
 use serde_json::{Value, json};
 use support::Service;
 
@@ -155,5 +157,32 @@ async fn a_reader_that_falls_behind_is_told_how_far() {
         }
     }
     assert!(missed > 0 && told > 0, "{told} {missed}");
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_acknowledged_can_be_read() {
+    let hub = Service::new().await;
+    let mut device = hub.device("d1").await;
+    let events = hub.hub.handle.events();
+    for packet_id in 1..=200 {
+        let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, packet_id.to_string());
+        device.send(&[Packet::Publish(Publish { pkid: packet_id, ..publish })]).await;
+        assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(packet_id))));
+        let page = events.page(0, 1000).events;
+        let messages = page.iter().filter(|(_, event)| event.kind_name() == "telemetry").count();
+        assert_eq!(messages, usize::from(packet_id));
+    }
+    // Whoever does not wait is acknowledged in order, however much comes at once.
+    let many: Vec<Packet> = (1..=2000)
+        .map(|packet_id| {
+            let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, "x");
+            Packet::Publish(Publish { pkid: packet_id, ..publish })
+        })
+        .collect();
+    device.send(&many).await;
+    for packet_id in 1..=2000 {
+        assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(packet_id))));
+    }
     hub.hub.stop().await;
 }

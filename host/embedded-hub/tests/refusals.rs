@@ -305,3 +305,15 @@ async fn methods_are_refused_in_their_own_envelope() {
     assert_eq!(inner["info"]["timeout"], "00:00:00");
     hub.hub.stop().await;
 }
+
+#[tokio::test]
+async fn a_device_is_deleted_with_and_without_a_condition() {
+    let hub = Service::new().await;
+    for (headers, expected) in [(&[][..], 204), (&["If-Match: *"], 204), (&["If-Match: \"MQ==\""], 412)] {
+        let created = hub.owner("PUT /devices/d1", &[], "{}").await.status;
+        assert_eq!(created, 200);
+        let reply = hub.owner("DELETE /devices/d1", headers, "").await;
+        assert_eq!(reply.status, expected, "{headers:?}: {reply:?}");
+    }
+    hub.hub.stop().await;
+}

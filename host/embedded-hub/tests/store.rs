@@ -28,8 +28,15 @@ async fn start(folder: &std::path::Path) -> EmbeddedHub {
     let mqtt = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let data = folder.to_owned();
-    let settings =
-        HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default(), rehearsal: Default::default() };
+    let settings = HubSettings {
+        data,
+        mqtt,
+        https,
+        machine_name: None,
+        jobs: Default::default(),
+        rehearsal: Default::default(),
+        connections: Default::default(),
+    };
     EmbeddedHub::start(settings).await.expect("a hub")
 }
 

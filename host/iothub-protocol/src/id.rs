@@ -125,6 +125,16 @@ pub(crate) fn rollout_place(text: &str) -> (u8, u64) {
 }
 
 id!(
+    /// The model that a device says it implements: a digital twin model identifier (DTMI), such as
+    /// `dtmi:com:example:Thermostat;1`. The characters and the length are those of DTDL, version 2.
+    ModelId,
+    "a model id",
+    2048,
+    "ASCII letters, digits and _ : ; .",
+    |c| c.is_ascii_alphanumeric() || "_:;.".contains(c)
+);
+
+id!(
     /// A direct method's name: printable ASCII except separators, up to 100 characters.
     ///
     /// The documentation names the characters; the length is our choice, made so that a topic stays small.

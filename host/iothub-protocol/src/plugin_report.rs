@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
 
+use crate::query::Parts;
 use crate::time;
 
 /// The key of the host, in desired and reported properties.
@@ -75,6 +76,9 @@ pub enum Standing {
 }
 
 impl PinState {
+    /// Which parts of a twin [`PinState::of_twin`] looks at.
+    pub const PARTS: Parts = Parts { tags: false, desired: true, reported: true, metadata: true, rest: false };
+
     /// From a twin as the service API shows it, metadata included.
     pub fn of_twin(twin: &Value, plugin: &str) -> PinState {
         let section = |name: &str| twin.get("properties").and_then(|properties| properties.get(name));

@@ -18,6 +18,8 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) tier: TierArgs,
     #[command(flatten)]
+    pub(crate) room: RoomArgs,
+    #[command(flatten)]
     pub(crate) host: HostArgs,
     /// Make sure that door-0001 to door-N exist, and run them, instead of the configuration's devices
     #[arg(long, value_name = "N")]
@@ -32,6 +34,8 @@ pub(crate) struct HubArgs {
     pub(crate) listen: ListenArgs,
     #[command(flatten)]
     pub(crate) tier: TierArgs,
+    #[command(flatten)]
+    pub(crate) room: RoomArgs,
     /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) devices: u32,
@@ -57,6 +61,13 @@ pub(crate) struct ListenArgs {
     /// Where MQTT listens [default: 127.0.0.1:8883]
     #[arg(long, value_name = "ADDR")]
     pub(crate) mqtt: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(crate) struct RoomArgs {
+    /// Connections that the hub takes at once, of devices and back ends [default: as many as the limit of open files allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: Option<u32>,
 }
 
 #[derive(Debug, Clone, Default, ClapArgs)]

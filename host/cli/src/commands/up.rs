@@ -9,7 +9,8 @@ use crate::admin_server::AdminServer;
 use crate::args::{HubArgs, UpArgs};
 use crate::context::{Context, tls_for};
 use crate::data_folder::DataFolder;
-use crate::fleet::{Fleet, Plugins, check_descriptors};
+use crate::descriptors::{check_descriptors, connection_limits, descriptors};
+use crate::fleet::{Fleet, Plugins};
 use crate::hub::RunningHub;
 use crate::listeners;
 use crate::output::line;
@@ -26,10 +27,12 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let settings = HostSettings::new(&flags, &configuration.config);
     let count = args.devices.map_or(configuration.config.devices.len(), |devices| devices as usize);
     check_descriptors(count, DESCRIPTORS_OF_A_DEVICE)?;
+    let room = connection_limits(args.room.max_connections, count, descriptors())?;
     check_tier(count, settings.tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
     let plugins = Plugins::load(&settings, &data).await?;
-    let mut hub = RunningHub::start(data.clone(), listeners::bind(&settings.listen).await?, settings.tier).await?;
+    let listeners = listeners::bind(&settings.listen).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners, settings.tier, room).await?;
     let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
     let devices = match configuration.connect(&connections).await? {
         Some(devices) => devices,
@@ -67,10 +70,11 @@ async fn ready_then_wait(fleet: &Fleet, hub: &RunningHub, plugins: usize) -> any
 
 pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> {
     check_descriptors(args.devices as usize, 1)?;
+    let room = connection_limits(args.room.max_connections, 0, descriptors())?;
     let tier = args.tier.sku()?;
     check_tier(args.devices as usize, tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier).await?;
+    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier, room).await?;
     let devices = hub.ensure_doors(args.devices).await?;
     let admin = AdminServer::start(&data, hub.hub.operator_router(), args.admin).await?;
     let stop = signals::stop()?;

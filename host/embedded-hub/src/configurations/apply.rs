@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt as _};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::query::{Condition, Source};
+use iothub_protocol::query::{Condition, Parts, Source};
 use iothub_protocol::twin::TwinPatch;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -132,7 +132,7 @@ impl Worker {
     async fn look_at(&self, plan: &Plan, touched: BTreeSet<Address>) -> Result<(), HubError> {
         let (modules, devices): (Vec<_>, Vec<_>) = touched.into_iter().partition(Address::is_module);
         for (kind, touched) in [(Kind::Devices, devices), (Kind::Modules, modules)] {
-            let mut walk = Walk::of(&self.hub, kind, &touched);
+            let mut walk = Walk::of(&self.hub, kind, &touched, Parts::ALL);
             while let Some(twins) = walk.next().await? {
                 self.apply(plan, twins, None).await;
             }

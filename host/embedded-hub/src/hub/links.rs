@@ -34,7 +34,14 @@ impl<R> Hub<R> {
             LinkInput::Connect(_) => {}
             LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &address, pkid, &filters),
             LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &address, pkid, &subscriptions),
-            LinkInput::Published { message, payload } => self.published(now, link, &address, message, &payload),
+            LinkInput::Published { message, payload, packet_id } => {
+                let is_message = matches!(message, FromDevice::Telemetry { .. });
+                self.published(now, link, &address, message, &payload);
+                if let Some(packet_id) = packet_id.filter(|_| self.links.contains_key(&link)) {
+                    // Behind what came of it, and like that only once all of it is durable.
+                    self.gated.push_back(Output::Link(link, LinkOutput::PubAck { packet_id, is_message }));
+                }
+            }
             LinkInput::Acknowledged { packet_id } => self.message_acknowledged(now, link, &address, packet_id),
             LinkInput::Closed { graceful } => self.closed(now, link, graceful),
         }
@@ -65,8 +72,17 @@ impl<R> Hub<R> {
         entity.link = Some(link);
         entity.is_clean = request.clean_session;
         let had_subscriptions = !entity.subscriptions.is_empty();
-        if request.clean_session && had_subscriptions {
+        let has_new_model = request.model.is_some() && entity.twin.model_id != request.model;
+        if has_new_model {
+            entity.twin.model_id = request.model;
+        }
+        if request.clean_session {
             entity.subscriptions.clear();
+        }
+        if has_new_model {
+            self.unwritten(&request.address).twin = true;
+        }
+        if request.clean_session && had_subscriptions {
             self.unwritten(&request.address).subscriptions = true;
         }
         self.heard(now, &request.address);

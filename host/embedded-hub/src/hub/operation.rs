@@ -65,6 +65,11 @@ pub enum Operation {
     /// A device's queue, as an array.
     ListMessages(DeviceId),
     PurgeMessages(DeviceId),
+    /// Whether a device or a module would be let in that shows this.
+    Authenticate {
+        id: Address,
+        credentials: Credentials,
+    },
     /// A device takes its next message, locked for so long under `token`.
     ReceiveMessage {
         id: DeviceId,
@@ -103,7 +108,8 @@ impl Operation {
             | Operation::PatchTwin { id, .. }
             | Operation::ReplaceTwin { id, .. }
             | Operation::Configure { id, .. }
-            | Operation::CallMethod { id, .. } => Some(id.clone()),
+            | Operation::CallMethod { id, .. }
+            | Operation::Authenticate { id, .. } => Some(id.clone()),
             Operation::ListMessages(id)
             | Operation::PurgeMessages(id)
             | Operation::SendMessage { id, .. }

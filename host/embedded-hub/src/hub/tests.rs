@@ -111,7 +111,10 @@ impl Fixture {
 
     fn connect(&mut self, link: u64, device: &str, password: String) {
         let credentials = with_token(password);
-        self.connect_as(link, ConnectRequest { address: id(device), credentials, clean_session: false, will: None });
+        self.connect_as(
+            link,
+            ConnectRequest { address: id(device), credentials, clean_session: false, will: None, model: None },
+        );
     }
 
     fn connect_as(&mut self, link: u64, request: ConnectRequest) {
@@ -135,7 +138,7 @@ impl Fixture {
 
     fn publish(&mut self, link: u64, bag: &str, size: usize) {
         let message = FromDevice::Telemetry { bag: bag.to_owned() };
-        self.link(link, LinkInput::Published { message, payload: vec![b' '; size].into() });
+        self.link(link, LinkInput::Published { message, payload: vec![b' '; size].into(), packet_id: None });
     }
 
     fn subscribe(&mut self, link: u64, subscription: Subscription) {
@@ -158,7 +161,7 @@ impl Fixture {
 
     fn answer(&mut self, link: u64, rid_text: &str) {
         let message = FromDevice::MethodResponse { status: 200, rid: rid(rid_text) };
-        self.link(link, LinkInput::Published { message, payload: Bytes::from_static(b"\"ok\"") });
+        self.link(link, LinkInput::Published { message, payload: Bytes::from_static(b"\"ok\""), packet_id: None });
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -344,7 +347,7 @@ fn a_report_is_answered_with_its_version_or_the_reason() {
     hub.heard();
     let mut report = |version: Option<u64>, body: &'static str| {
         let message = FromDevice::ReportedPatch { rid: rid("5"), version };
-        hub.link(1, LinkInput::Published { message, payload: Bytes::from_static(body.as_bytes()) });
+        hub.link(1, LinkInput::Published { message, payload: Bytes::from_static(body.as_bytes()), packet_id: None });
         hub.heard().remove(0)
     };
     assert_eq!(report(None, "{\"x\":1}"), "1 $iothub/twin/res/204/?$rid=5&$version=2 ");
@@ -371,7 +374,7 @@ fn a_clean_session_begins_and_ends_without_subscriptions() {
     let mut hub = Fixture::new();
     let connect = |hub: &mut Fixture, link, clean_session| {
         let credentials = with_token(hub.token("a", 1));
-        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session, will: None });
+        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session, will: None, model: None });
         hub.heard().into_iter().find(|line| line.contains("Accepted")).expect("accepted")
     };
     assert!(connect(&mut hub, 1, false).contains("false"));
@@ -413,7 +416,7 @@ fn a_will_is_sent_unless_the_device_took_its_leave() {
     let connect = |hub: &mut Fixture, link, bag: &str| {
         let will = Some((FromDevice::Telemetry { bag: bag.to_owned() }, Bytes::new()));
         let credentials = with_token(hub.token("a", 1));
-        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session: false, will });
+        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session: false, will, model: None });
         hub.events.clear();
     };
     connect(&mut hub, 1, "");
@@ -471,7 +474,7 @@ fn no_secret_is_shown() {
     let mut hub = Fixture::new();
     let password = hub.token("a", 1);
     let credentials = with_token(password.clone());
-    let request = ConnectRequest { address: id("a"), credentials, clean_session: true, will: None };
+    let request = ConnectRequest { address: id("a"), credentials, clean_session: true, will: None, model: None };
     let input: Input<u32> = Input::Link(LinkId(1), LinkInput::Connect(Box::new(request)));
     hub.request(1, Operation::GetIdentity(id("a")));
     let shown = format!("{input:?} {:?}", hub.outputs);

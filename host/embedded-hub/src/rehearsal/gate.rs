@@ -93,23 +93,24 @@ impl Gate {
         Some(Turn::Mute { until, ends: false })
     }
 
-    /// Whether what the device sends may go on to the hub. Asked once for each, unless it has to wait: then it goes.
-    pub(crate) fn passage(&mut self, input: &LinkInput) -> Passage {
+    /// Whether what the device sends may go on to the hub, which will refuse it unless `is_known`. Asked once for each,
+    /// unless it has to wait: then it goes.
+    pub(crate) fn passage(&mut self, input: &LinkInput, is_known: bool) -> Passage {
         if let LinkInput::Connect(request) = input {
             self.claimed = Some(request.address.clone());
             if let Some((_, until)) = self.rehearsal.silence(Some(&request.address)) {
                 return Passage::WaitUntil(until);
             }
         }
-        if !self.rehearsal.has_tier() {
+        if !self.rehearsal.has_tier() || !is_known {
             return Passage::Go;
         }
         let (class, bytes) = match input {
             LinkInput::Connect(_) => (Class::Connections, None),
-            LinkInput::Published { message: FromDevice::Telemetry { bag }, payload } => {
+            LinkInput::Published { message: FromDevice::Telemetry { bag }, payload, .. } => {
                 (Class::Telemetry, Some(payload.len() + bag_size(bag)))
             }
-            LinkInput::Published { message: FromDevice::ReportedPatch { .. }, payload } => {
+            LinkInput::Published { message: FromDevice::ReportedPatch { .. }, payload, .. } => {
                 (Class::TwinUpdates, Some(payload.len()))
             }
             // What it costs is known with the answer.
@@ -131,7 +132,11 @@ impl Gate {
         if self.rehearsal.is_off() {
             return true;
         }
-        let LinkOutput::Publish { topic, payload } = output else { return true };
+        let (topic, payload) = match output {
+            LinkOutput::PubAck { is_message: true, .. } => return !self.loses_puback(),
+            LinkOutput::Publish { topic, payload } => (topic, payload),
+            _ => return true,
+        };
         match ToDevice::parse(topic) {
             Some(ToDevice::Desired { .. }) => {
                 let is_lost = self.device.as_ref().is_some_and(|(device, _)| self.rehearsal.loses_notice(device));
@@ -149,7 +154,7 @@ impl Gate {
     }
 
     /// Whether the PUBACK of a message is lost.
-    pub(crate) fn loses_puback(&mut self) -> bool {
+    fn loses_puback(&mut self) -> bool {
         self.device.as_ref().is_some_and(|(device, _)| self.rehearsal.loses_puback(device))
     }
 

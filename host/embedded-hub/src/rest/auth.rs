@@ -7,7 +7,7 @@ use iothub_protocol::sas::Token;
 
 use super::RestState;
 use super::reply::header_text;
-use crate::policy::Rights;
+use crate::policy::{Policy, Rights};
 
 impl RestState {
     /// Whether the request's token is of a policy with these rights.
@@ -21,16 +21,16 @@ impl RestState {
         }
     }
 
+    /// Whether the request's token is of any policy.
+    pub(super) fn knows(&self, headers: &HeaderMap) -> bool {
+        let token = header_text(headers, &header::AUTHORIZATION).and_then(|text| Token::parse(text).ok());
+        token.is_some_and(|token| self.signer(&token).is_ok())
+    }
+
     /// As [`RestState::authorize`], for a token wherever it came from.
     pub(super) fn authorize_token(&self, token: &str, rights: Rights) -> Result<(), HubError> {
         let token = Token::parse(token).map_err(|e| unauthorized(&e.to_string()))?;
-        let policy = token.policy().and_then(|name| self.policies.iter().find(|policy| policy.name == name));
-        let policy = policy
-            .filter(|policy| policy.signed(&token))
-            .ok_or_else(|| unauthorized("the token is not signed with a key of this hub's policies"))?;
-        if token.is_expired(Utc::now()) {
-            return Err(unauthorized("the token has expired"));
-        }
+        let policy = self.signer(&token)?;
         let registry_only = Rights::SERVICE_CONNECT != rights;
         if !(token.covers_hub() || registry_only && token.covers_registry()) {
             return Err(unauthorized("the token is for another resource"));
@@ -40,6 +40,18 @@ impl RestState {
             return Err(HubError::new(ErrorCode::IotHubUnauthorizedAccess, text));
         }
         Ok(())
+    }
+
+    /// The policy that has signed a token which still counts.
+    fn signer(&self, token: &Token<'_>) -> Result<&Policy, HubError> {
+        let policy = token.policy().and_then(|name| self.policies.iter().find(|policy| policy.name == name));
+        let policy = policy
+            .filter(|policy| policy.signed(token))
+            .ok_or_else(|| unauthorized("the token is not signed with a key of this hub's policies"))?;
+        if token.is_expired(Utc::now()) {
+            return Err(unauthorized("the token has expired"));
+        }
+        Ok(policy)
     }
 }
 

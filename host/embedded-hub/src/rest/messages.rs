@@ -134,8 +134,8 @@ async fn settle(
 }
 
 /// What the device shows: a token in the header, a certificate in the handshake.
-fn credentials(Peer(certificate): Peer, headers: &HeaderMap) -> Result<Credentials, HubError> {
-    let token = header_text(headers, &header::AUTHORIZATION).map(str::to_owned);
+pub(super) fn credentials(peer: Peer, headers: &HeaderMap) -> Result<Credentials, HubError> {
+    let (certificate, token) = (peer.certificate, header_text(headers, &header::AUTHORIZATION).map(str::to_owned));
     if token.is_none() && certificate.is_none() {
         return Err(HubError::new(ErrorCode::IotHubUnauthorized, "Authorization header missing"));
     }

@@ -4,18 +4,23 @@ use std::collections::BTreeSet;
 
 use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use chrono::Utc;
 use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::JobStatus;
 use iothub_protocol::query::{Query, Source};
 use job_engine::JobFilter;
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-use super::RestState;
 use super::reply::{Refusal, read_body};
+use super::serve::Peer;
+use super::{RestState, messages};
+use crate::hub::Credentials;
+use crate::policy::Rights;
 use crate::rehearsal::meter::Admission;
 use crate::rehearsal::tier::{Class, METHOD_STEP, Sku};
 
@@ -41,6 +46,11 @@ pub(super) async fn admit(State(state): State<RestState>, request: Request, next
 async fn limited(state: &RestState, sku: Sku, request: Request, next: Next) -> Response {
     let rehearsal = state.hub.rehearsal();
     let Some(class) = class(request.method(), request.uri().path()) else { return next.run(request).await };
+    // Who may not ask is refused all the same, and takes nothing of what others may.
+    let asker = asker(class, &request);
+    if !may_ask(state, asker, request.headers().clone()).await {
+        return next.run(request).await;
+    }
     let (head, body) = request.into_parts();
     let body = match read_body(body).await {
         Ok(body) => body,
@@ -68,6 +78,50 @@ async fn limited(state: &RestState, sku: Sku, request: Request, next: Next) -> R
         rehearsal.charge(|| size);
     }
     response
+}
+
+/// Who asks for something that is throttled.
+enum Asker {
+    /// A policy that must have these rights.
+    Policy(Rights),
+    /// A device that shows this.
+    Device(DeviceId, Credentials),
+    /// Nobody who could be let through.
+    Nobody,
+}
+
+fn asker(class: Class, request: &Request) -> Asker {
+    let path = request.uri().path();
+    if let Some(rights) = rights(class, request.method(), path) {
+        return Asker::Policy(rights);
+    }
+    let id = path.trim_matches('/').split('/').nth(1).map(percent_decode_str);
+    let id = id.and_then(|id| DeviceId::parse(&id.decode_utf8().ok()?).ok());
+    let peer = request.extensions().get::<Peer>().cloned();
+    let credentials = peer.and_then(|peer| messages::credentials(peer, request.headers()).ok());
+    id.zip(credentials).map_or(Asker::Nobody, |(id, credentials)| Asker::Device(id, credentials))
+}
+
+/// Whether the request will be let through by who answers it.
+async fn may_ask(state: &RestState, asker: Asker, headers: HeaderMap) -> bool {
+    match asker {
+        Asker::Policy(rights) => state.authorize(&headers, rights).is_ok(),
+        Asker::Device(id, credentials) => state.hub.admits(id.into(), credentials).await,
+        Asker::Nobody => false,
+    }
+}
+
+/// What a policy must be for; none where devices ask.
+fn rights(class: Class, method: &Method, path: &str) -> Option<Rights> {
+    match class {
+        Class::CloudReceives | Class::Telemetry => None,
+        Class::Registry if path.trim_matches('/') == "statistics/service" => Some(Rights::SERVICE_CONNECT),
+        Class::Registry if method == Method::GET => Some(Rights::REGISTRY_READ),
+        Class::Registry => Some(Rights::REGISTRY_WRITE),
+        Class::Configurations if matches!(*method, Method::PUT | Method::DELETE) => Some(Rights::REGISTRY_WRITE),
+        Class::Configurations => Some(Rights::REGISTRY_READ),
+        _ => Some(Rights::SERVICE_CONNECT),
+    }
 }
 
 /// Which throttle a request is under; none for those that Azure's table does not name.
@@ -124,12 +178,14 @@ async fn has_room_for_devices(state: &RestState, sku: Sku, more: usize) -> Resul
     if more == 0 || present + more <= sku.devices() {
         return Ok(());
     }
-    let text = format!(
-        "a hub of the tier {} has at most {} devices and modules, and this one has {present}",
-        sku.tier(),
-        sku.devices(),
-    );
-    Err(HubError::new(ErrorCode::TooManyDevices, text))
+    Err(too_many_devices(sku, present))
+}
+
+/// 413002, for a hub that has so many devices and modules.
+pub(super) fn too_many_devices(sku: Sku, count: usize) -> HubError {
+    let (tier, most) = (sku.tier(), sku.devices());
+    let text = format!("a hub of the tier {tier} has at most {most} devices and modules, and this one has {count}");
+    HubError::new(ErrorCode::TooManyDevices, text)
 }
 
 /// A job that waits for its time to come is not an active one.
@@ -235,6 +291,29 @@ mod tests {
             (Method::GET, "/messages/serviceBound/feedback", None),
         ] {
             assert_eq!(class(&method, path), expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn who_may_ask() {
+        use Rights as R;
+        for (method, path, expected) in [
+            (Method::GET, "/devices/d", Some(R::REGISTRY_READ)),
+            (Method::GET, "/statistics/devices", Some(R::REGISTRY_READ)),
+            (Method::GET, "/statistics/service", Some(R::SERVICE_CONNECT)),
+            (Method::PUT, "/devices/d", Some(R::REGISTRY_WRITE)),
+            (Method::POST, "/devices", Some(R::REGISTRY_WRITE)),
+            (Method::POST, "/devices/query", Some(R::SERVICE_CONNECT)),
+            (Method::GET, "/devices/d/messages/deviceBound", None),
+            (Method::PATCH, "/twins/d", Some(R::SERVICE_CONNECT)),
+            (Method::POST, "/twins/d/methods", Some(R::SERVICE_CONNECT)),
+            (Method::PUT, "/jobs/v2/j", Some(R::SERVICE_CONNECT)),
+            (Method::GET, "/configurations/c", Some(R::REGISTRY_READ)),
+            (Method::POST, "/configurations/testQueries", Some(R::REGISTRY_READ)),
+            (Method::DELETE, "/configurations/c", Some(R::REGISTRY_WRITE)),
+        ] {
+            let class = class(&method, path).expect("a class");
+            assert_eq!(rights(class, &method, path), expected, "{method} {path}");
         }
     }
 

@@ -107,6 +107,22 @@ async fn read_whole(body: Body) -> Result<Bytes, HubError> {
     Ok(whole.freeze())
 }
 
+/// Read a body that nobody wants to its end, or as much of it as is read at all.
+pub(super) async fn pass_over(body: Body) {
+    let mut chunks = body.into_data_stream();
+    let pass = async {
+        let mut size = 0;
+        while let Some(Ok(chunk)) = chunks.next().await {
+            size += chunk.len();
+            if size > MAX_READ {
+                break;
+            }
+        }
+    };
+    // The refusal goes out in any case.
+    drop(tokio::time::timeout(BODY_TIME_LIMIT, pass).await);
+}
+
 /// A header's text, if it is there and is text.
 pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())

@@ -1,7 +1,7 @@
 //! The HTTPS listener.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use hyper::Request;
@@ -14,8 +14,10 @@ use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{self, Peers, Stream};
+use crate::accept::{self, Arrival, Peers, Stream};
 use crate::certificate::ClientCertificate;
+use crate::mqtt::Guest;
+use crate::places::Places;
 
 /// A request whose head takes longer is given up.
 const HEAD_TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -28,19 +30,34 @@ pub(crate) async fn serve(
     tls: Arc<ServerConfig>,
     router: Router,
     peers: Peers,
+    places: Places,
     cancel: CancellationToken,
 ) {
     let (stop, router) = (cancel.clone(), TowerToHyperService::new(router));
-    accept::serve(listener, tls, cancel, move |stream| {
+    accept::serve(listener, tls, places, cancel, move |arrival| {
+        let Arrival { stream, place, since } = arrival;
         let certificate = peers.certificate(&stream);
-        handle(stream, Peer(certificate), router.clone(), stop.clone())
+        let guest = Arc::new(Mutex::new(Some(Guest { certificate: certificate.clone(), place, since })));
+        handle(stream, Peer { certificate, guest }, router.clone(), stop.clone())
     })
     .await;
 }
 
 /// Stands in each request's extensions.
-#[derive(Debug, Clone)]
-pub(super) struct Peer(pub(super) Option<Arc<ClientCertificate>>);
+#[derive(Clone)]
+pub(super) struct Peer {
+    pub(super) certificate: Option<Arc<ClientCertificate>>,
+    /// For who goes on as a device; its place is the connection's for as long as that is HTTP.
+    guest: Arc<Mutex<Option<Guest>>>,
+}
+
+impl Peer {
+    /// Who the client is to the listener of devices, from now on; the second time there is nobody left.
+    pub(super) fn into_guest(self) -> Option<Guest> {
+        let guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        guest.map(|guest| Guest { since: Instant::now(), ..guest })
+    }
+}
 
 async fn handle(stream: Stream, peer: Peer, router: TowerToHyperService<Router>, cancel: CancellationToken) {
     let service = service_fn(move |mut request: Request<Incoming>| {

@@ -23,12 +23,14 @@ const VERSION: &str = "13";
 /// Answer the handshake; what comes after goes the way of every MQTT connection.
 pub(super) async fn upgrade(
     State(state): State<RestState>,
-    Extension(Peer(certificate)): Extension<Peer>,
+    Extension(peer): Extension<Peer>,
     mut request: Request<Body>,
 ) -> Result<Response, Refusal> {
     let accept = accept(request.headers())?;
+    let once = || HubError::new(ErrorCode::GenericBadRequest, "this connection is a WebSocket already");
+    let guest = peer.into_guest().ok_or_else(once)?;
     let upgraded = hyper::upgrade::on(&mut request);
-    state.door.admit(certificate, async {
+    state.door.admit(guest, async {
         match upgraded.await {
             Ok(stream) => Some(WebSocket::new(TokioIo::new(stream))),
             Err(error) => {

@@ -35,10 +35,10 @@ pub(super) fn selection(
     Selection { kind, condition: condition.clone(), parts, access, most: most.min(MAX_ROWS), needles }
 }
 
-/// These, with whole twins.
-pub(super) fn selection_of(kind: Kind, addresses: &[Address], most: usize) -> Selection {
+/// These.
+pub(super) fn selection_of(kind: Kind, addresses: &[Address], parts: Parts, most: usize) -> Selection {
     let access = by_keys(addresses.iter().map(Address::to_string).collect());
-    Selection { kind, condition: Condition::all(), parts: Parts::ALL, access, most, needles: Vec::new() }
+    Selection { kind, condition: Condition::all(), parts, access, most, needles: Vec::new() }
 }
 
 fn by_keys(mut keys: Vec<String>) -> Access {

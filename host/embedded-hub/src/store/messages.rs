@@ -276,7 +276,7 @@ mod tests {
     }
 
     /// What main had before there were modules.
-    const BEFORE_MODULES: usize = 5;
+    const BEFORE_MODULES: usize = 6;
 
     #[tokio::test]
     async fn a_store_from_before_there_were_modules_is_taken_over() {

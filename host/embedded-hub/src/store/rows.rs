@@ -241,6 +241,7 @@ impl ChunkReader<'_> {
             column("t.reported", parts.reported),
             column("t.reported_metadata", parts.reported && parts.metadata),
             column("t.configurations", parts.rest),
+            column("t.model_id", parts.rest),
         ];
         let twin = twin.join(", ");
         let kind = self.selection.kind;
@@ -257,7 +258,7 @@ impl ChunkReader<'_> {
 
     fn take(&mut self, row: &sql::Row<'_>) -> sql::Result<()> {
         /// Columns before those of the identity.
-        const OWN: usize = 10;
+        const OWN: usize = 11;
         if self.is_hopeless(row)? {
             return Ok(());
         }

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationMarks;
+use iothub_protocol::id::ModelId;
 use iothub_protocol::time;
 use iothub_protocol::twin::{Section, Twin};
 use serde::Serialize;
@@ -11,9 +12,12 @@ use serde_json::{Map, Value};
 
 use super::{Kind, number, parsed};
 
+/// The models that devices have announced; the empty text for none.
+pub(super) const MODELS: &str = "ALTER TABLE twins ADD COLUMN model_id TEXT NOT NULL DEFAULT '';";
+
 /// Columns of a whole twin, for [`twin`].
 pub(super) const COLUMNS: &str = "t.version, t.tags, t.desired_version, t.desired, t.desired_metadata, \
-                                  t.reported_version, t.reported, t.reported_metadata, t.configurations";
+                                  t.reported_version, t.reported, t.reported_metadata, t.configurations, t.model_id";
 
 /// A twin whose columns begin at `first`. What was not selected (`NULL`) is empty.
 pub(super) fn twin(row: &Row<'_>, first: usize) -> sql::Result<Twin> {
@@ -25,6 +29,10 @@ pub(super) fn twin(row: &Row<'_>, first: usize) -> sql::Result<Twin> {
         configurations: match row.get_ref(first + 8)? {
             sql::types::ValueRef::Null => ConfigurationMarks::new(),
             _ => parsed(row, first + 8, |text| serde_json::from_str(text))?,
+        },
+        model_id: match row.get_ref(first + 9)?.as_str_or_null()? {
+            None | Some("") => None,
+            Some(_) => Some(parsed(row, first + 9, ModelId::parse)?),
         },
     })
 }
@@ -52,6 +60,8 @@ pub(super) struct TwinRow {
     desired: SectionRow,
     reported: SectionRow,
     configurations: String,
+    /// Empty if there is none.
+    model_id: String,
 }
 
 #[derive(Debug)]
@@ -69,14 +79,15 @@ impl TwinRow {
             desired: SectionRow::new(&twin.desired)?,
             reported: SectionRow::new(&twin.reported)?,
             configurations: text(&twin.configurations)?,
+            model_id: twin.model_id.as_ref().map_or_else(String::new, ToString::to_string),
         })
     }
 
     pub(super) fn put(&self, tx: &Transaction<'_>, id: &Address) -> sql::Result<()> {
-        let TwinRow { version, tags, desired, reported, configurations } = self;
+        let TwinRow { version, tags, desired, reported, configurations, model_id } = self;
         let table = Kind::of(id).twins();
         let mut put = tx.prepare_cached(&format!(
-            "INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+            "INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
         ))?;
         put.execute(params![
             id.to_string(),
@@ -89,6 +100,7 @@ impl TwinRow {
             desired.metadata,
             reported.metadata,
             configurations,
+            model_id,
         ])?;
         Ok(())
     }

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
 use embedded_hub::rehearsal::RehearsalSettings;
 use embedded_hub::rehearsal::limiter::Shaping;
 use embedded_hub::rehearsal::tier::{Sku, Tier};
 use futures_util::future::join_all;
 use iothub_protocol::id::DeviceId;
-use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet, PubAck};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish};
 use serde_json::{Value, json};
 
 use crate::fixture::{limited, message, rest, twin_get};
@@ -78,10 +80,9 @@ async fn messages_above_the_rate_wait_and_then_end_the_link() {
     let hub = limited(free(0, 0)).await;
     let mut device = hub.device("d1").await;
     device.send(&messages).await;
-    let mut taken = 0;
-    while device.next().await.is_some() {
-        taken += 1;
-    }
+    while device.next().await.is_some() {}
+    let events = hub.hub.handle.events().page(0, 100).events;
+    let taken = events.iter().filter(|(_, event)| event.kind_name() == "telemetry").count();
     assert!((1..20).contains(&taken), "{taken} of 20 before the link was closed");
     hub.hub.stop().await;
 }
@@ -197,5 +198,77 @@ async fn a_tier_runs_so_many_jobs_and_has_so_many_devices() {
     assert_eq!(refused.status, 413);
     let updated = rest(&hub, "POST /devices", r#"[{"id":"d1","importMode":"update"}]"#).await;
     assert_eq!(updated.status, 200, "{}", updated.body);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn an_import_stops_at_the_tiers_number_of_devices() {
+    let hub = limited(free(60, 10)).await;
+    let ids: Vec<DeviceId> = (1..=498).map(|n| DeviceId::parse(&format!("d{n}")).expect("an id")).collect();
+    let made = join_all(ids.iter().map(|id| hub.hub.handle.ensure_device(id))).await;
+    assert!(made.iter().all(Result::is_ok));
+    let lines = ["new-1", "d1", "new-2", "new-3", "d2"].map(|id| json!({"id": id}).to_string()).join("\n");
+    let (status, answer) = hub.operator("POST", "/store/devices", lines).await;
+    let errors = answer["errors"].as_array().expect("an array");
+    let errors: Vec<_> = errors.iter().map(|error| (error["line"].as_u64(), error["code"].as_str())).collect();
+    let (exists, too_many) = (Some("DeviceAlreadyExists"), Some("TooManyDevices"));
+    assert_eq!((status, &answer["created"]), (200, &json!(2)), "{answer}");
+    assert_eq!(errors, [(Some(2), exists), (Some(4), too_many), (Some(5), exists)]);
+    assert_eq!(hub.hub.handle.counts().await.expect("numbers").total, 500);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_not_ask_takes_nothing_of_what_others_may() {
+    // One query every three seconds, and few connections and messages.
+    let hub = limited(free(0, 0)).await;
+    let query = r#"{"query":"SELECT * FROM devices"}"#;
+    let stranger = ["Authorization: SharedAccessSignature sr=localhost&sig=AAAA&se=9999999999&skn=service"];
+    for _ in 0..10 {
+        assert_eq!(hub.plain("POST /devices/query", &stranger, query.as_bytes()).await.status, 401);
+        let reader = hub.token("registryRead");
+        assert_eq!(hub.with_token(&reader, "POST /devices/query", &[], query).await.status, 401);
+    }
+    assert_eq!(rest(&hub, "POST /devices/query", query).await.status, 200);
+
+    let mut strangers = Vec::new();
+    for _ in 0..40 {
+        let mut stranger = hub.stranger().await;
+        let mut connect = Connect::new("d1");
+        connect.set_login("localhost/d1/?api-version=2021-04-12", "SharedAccessSignature sr=x&sig=AAAA&se=1");
+        stranger.send(&[Packet::Connect(connect)]).await;
+        strangers.push(stranger);
+    }
+    for stranger in &mut strangers {
+        let Some(Packet::ConnAck(ack)) = stranger.next().await else { panic!("an answer") };
+        assert_eq!(ack.code, ConnectReturnCode::NotAuthorized);
+    }
+    hub.device("d1").await;
+
+    let receive = "GET /devices/d1/messages/deviceBound";
+    for _ in 0..40 {
+        assert_eq!(hub.plain(receive, &stranger, b"").await.status, 401);
+    }
+    let key = hub.hub.handle.ensure_device(&DeviceId::parse("d1").expect("an id")).await.expect("a device");
+    let token = key.key().expect("a key").sign("localhost/devices/d1", None, Utc::now() + TimeDelta::seconds(60));
+    assert_eq!(hub.with_token(&token, receive, &[], "").await.status, 204);
+    hub.hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_tier_changes_no_sizes() {
+    let hub = limited(free(60, 10)).await;
+    let mut device = hub.device("d1").await;
+    let sized = |packet_id, size: usize| {
+        let publish = Publish::new("devices/d1/messages/events/", QoS::AtLeastOnce, "x".repeat(size));
+        Packet::Publish(Publish { pkid: packet_id, ..publish })
+    };
+    device.send(&[sized(1, 256 * 1024)]).await;
+    assert_eq!(device.next().await, Some(Packet::PubAck(PubAck::new(1))));
+    device.send(&[sized(2, 256 * 1024 + 1)]).await;
+    assert_eq!(device.next().await, None);
+    let tags = |size: usize| json!({"tags": {"a": vec!["x".repeat(4000); size / 4000]}}).to_string();
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &tags(4000)).await.status, 200);
+    assert_eq!(rest(&hub, "PATCH /twins/d1", &tags(12_000)).await.status, 400);
     hub.hub.stop().await;
 }

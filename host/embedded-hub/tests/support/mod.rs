@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use chrono::{TimeDelta, Utc};
 use embedded_hub::rehearsal::RehearsalSettings;
-use embedded_hub::{EmbeddedHub, HubSettings, tls};
+use embedded_hub::{ConnectionLimits, EmbeddedHub, HubSettings, tls};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -81,11 +81,22 @@ impl Service {
     }
 
     pub(crate) async fn rehearsing(rehearsal: RehearsalSettings, folder: tempfile::TempDir) -> Service {
+        Service::within(ConnectionLimits::default(), rehearsal, folder).await
+    }
+
+    /// With so many connections.
+    pub(crate) async fn with_room_for(all: usize, unknown: usize) -> Service {
+        let limits = ConnectionLimits { all, unknown };
+        Service::within(limits, RehearsalSettings::default(), tempfile::tempdir().expect("a folder")).await
+    }
+
+    async fn within(connections: ConnectionLimits, rehearsal: RehearsalSettings, folder: tempfile::TempDir) -> Service {
         let mqtt = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let https = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let ports = [&mqtt, &https].map(|listener| listener.local_addr().expect("an address").port());
         let data = folder.path().to_owned();
-        let settings = HubSettings { data, mqtt, https, machine_name: None, jobs: Default::default(), rehearsal };
+        let (machine_name, jobs) = (None, Default::default());
+        let settings = HubSettings { data, mqtt, https, machine_name, jobs, rehearsal, connections };
         let hub = EmbeddedHub::start(settings).await.expect("a hub");
         Service { hub, mqtt: ports[0], https: ports[1], folder }
     }
@@ -184,6 +195,11 @@ impl Service {
     /// A connection for MQTT.
     pub(crate) async fn link(&self, client: Client) -> Device {
         Device { stream: self.tls_as(self.mqtt, client).await, incoming: BytesMut::new() }
+    }
+
+    /// A connection to the listener for MQTT, without TLS as yet.
+    pub(crate) async fn tcp(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.mqtt)).await.expect("a connection")
     }
 
     /// A connection for HTTPS.

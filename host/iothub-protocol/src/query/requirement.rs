@@ -161,12 +161,14 @@ impl Expression {
         match self {
             Expression::Undefined | Expression::Constant(_) => Parts::default(),
             Expression::Path(path) => path.parts(),
-            Expression::Call { arguments, .. } => all(arguments),
-            Expression::Or(operands) | Expression::And(operands) => all(operands),
+            Expression::Array(operands) | Expression::Or(operands) | Expression::And(operands) => all(operands),
+            Expression::Call { function: _, arguments } => all(arguments),
             Expression::Not(operand) | Expression::Negate(operand) => operand.parts(),
-            Expression::Compare { left, right, .. } => left.parts().and(right.parts()),
-            Expression::In { value, .. } => value.parts(),
-            _ => Parts::ALL,
+            Expression::Compare { left, comparison: _, right } => left.parts().and(right.parts()),
+            Expression::In { value, list: _, negated: _ } => value.parts(),
+            Expression::Arithmetic { first, rest } => {
+                rest.iter().map(|(_, operand)| operand.parts()).fold(first.parts(), Parts::and)
+            }
         }
     }
 }
@@ -258,6 +260,12 @@ mod tests {
                 Parts { reported: true, metadata: true, ..none },
             ),
             ("SELECT deviceId FROM devices WHERE status = 'enabled'", Parts::ALL),
+            (
+                "SELECT [tags.a, properties.reported.b] AS both FROM devices",
+                Parts { tags: true, reported: true, ..none },
+            ),
+            ("SELECT tags.a + 2 * tags.b AS sum FROM devices", Parts { tags: true, ..none }),
+            ("SELECT 1 + tags.a - status AS odd FROM devices", Parts::ALL),
         ] {
             assert_eq!(query(text).parts(), expected, "{text}");
         }

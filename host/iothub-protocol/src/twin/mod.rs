@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::address::Address;
 use crate::configuration::{self, ConfigurationMarks};
 use crate::error::{ErrorCode, HubError};
+use crate::id::ModelId;
 use crate::link::TwinDocument;
 use crate::time;
 
@@ -39,6 +40,9 @@ pub struct Twin {
     /// The configurations that target the device, and what became of them.
     #[serde(default, skip_serializing_if = "ConfigurationMarks::is_empty")]
     pub configurations: ConfigurationMarks,
+    /// The model that the device has announced last, if ever. Its change counts no version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_id: Option<ModelId>,
 }
 
 /// What a back end changes. `None` leaves a part alone.
@@ -71,7 +75,8 @@ pub struct TwinFacts {
 impl Twin {
     pub fn new(now: DateTime<Utc>) -> Twin {
         let (desired, reported) = (Section::new(now), Section::new(now));
-        Twin { tags: Map::new(), desired, reported, version: 1, configurations: ConfigurationMarks::new() }
+        let (tags, configurations) = (Map::new(), ConfigurationMarks::new());
+        Twin { tags, desired, reported, version: 1, configurations, model_id: None }
     }
 
     /// Base64 of an 8-byte big-endian counter: `AAAAAAAAAAE=` is 1.
@@ -170,7 +175,7 @@ impl Twin {
             "cloudToDeviceMessageCount": facts.message_count,
             "authenticationType": facts.authentication_type,
             "x509Thumbprint": facts.thumbprints,
-            "modelId": "",
+            "modelId": self.model_id.as_ref().map_or("", ModelId::as_str),
             "version": self.version,
             "tags": self.tags,
             "properties": {"desired": self.desired.to_json(), "reported": self.reported.to_json()},

@@ -1,7 +1,8 @@
 'use strict';
 // Twins as a device sees and changes them, by azure-iot-device over MQTT.
 
-const { assert, connect, createDevice, registry, until } = require('../support');
+const { Client } = require('azure-iot-device');
+const { Mqtt, assert, connect, createDevice, query, registry, until } = require('../support');
 const { suite } = require('./suite');
 
 async function device(fresh) {
@@ -141,6 +142,8 @@ suite([
       await twin.get();
       const seen = [];
       twin.on('properties.desired', (delta) => seen.push({ ...delta }));
+      // The SDK subscribes in the background; the answer to this comes after the hub's to that.
+      await report(twin, { ready: true });
       await desire(deviceId, { b: 2 });
       await until('the change arrives', () => seen.some((delta) => delta.b === 2));
       assert.deepEqual(seen, [{ a: 1, $version: 2 }, { b: 2, $version: 3 }]);
@@ -243,6 +246,34 @@ suite([
       await until('both arrive', () => mine.length > 0 && theirs.length > 0);
       assert.deepEqual([mine, theirs], [[{ for: 'one', $version: 2 }], [{ for: 'other', $version: 2 }]]);
       await Promise.all([one.client.close(), other.client.close()]);
+    },
+  },
+  {
+    name: 'a model is announced',
+    fact: 'modelId of a twin is the model-id of the device’s last CONNECT that had one, and queries find it.',
+    run: async (fresh) => {
+      const deviceId = fresh();
+      const connectionString = await createDevice(deviceId);
+      const modelOf = async () => {
+        const { rows } = await query(`SELECT modelId FROM devices WHERE deviceId = '${deviceId}'`);
+        return rows[0].modelId;
+      };
+      assert.equal(await modelOf(), '');
+      const shows = (modelId) => until('the model is shown', async () => (await modelOf()) === modelId);
+      const announce = async (modelId) => {
+        const client = Client.fromConnectionString(connectionString, Mqtt);
+        await client.setOptions({ modelId });
+        await client.open();
+        await client.close();
+      };
+      await announce('dtmi:com:example:Thermostat;1');
+      await shows('dtmi:com:example:Thermostat;1');
+      await (await connect(connectionString)).close();
+      assert.equal(await modelOf(), 'dtmi:com:example:Thermostat;1', 'a device that announces none keeps it');
+      await announce('dtmi:com:example:Node;2');
+      await shows('dtmi:com:example:Node;2');
+      const { rows } = await query("SELECT deviceId FROM devices WHERE modelId = 'dtmi:com:example:Node;2'");
+      assert.deepEqual(rows, [{ deviceId }]);
     },
   },
 ]);

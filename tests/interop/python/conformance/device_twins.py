@@ -5,7 +5,7 @@ from azure.iot.hub.models import ExportImportDevice, PropertyContainer, Twin, Tw
 
 from suite import Suite
 
-from support import connect, create_device, equal, registry, until
+from support import connect, create_device, equal, raw_rows, registry, until
 
 suite = Suite()
 
@@ -133,6 +133,17 @@ def meanwhile(fresh):
     seen = [patch for patch in patches if patch.get("step") == 2]
     equal([(patch["step"], patch["$version"]) for patch in seen], [(2, version)])
     client.shutdown()
+
+
+@suite.case("a model is announced", "modelId of a twin is the model-id of the last CONNECT that had one.")
+def model(fresh):
+    model_id = "dtmi:com:example:Python;1"
+    device_id, connection_string, client = device(fresh, product_info=model_id)
+    client.shutdown()
+    find = f"SELECT deviceId FROM devices WHERE modelId = '{model_id}'"
+    until("the model is found", lambda: raw_rows(find) == [{"deviceId": device_id}])
+    connect(connection_string).shutdown()
+    equal(raw_rows(f"SELECT modelId FROM devices WHERE deviceId = '{device_id}'"), [{"modelId": model_id}])
 
 
 suite.run()

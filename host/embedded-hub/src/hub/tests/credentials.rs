@@ -39,7 +39,10 @@ impl Fixture {
 
     /// Whether a device is let in with these.
     fn lets_in(&mut self, link: u64, device: &str, credentials: Credentials) -> bool {
-        self.connect_as(link, ConnectRequest { address: id(device), credentials, clean_session: false, will: None });
+        self.connect_as(
+            link,
+            ConnectRequest { address: id(device), credentials, clean_session: false, will: None, model: None },
+        );
         let heard = self.heard();
         let is_in = heard.iter().any(|line| line.contains("Accepted"));
         assert_eq!(is_in, !heard.iter().any(|line| line.contains("Refused")), "{heard:?}");

@@ -136,7 +136,7 @@ fn a_clean_session_gets_the_queue_with_its_own_subscription() {
     hub.close(1);
     hub.queue(1, 3600, Feedback::None);
     let credentials = with_token(hub.token("a", 1));
-    hub.connect_as(2, ConnectRequest { address: id("a"), credentials, clean_session: true, will: None });
+    hub.connect_as(2, ConnectRequest { address: id("a"), credentials, clean_session: true, will: None, model: None });
     assert_eq!(hub.heard().len(), 1, "it has subscribed to nothing");
     hub.subscribe_as(2, Subscription::DeviceBound, Granted::AtLeastOnce);
     assert_eq!(hub.heard().len(), 2);

@@ -90,7 +90,10 @@ fn what_a_module_sends_names_it() {
     hub.connect_well(1, "a/m", 11);
     hub.hub.take_outcome();
     let message = FromDevice::Telemetry { bag: "%24.on=out".to_owned() };
-    hub.hub.handle(hub.now, Input::Link(LinkId(1), LinkInput::Published { message, payload: Bytes::new() }));
+    hub.hub.handle(
+        hub.now,
+        Input::Link(LinkId(1), LinkInput::Published { message, payload: Bytes::new(), packet_id: None }),
+    );
     let event = hub.hub.take_outcome().gated.into_iter().find_map(|output| match output {
         Output::Event(event) => Some(event),
         _ => None,
