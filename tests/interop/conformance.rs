@@ -51,7 +51,7 @@ areas! {
     python_connections: Python "connections.py" 13;
     python_websockets: Python "websockets.py" 6;
     python_modules: Python "modules.py" 10;
-    python_certificates: Python "certificates.py" 13;
+    python_certificates: Python "certificates.py" 14;
 }
 
 const _: () = assert!(CASES >= WANTED);
