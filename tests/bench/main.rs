@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iothub_device::tls::{Roots, client_config};
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::ServiceConnectionString;
-use iothub_protocol::id::{DeviceId, JobId, MethodName};
+use iothub_protocol::id::{JobId, MethodName};
 use iothub_protocol::job::{JobAction, JobRequest};
 use iothub_protocol::method::DirectMethod;
 use iothub_service::ServiceClient;
@@ -184,7 +185,7 @@ async fn call_until(service: Arc<ServiceClient>, caller: u32, stop: Arc<AtomicBo
         let door = (caller + turn * IN_FLIGHT) % DEVICES + 1;
         let method = if turn % 2 == 0 { "lockDoor" } else { "unlockDoor" };
         turn += 1;
-        let device = DeviceId::parse(&format!("door-{door:04}")).expect("an id");
+        let device = Address::parse(&format!("door-{door:04}")).expect("an address");
         let at = Instant::now();
         let answer = service.invoke_method(&device, &direct_method(method)).await;
         let version = answer.ok().and_then(|answer| Some(answer.payload["version"].as_str()?.to_owned()));

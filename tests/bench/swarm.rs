@@ -89,8 +89,11 @@ impl Device {
             Packet::ConnAck(ack) if ack.code == ConnectReturnCode::Success => {}
             other => return Err(unexpected(&other)),
         }
-        let filters =
-            SUBSCRIPTIONS.map(|subscription| SubscribeFilter::new(subscription.filter(&id), QoS::AtLeastOnce));
+        let address = (&id).into();
+        let filters = SUBSCRIPTIONS
+            .iter()
+            .filter_map(|subscription| subscription.filter(&address))
+            .map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
         let mut subscribe = Subscribe::new_many(filters);
         subscribe.pkid = 1;
         match device.ask(Packet::Subscribe(subscribe)).await? {

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use iothub_device::tls::{Roots, client_config};
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::ServiceConnectionString;
-use iothub_protocol::id::{DeviceId, JobId, MethodName};
+use iothub_protocol::id::{JobId, MethodName};
 use iothub_protocol::job::{DEFAULT_MAX_EXECUTION, JobAction, JobRequest};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_service::{PageRequest, ServiceClient, ServiceError};
@@ -63,7 +64,7 @@ impl BackEnd {
 
 /// Invokes a method without a payload. Any status of the device is an answer.
 pub(crate) async fn call(service: &ServiceClient, device: &str, method: &str) -> Result<MethodResponse, ServiceError> {
-    service.invoke_method(&DeviceId::parse(device).expect("a device id"), &direct_method(method)).await
+    service.invoke_method(&Address::parse(device).expect("an address"), &direct_method(method)).await
 }
 
 /// The name of the door with that number.

@@ -32,6 +32,7 @@ fn help_names_the_commands_and_the_exit_codes() {
         "hub",
         "run",
         "device",
+        "module",
         "twin",
         "method",
         "message",

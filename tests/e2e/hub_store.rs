@@ -46,7 +46,7 @@ fn devices_are_imported_and_exported_whether_or_not_the_hub_runs() {
     let second = file(folder, "second.jsonl");
     fs::write(&second, lines(DEVICES, DEVICES)).expect("written");
     let imported = latch_json(&data, &["hub", "import", &second]);
-    assert_eq!(imported, json!({"created": DEVICES, "skipped": 0, "failed": 0}));
+    assert_eq!(imported, json!({"created": DEVICES, "modules": 0, "skipped": 0, "failed": 0}));
     assert_eq!(of_site(&data, "s7"), DEVICES / 5);
     // A device that was just made is like any other.
     latch_ok(&data, &["twin", "update", "d-05999", "--tags", r#"{"site": "elsewhere"}"#]);

@@ -25,6 +25,7 @@ mod hub_store;
 mod languages;
 mod messages;
 mod misbehaving;
+mod modules;
 mod rehearsal;
 mod restart;
 mod rollout;

@@ -38,6 +38,7 @@ areas! {
     node_c2d: Node "c2d.js" 10;
     node_connections: Node "connections.js" 16;
     node_websockets: Node "websockets.js" 8;
+    node_modules: Node "modules.js" 18;
     node_certificates: Node "certificates.js" 19;
     python_identities: Python "identities.py" 10;
     python_bulk: Python "bulk.py" 9;
@@ -49,7 +50,8 @@ areas! {
     python_messages: Python "messages.py" 9;
     python_connections: Python "connections.py" 13;
     python_websockets: Python "websockets.py" 6;
-    python_certificates: Python "certificates.py" 13;
+    python_modules: Python "modules.py" 10;
+    python_certificates: Python "certificates.py" 14;
 }
 
 const _: () = assert!(CASES >= WANTED);

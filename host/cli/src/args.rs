@@ -5,6 +5,7 @@ mod events;
 mod host;
 mod hub_command;
 mod hub_store;
+mod identity;
 mod message;
 mod policy;
 mod rehearse;
@@ -12,8 +13,8 @@ mod rehearse;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use iothub_protocol::authentication::Thumbprint;
-use iothub_protocol::id::{DeviceId, JobId, MethodName};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::{JobId, MethodName};
 
 use crate::exit;
 
@@ -22,6 +23,7 @@ pub(crate) use events::EventsArgs;
 pub(crate) use host::{HostArgs, HubArgs, ListenArgs, RunArgs, UpArgs};
 pub(crate) use hub_command::{CaCommand, HubCommand, TokenArgs};
 pub(crate) use hub_store::{IndexCommand, StoreCommand};
+pub(crate) use identity::{DeviceCommand, IdentityArgs, ModuleCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
@@ -80,12 +82,16 @@ pub(crate) enum Command {
     /// Create, list, show and delete devices
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Create, list, show and delete modules of devices
+    #[command(subcommand)]
+    Module(ModuleCommand),
     /// Show and update twins
     #[command(subcommand)]
     Twin(TwinCommand),
-    /// Invoke a direct method on one device
-    #[command(after_help = "Example:
-  latch method door-0001 lockDoor --payload '{\"by\": \"ann\"}'")]
+    /// Invoke a direct method on one device or module
+    #[command(after_help = "Examples:
+  latch method door-0001 lockDoor --payload '{\"by\": \"ann\"}'
+  latch method door-0001/lock turn")]
     Method(MethodArgs),
     /// Send cloud-to-device messages, and see what becomes of them
     #[command(subcommand)]
@@ -124,53 +130,21 @@ pub(crate) struct DemoArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum DeviceCommand {
-    /// Create a device with new keys, or for its certificate; with --json, print its identity, keys included
-    #[command(after_help = "Examples:
-  latch device create door-0001
-  latch device create door-0001 --x509-thumbprint $(openssl x509 -in door.pem -noout -fingerprint -sha256 | tr -d : | cut -d= -f2)
-  latch device create door-0001 --x509-ca
-  latch device create door-0001 --hub azure.connstr --save door-0001.connstr")]
-    Create {
-        /// The device's id
-        id: DeviceId,
-        /// Thumbprints of its certificate and of the next one: SHA-1 or SHA-256, as hexadecimal digits
-        #[arg(long, value_name = "HEX[,HEX]", value_delimiter = ',', num_args = 1)]
-        x509_thumbprint: Vec<Thumbprint>,
-        /// It has a certificate of an authority that the hub trusts, whose common name is its id
-        #[arg(long, conflicts_with = "x509_thumbprint")]
-        x509_ca: bool,
-        /// Write the device's connection string into this new file, with mode 0600
-        #[arg(long, value_name = "FILE")]
-        save: Option<PathBuf>,
-    },
-    /// List devices and whether they are connected
-    List,
-    /// Show a device's identity, without its keys
-    Show {
-        /// The device's id
-        id: DeviceId,
-    },
-    /// Delete a device with its twin
-    Delete {
-        /// The device's id
-        id: DeviceId,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum TwinCommand {
-    /// Show a device's twin
+    /// Show the twin of a device or a module
     Show {
-        /// The device's id
-        id: DeviceId,
+        /// The device's id, or a module as DEVICE/MODULE
+        #[arg(value_name = "DEVICE[/MODULE]")]
+        id: Address,
     },
-    /// Merge into a device's tags or desired properties; null removes
-    #[command(after_help = "Example:
-  latch twin update door-0001 --desired '{\"building\": \"43\", \"floor\": 3}'")]
+    /// Merge into tags or desired properties of a device or a module; null removes
+    #[command(after_help = "Examples:
+  latch twin update door-0001 --desired '{\"building\": \"43\", \"floor\": 3}'
+  latch twin update door-0001/lock --desired '{\"bolts\": 2}'")]
     Update {
-        /// The device's id
-        id: DeviceId,
+        /// The device's id, or a module as DEVICE/MODULE
+        #[arg(value_name = "DEVICE[/MODULE]")]
+        id: Address,
         #[command(flatten)]
         change: TwinChange,
         /// Only if the twin still has this etag
@@ -192,8 +166,9 @@ pub(crate) struct TwinChange {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MethodArgs {
-    /// The device's id
-    pub(crate) device: DeviceId,
+    /// The device's id, or a module as DEVICE/MODULE
+    #[arg(value_name = "DEVICE[/MODULE]")]
+    pub(crate) device: Address,
     /// The method's name
     pub(crate) name: MethodName,
     #[command(flatten)]
@@ -281,7 +256,7 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ScheduleArgs {
-    /// The devices: a condition on twins, or '*' for all
+    /// The devices: a condition on twins, or '*' for all; modules by FROM devices.modules WHERE …
     #[arg(long, value_name = "CONDITION")]
     pub(crate) query: String,
     /// The job's id [default: made up]

@@ -10,6 +10,7 @@ mod hub_store;
 mod job;
 mod message;
 mod method;
+mod module;
 mod plugin;
 mod policy;
 mod query;
@@ -39,6 +40,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         },
         Command::Run(args) => run::run(args, context).await,
         Command::Device(command) => device::run(command, context).await,
+        Command::Module(command) => module::run(command, context).await,
         Command::Twin(command) => twin::run(command, context).await,
         Command::Method(args) => method::run(args, context).await,
         Command::Message(command) => message::run(command, context).await,

@@ -166,10 +166,12 @@ impl FileKeeper {
             } else {
                 false
             };
-            for (_, event) in page.events {
+            // Whoever makes a module gets its connection string with `latch module create --save`.
+            for (_, event) in page.events.iter().filter(|(_, event)| !event.address.is_module()) {
+                let device = event.address.device();
                 let done = match event.kind {
-                    EventKind::Created { .. } if has_files => self.write(&event.device).await,
-                    EventKind::Deleted { .. } => self.data.remove_device(&event.device),
+                    EventKind::Created { .. } if has_files => self.write(device).await,
+                    EventKind::Deleted { .. } => self.data.remove_device(device),
                     _ => Ok(()),
                 };
                 result = result.and(done);

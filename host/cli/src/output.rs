@@ -41,6 +41,12 @@ pub(crate) fn or_none(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
+/// Whom a row or an event is of: the device, or device/module.
+pub(crate) fn name(row: &Value) -> String {
+    let device = cell(&row["deviceId"]);
+    if row["moduleId"].is_null() { device } else { format!("{device}/{}", cell(&row["moduleId"])) }
+}
+
 /// A JSON value in one cell.
 pub(crate) fn cell(value: &Value) -> String {
     match value {

@@ -78,7 +78,7 @@ impl Configurations {
     /// Create without `if_match`, if there are fewer than `most`; update with it. The configuration as it is then.
     ///
     /// # Errors
-    /// 409011 if there is one already, 404011 if there is none to update, 412001 for another etag, 413011 for one too
+    /// 409401 if there is one already, 404301 if there is none to update, 412001 for another etag, 413101 for one too
     /// many, and what [`Configuration::update`] refuses.
     pub(crate) async fn put(
         &self,
@@ -121,7 +121,7 @@ impl Configurations {
     /// Devices keep what it has set, unless another one targets them.
     ///
     /// # Errors
-    /// 404011, 412001.
+    /// 404301, 412001.
     pub(crate) async fn delete(&self, id: &ConfigurationId, if_match: Option<&str>) -> Result<(), HubError> {
         let mut state = self.inner.state.lock().await;
         let kept = state.kept.get(id).ok_or_else(|| not_found(id))?;

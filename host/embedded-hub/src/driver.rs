@@ -1,7 +1,7 @@
 //! Feeds the hub, writes what it decides, and lets answers go when they may.
 //!
-//! The hub has in memory whom it deals with. An input that concerns another device waits until that is read, beside what
-//! else the hub has to do; inputs of one device stay in order.
+//! The hub has in memory whom it deals with. An input that concerns another device or module waits until that is read,
+//! beside what else the hub has to do; inputs of one device or module stay in order.
 
 mod due;
 mod parking;
@@ -17,13 +17,13 @@ use chrono::Utc;
 use durable_store::{Store, StoreError};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
-use crate::hub::{Answer, Credentials, Device, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::hub::{Answer, Credentials, Entity, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
 use crate::rehearsal::Rehearsal;
 use crate::scan::Reads;
 use crate::store;
@@ -39,7 +39,7 @@ const MAX_WRITES: usize = 8;
 /// Messages waiting for one device's socket: its calls in flight, as many notices, and a whole queue of cloud-to-device
 /// messages. A device that reads slower is cut.
 const LINK_QUEUE: usize = 256;
-/// Reads of devices under way at once.
+/// Reads of devices and modules under way at once.
 const MAX_LOADS: usize = 2;
 /// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
@@ -137,8 +137,8 @@ impl HubHandle {
         Some(LinkEnd { id, outputs, lost })
     }
 
-    /// Whether the hub would let a device in that shows this.
-    pub(crate) async fn admits(&self, id: DeviceId, credentials: Credentials) -> bool {
+    /// Whether the hub would let a device or a module in that shows this.
+    pub(crate) async fn admits(&self, id: Address, credentials: Credentials) -> bool {
         self.request(Operation::Authenticate { id, credentials }).await.is_ok()
     }
 
@@ -187,12 +187,12 @@ struct Driver {
     loads: FuturesUnordered<BoxFuture<'static, Loaded>>,
 }
 
-/// What the store has of a device, or why it is nothing of use.
-type Stored = Result<Option<Device>, String>;
+/// What the store has of a device or a module, or why it is nothing of use.
+type Stored = Result<Option<Entity>, String>;
 
 /// What was read for the hub.
 enum Loaded {
-    Devices(Vec<DeviceId>, Result<Vec<Stored>, StoreError>),
+    Entities(Vec<Address>, Result<Vec<Stored>, StoreError>),
     Due(Result<due::Found, StoreError>),
 }
 
@@ -289,30 +289,30 @@ impl Driver {
             }
             let wanted = ids.clone();
             let read = self.store.read(move |connection| {
-                let load = |id| match store::load_device(connection, id) {
-                    // A row that holds what nobody has written is the device's trouble alone.
+                let load = |id| match store::load(connection, id) {
+                    // A row that holds what nobody has written is trouble for its device or module alone.
                     Err(error) if store::is_unreadable(&error) => Ok(Err(error.to_string())),
                     found => Ok(Ok(found?)),
                 };
                 wanted.iter().map(load).collect()
             });
-            self.loads.push(Box::pin(async { Loaded::Devices(ids, read.await) }));
+            self.loads.push(Box::pin(async { Loaded::Entities(ids, read.await) }));
         }
     }
 
     fn take_loaded(&mut self, now: Now, loaded: Loaded) {
         match loaded {
-            Loaded::Devices(ids, Ok(devices)) => {
-                for (id, device) in ids.iter().zip(devices) {
-                    self.take_device(now, id, device);
+            Loaded::Entities(ids, Ok(found)) => {
+                for (id, stored) in ids.iter().zip(found) {
+                    self.take_stored(now, id, stored);
                 }
             }
             Loaded::Due(Ok(found)) => {
                 for id in self.due.found(found) {
-                    self.parking.want(&self.hub, &id);
+                    self.parking.want(&self.hub, &id.into());
                 }
             }
-            Loaded::Devices(ids, Err(error)) => {
+            Loaded::Entities(ids, Err(error)) => {
                 self.writes.fail(error);
                 ids.iter().for_each(|id| self.refuse_all(id, &unwritten()));
             }
@@ -320,22 +320,28 @@ impl Driver {
         }
     }
 
-    fn take_device(&mut self, now: Now, id: &DeviceId, device: Stored) {
-        match device {
-            Ok(device) => self.hub.take_in(now, id, device),
+    fn take_stored(&mut self, now: Now, id: &Address, stored: Stored) {
+        match stored {
+            Ok(stored) => self.hub.take_in(now, id, stored),
             Err(error) => {
-                tracing::error!(device = %id, %error, "what is stored of a device cannot be read");
-                let text = "what is stored of the device cannot be read, see the hub's log";
+                tracing::error!(device = %id, %error, "what is stored of a device or a module cannot be read");
+                let text = format!("what is stored of {id} cannot be read, see the hub's log");
                 return self.refuse_all(id, &HubError::new(ErrorCode::ServerError, text));
             }
         }
         for input in self.parking.release(id) {
+            self.handle_or_park(now, input);
+        }
+    }
+
+    fn handle_or_park(&mut self, now: Now, input: Input<Reply>) {
+        if let Some(input) = self.parking.park(&self.hub, input) {
             self.handle(now, input);
         }
     }
 
-    /// Answer what waits for a device that cannot be read.
-    fn refuse_all(&mut self, id: &DeviceId, error: &HubError) {
+    /// Answer what waits for what cannot be read.
+    fn refuse_all(&mut self, id: &Address, error: &HubError) {
         for input in self.parking.release(id) {
             match input {
                 Input::Link(link, LinkInput::Closed { .. }) => drop(self.links.remove(&link)),
@@ -364,11 +370,7 @@ impl Driver {
             Message::Attach(id, link) => {
                 self.links.insert(id, link);
             }
-            Message::Input(input) => {
-                if let Some(input) = self.parking.park(&self.hub, input) {
-                    self.handle(now, input);
-                }
-            }
+            Message::Input(input) => self.handle_or_park(now, input),
         }
     }
 

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::feedback::{FeedbackRecord, MessageEnd};
-use iothub_protocol::id::DeviceId;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -33,7 +33,8 @@ const VALUE_OVERHEAD: usize = 100;
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HubEvent {
-    pub device: DeviceId,
+    /// Whom it is of.
+    pub address: Address,
     pub time: DateTime<Utc>,
     pub kind: EventKind,
 }
@@ -54,11 +55,11 @@ pub enum EventKind {
     },
     Connected,
     Disconnected,
-    /// A device was registered; its twin, JSON text.
+    /// A device or a module was registered; its twin, JSON text.
     Created {
         twin: Bytes,
     },
-    /// A device was deleted; its last twin, JSON text.
+    /// A device or a module was deleted; its last twin, JSON text.
     Deleted {
         twin: Bytes,
     },
@@ -91,7 +92,7 @@ pub enum TwinChange {
 /// What the hub knows of a message's sender and stamps on the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sender {
-    /// Which registration of the device's id sent it.
+    /// Which registration of its id sent it.
     pub generation_id: u64,
     pub auth: AuthMethod,
 }
@@ -99,8 +100,8 @@ pub struct Sender {
 /// How a connection proved whose it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMethod {
-    /// A token signed with the device's own key.
-    DeviceKey,
+    /// A token signed with the key of the device, or of the module.
+    OwnKey,
     /// A token signed with a policy's key.
     PolicyKey,
     /// A client certificate.
@@ -109,7 +110,7 @@ pub enum AuthMethod {
 
 impl HubEvent {
     pub(crate) fn telemetry(
-        device: DeviceId,
+        address: Address,
         time: DateTime<Utc>,
         properties: Vec<(String, String)>,
         body: &[u8],
@@ -117,42 +118,42 @@ impl HubEvent {
     ) -> HubEvent {
         // Copied: a slice of what came from a socket would keep all of that.
         let kind = EventKind::Telemetry { properties, body: Bytes::copy_from_slice(body), sender };
-        HubEvent { device, time, kind }
+        HubEvent { address, time, kind }
     }
 
-    pub(crate) fn twin(device: DeviceId, time: DateTime<Utc>, change: TwinChange, body: &Value) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Twin { change, body: body.to_string().into() } }
+    pub(crate) fn twin(address: Address, time: DateTime<Utc>, change: TwinChange, body: &Value) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Twin { change, body: body.to_string().into() } }
     }
 
-    pub(crate) fn connected(device: DeviceId, time: DateTime<Utc>) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Connected }
+    pub(crate) fn connected(address: Address, time: DateTime<Utc>) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Connected }
     }
 
-    pub(crate) fn disconnected(device: DeviceId, time: DateTime<Utc>) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Disconnected }
+    pub(crate) fn disconnected(address: Address, time: DateTime<Utc>) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Disconnected }
     }
 
-    pub(crate) fn created(device: DeviceId, time: DateTime<Utc>, twin: &Value) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Created { twin: twin.to_string().into() } }
+    pub(crate) fn created(address: Address, time: DateTime<Utc>, twin: &Value) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Created { twin: twin.to_string().into() } }
     }
 
-    pub(crate) fn deleted(device: DeviceId, time: DateTime<Utc>, twin: &Value) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Deleted { twin: twin.to_string().into() } }
+    pub(crate) fn deleted(address: Address, time: DateTime<Utc>, twin: &Value) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Deleted { twin: twin.to_string().into() } }
     }
 
-    pub(crate) fn queued(device: DeviceId, time: DateTime<Utc>, message_id: Option<String>, sequence: u64) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Queued { message_id, sequence } }
+    pub(crate) fn queued(address: Address, time: DateTime<Utc>, message_id: Option<String>, sequence: u64) -> HubEvent {
+        HubEvent { address, time, kind: EventKind::Queued { message_id, sequence } }
     }
 
     pub(crate) fn settled(
-        device: DeviceId,
+        address: Address,
         time: DateTime<Utc>,
         message_id: Option<String>,
         sequence: u64,
         ended: MessageEnd,
         feedback: Option<(u64, FeedbackRecord)>,
     ) -> HubEvent {
-        HubEvent { device, time, kind: EventKind::Settled { message_id, sequence, ended, feedback } }
+        HubEvent { address, time, kind: EventKind::Settled { message_id, sequence, ended, feedback } }
     }
 
     /// The kind's name, as filters and JSON have it.
@@ -289,11 +290,11 @@ impl Default for EventLog {
 mod tests {
     use super::*;
 
-    pub(super) const SENDER: Sender = Sender { generation_id: 638_000_000_000_000_000, auth: AuthMethod::DeviceKey };
+    pub(super) const SENDER: Sender = Sender { generation_id: 638_000_000_000_000_000, auth: AuthMethod::OwnKey };
 
     pub(super) fn telemetry(body: &[u8]) -> HubEvent {
-        let id = DeviceId::parse("d1").expect("an id");
-        HubEvent::telemetry(id, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body, SENDER)
+        let address = Address::parse("d1").expect("an address");
+        HubEvent::telemetry(address, DateTime::UNIX_EPOCH, vec![("$.mid".into(), "1".into())], body, SENDER)
     }
 
     #[test]

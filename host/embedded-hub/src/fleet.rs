@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
@@ -16,8 +16,9 @@ use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
 use crate::rehearsal::tier::Class;
 use crate::scan::Walk;
+use crate::store::Kind;
 
-/// Jobs act on the hub's devices through this: the same requests that back ends make, without HTTP.
+/// Jobs act on the hub's devices and modules through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
 pub struct HubFleet {
     hub: HubHandle,
@@ -35,7 +36,7 @@ impl HubFleet {
 }
 
 impl Fleet for HubFleet {
-    async fn select(&self, condition: &Condition) -> Result<Vec<DeviceId>, HubError> {
+    async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
         let mut walk = Walk::ids(&self.hub, condition);
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
@@ -44,9 +45,9 @@ impl Fleet for HubFleet {
         Ok(selected)
     }
 
-    async fn call_method(&self, device: &DeviceId, method: &DirectMethod) -> Result<MethodResponse, HubError> {
+    async fn call_method(&self, address: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
         self.pace().await?;
-        let operation = Operation::CallMethod { id: device.clone(), method: method.clone() };
+        let operation = Operation::CallMethod { id: address.clone(), method: method.clone() };
         let rehearsal = self.hub.rehearsal();
         rehearsal.charge(|| method.payload.to_string().len());
         let answer = self.hub.request(operation).await.inspect_err(|error| {
@@ -64,20 +65,23 @@ impl Fleet for HubFleet {
         }
     }
 
-    async fn patch_twin(&self, device: &DeviceId, update: &TwinUpdate) -> Result<(), HubError> {
+    async fn patch_twin(&self, address: &Address, update: &TwinUpdate) -> Result<(), HubError> {
         self.pace().await?;
         let size = |section: &Option<_>| section.as_ref().map_or(0, |section| json!(section).to_string().len());
         self.hub.rehearsal().charge(|| size(&update.tags) + size(&update.desired));
         let patch = TwinPatch { tags: update.tags.clone(), desired: update.desired.clone() };
-        self.hub.request(Operation::PatchTwin { id: device.clone(), patch, if_match: None }).await?;
+        self.hub.request(Operation::PatchTwin { id: address.clone(), patch, if_match: None }).await?;
         Ok(())
     }
 
-    async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
-        let mut states = HashMap::with_capacity(devices.len());
-        let mut walk = Walk::of(&self.hub, devices.to_vec(), PinState::PARTS);
-        while let Some(twins) = walk.next().await? {
-            states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
+    async fn pin_states(&self, plugin: &str, targets: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
+        let mut states = HashMap::with_capacity(targets.len());
+        for kind in [Kind::Devices, Kind::Modules] {
+            let of_kind: Vec<_> = targets.iter().filter(|target| Kind::of(target) == kind).cloned().collect();
+            let mut walk = Walk::of(&self.hub, kind, &of_kind, PinState::PARTS);
+            while let Some(twins) = walk.next().await? {
+                states.extend(twins.into_iter().map(|(id, twin)| (id, PinState::of_twin(&twin, plugin))));
+            }
         }
         Ok(states)
     }

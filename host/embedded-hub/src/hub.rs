@@ -10,6 +10,7 @@ mod configure;
 mod credentials;
 mod links;
 mod messages;
+mod operation;
 mod registry;
 mod residency;
 #[cfg(test)]
@@ -17,28 +18,24 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use iothub_protocol::configuration::ConfigurationMarks;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::FeedbackRecord;
-use iothub_protocol::id::{DeviceId, ModelId};
-use iothub_protocol::identity::{Identity, IdentityRequest};
-use iothub_protocol::link::CloudMessage;
-use iothub_protocol::method::{DirectMethod, MethodResponse};
-use iothub_protocol::sas::SharedKey;
+use iothub_protocol::id::{DeviceId, ModelId, ModuleId};
+use iothub_protocol::identity::Identity;
 use iothub_protocol::topic::{FromDevice, Subscription};
-use iothub_protocol::twin::{Twin, TwinFacts, TwinPatch};
+use iothub_protocol::twin::{Twin, TwinFacts};
 use serde_json::Value;
 
 use crate::events::{HubEvent, TwinChange};
 use crate::feedback::FeedbackQueue;
-use crate::import::NewDevice;
 use crate::policy::Policy;
 use crate::presence::{Presence, Seen};
-use crate::queue::{Disposition, Queue, Queued};
+use crate::queue::{Queue, Queued};
 use calls::Calls;
 use links::Link;
 use messages::Waiters;
@@ -47,7 +44,8 @@ use residency::{Residence, Residency};
 pub use credentials::Credentials;
 pub(crate) use links::properties_size;
 pub(crate) use messages::{held_size, numbered};
-pub(crate) use registry::{already_exists, new_identity};
+pub use operation::{Answer, Operation};
+pub(crate) use registry::{MAX_MODULES, already_exists, new_identity, too_many_modules};
 
 /// Both clocks at one moment: the wall's for what is written down, the steady one for waiting.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +65,7 @@ pub enum Input<R> {
     Request { reply: R, operation: Operation },
 }
 
-/// From a device's connection, after the session has read the packets.
+/// From the connection of a device or a module, after the session has read the packets.
 #[derive(Debug)]
 pub enum LinkInput {
     Connect(Box<ConnectRequest>),
@@ -104,7 +102,7 @@ pub enum Granted {
 
 /// Who wants to connect.
 pub struct ConnectRequest {
-    pub device: DeviceId,
+    pub address: Address,
     pub credentials: Credentials,
     pub clean_session: bool,
     /// Sent as telemetry if the link drops without a DISCONNECT.
@@ -115,7 +113,7 @@ pub struct ConnectRequest {
 
 impl fmt::Debug for ConnectRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectRequest").field("device", &self.device).finish_non_exhaustive()
+        f.debug_struct("ConnectRequest").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -155,112 +153,16 @@ pub enum LinkOutput {
     },
 }
 
-/// What a back end asks, or a device over HTTPS.
-#[derive(Debug)]
-pub enum Operation {
-    PutDevice {
-        id: DeviceId,
-        request: IdentityRequest,
-        if_match: Option<String>,
-        keys: [SharedKey; 2],
-    },
-    GetDevice(DeviceId),
-    /// Make a device with its twin.
-    ImportDevice(Box<NewDevice>),
-    DeleteDevice {
-        id: DeviceId,
-        if_match: Option<String>,
-    },
-    GetTwin(DeviceId),
-    PatchTwin {
-        id: DeviceId,
-        patch: TwinPatch,
-        if_match: Option<String>,
-    },
-    ReplaceTwin {
-        id: DeviceId,
-        patch: TwinPatch,
-        if_match: Option<String>,
-    },
-    /// What configurations make of a twin: desired properties to merge, and all that target the device.
-    Configure {
-        id: DeviceId,
-        patch: TwinPatch,
-        marks: ConfigurationMarks,
-        if_match: Option<String>,
-    },
-    CallMethod {
-        id: DeviceId,
-        method: DirectMethod,
-    },
-    /// Queue a cloud-to-device message; answered when it is stored, or with `wait` when it has ended.
-    SendMessage {
-        id: DeviceId,
-        message: Box<CloudMessage>,
-        wait: bool,
-    },
-    /// A device's queue, as an array.
-    ListMessages(DeviceId),
-    PurgeMessages(DeviceId),
-    /// Whether a device would be let in that shows this.
-    Authenticate {
-        id: DeviceId,
-        credentials: Credentials,
-    },
-    /// A device takes its next message, locked for so long under `token`.
-    ReceiveMessage {
-        id: DeviceId,
-        credentials: Credentials,
-        token: u128,
-        lock: Duration,
-    },
-    /// A device deals with a message that it has taken.
-    SettleMessage {
-        id: DeviceId,
-        credentials: Credentials,
-        token: u128,
-        disposition: Disposition,
-    },
-    /// All feedback that waits, as an array; it goes on waiting.
-    ListFeedback,
-    /// Take a batch of feedback, locked under `token`.
-    ReceiveFeedback {
-        token: u128,
-    },
-    /// Deal with a batch of feedback; rejecting it is completing it.
-    SettleFeedback {
-        token: u128,
-        disposition: Disposition,
-    },
-}
-
-/// What whoever asked gets.
-#[derive(Clone, PartialEq)]
-pub enum Answer {
-    Document(Value),
-    Method(MethodResponse),
-    /// A message that a device has taken.
-    Message(Box<Queued>),
-    Done,
-}
-
-impl fmt::Debug for Answer {
-    /// The kind only: an identity's document holds its keys.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Answer::Document(_) => "Document",
-            Answer::Method(_) => "Method",
-            Answer::Message(_) => "Message",
-            Answer::Done => "Done",
-        })
-    }
-}
-
 /// The registry in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
+    /// Devices.
     pub total: usize,
+    /// Disabled devices.
     pub disabled: usize,
+    /// Modules of all devices.
+    pub modules: usize,
+    /// Connected devices.
     pub connected: usize,
 }
 
@@ -276,45 +178,62 @@ pub enum Output<R> {
 #[derive(Debug, Clone)]
 pub enum Change {
     Identity(Identity),
-    Twin(DeviceId, Box<Twin>),
-    Subscriptions(DeviceId, Subscriptions),
-    /// When the device was last heard of, and the number of the last message that was queued for it.
-    Activity(DeviceId, Option<DateTime<Utc>>, u64),
+    Twin(Address, Box<Twin>),
+    Subscriptions(Address, Subscriptions),
+    /// When it was last heard of, and the number of the last message that was queued for it.
+    Activity(Address, Option<DateTime<Utc>>, u64),
     Message(DeviceId, Box<Queued>),
     /// The message of this number has left its queue.
     MessageGone(DeviceId, u64),
     Feedback(u64, FeedbackRecord),
     FeedbackGone(u64),
-    Deleted(DeviceId),
+    /// A device goes with its modules.
+    Deleted(Address),
 }
 
-/// What a device has subscribed to, and how it is sent that.
+/// What a device or a module has subscribed to, and how it is sent that.
 pub type Subscriptions = BTreeMap<Subscription, Granted>;
 
-/// A device as the hub keeps it.
+/// A device or a module as the hub keeps it.
 #[derive(Debug)]
-pub struct Device {
+pub struct Entity {
     pub identity: Identity,
     pub twin: Twin,
     /// Outlives the connection, and the hub, unless the session is a clean one.
     pub subscriptions: Subscriptions,
-    /// Cloud-to-device messages. Outlive everything but the device.
+    /// Cloud-to-device messages. Outlive everything but the device; a module has none.
     pub queue: Queue,
-    /// The device asked for a clean session: its subscriptions end with the connection and are not stored.
+    /// The names of a device's modules; they are in memory or not for themselves.
+    modules: BTreeSet<ModuleId>,
+    /// The client asked for a clean session: its subscriptions end with the connection and are not stored.
     is_clean: bool,
     link: Option<LinkId>,
     last_activity: Option<DateTime<Utc>>,
     residence: Residence,
 }
 
-impl Device {
-    pub fn new(identity: Identity, twin: Twin, subscriptions: Subscriptions, queue: Queue) -> Device {
-        let residence = Residence::default();
-        Device { identity, twin, subscriptions, queue, is_clean: false, link: None, last_activity: None, residence }
+impl Entity {
+    pub fn new(identity: Identity, twin: Twin, subscriptions: Subscriptions, queue: Queue) -> Entity {
+        Entity {
+            identity,
+            twin,
+            subscriptions,
+            queue,
+            modules: BTreeSet::new(),
+            is_clean: false,
+            link: None,
+            last_activity: None,
+            residence: Residence::default(),
+        }
+    }
+
+    /// A device with the names of its modules.
+    pub fn with_modules(self, modules: BTreeSet<ModuleId>) -> Entity {
+        Entity { modules, ..self }
     }
 
     /// With the time at which it was last heard of.
-    pub fn last_seen(mut self, last_activity: Option<DateTime<Utc>>) -> Device {
+    pub fn last_seen(mut self, last_activity: Option<DateTime<Utc>>) -> Entity {
         self.last_activity = last_activity;
         self
     }
@@ -331,13 +250,13 @@ impl Device {
         self.identity.to_json(self.link.is_some(), self.last_activity, self.queue.len())
     }
 
-    /// The link, if the device would hear a message of this kind.
+    /// The link, if the client would hear a message of this kind.
     fn listening(&self, subscription: Subscription) -> Option<LinkId> {
         self.link.filter(|_| self.subscriptions.contains_key(&subscription))
     }
 }
 
-/// What is shown of a device together with its twin.
+/// What is shown of a device or a module together with its twin.
 pub(crate) fn facts(
     identity: &Identity,
     connected: bool,
@@ -345,7 +264,7 @@ pub(crate) fn facts(
     message_count: usize,
 ) -> TwinFacts {
     TwinFacts {
-        device_id: identity.device_id.clone(),
+        address: identity.address.clone(),
         device_etag: identity.etag(),
         enabled: identity.enabled,
         status_reason: identity.status_reason.clone(),
@@ -358,10 +277,10 @@ pub(crate) fn facts(
     }
 }
 
-/// What of a device is to be written. The state itself is taken when it is, so that many changes make one row.
+/// What of a device or a module is to be written. The state itself is taken when it is, so that many changes make one row.
 #[derive(Default)]
 struct Unwritten {
-    /// Before whatever else there is: the device may have been made anew.
+    /// Before whatever else there is: it may have been made anew.
     deletion: bool,
     identity: bool,
     twin: bool,
@@ -374,8 +293,8 @@ struct Unwritten {
 /// The machine.
 pub struct Hub<R> {
     policies: Vec<Policy>,
-    /// Those in memory. The driver has a device put here before an input reaches the hub that concerns it.
-    devices: HashMap<DeviceId, Device>,
+    /// Those in memory. The driver has them put here before an input reaches the hub that concerns them.
+    entities: HashMap<Address, Entity>,
     residency: Residency,
     presence: Presence,
     links: HashMap<LinkId, Link>,
@@ -387,7 +306,7 @@ pub struct Hub<R> {
     queued_bytes: usize,
     schedule: messages::Schedule,
     feedback: FeedbackQueue,
-    unwritten: BTreeMap<DeviceId, Unwritten>,
+    unwritten: BTreeMap<Address, Unwritten>,
     /// The numbers of feedback records that came or went.
     unwritten_feedback: BTreeSet<u64>,
     immediate: VecDeque<Output<R>>,
@@ -407,12 +326,12 @@ pub struct Outcome<R> {
 }
 
 impl<R> Hub<R> {
-    /// A hub that has these devices in memory to begin with.
-    pub fn new(policies: Vec<Policy>, devices: Vec<Device>, feedback: FeedbackQueue) -> Hub<R> {
-        let devices = devices.into_iter().map(|device| (device.identity.device_id.clone(), device)).collect();
+    /// A hub that has these in memory to begin with.
+    pub fn new(policies: Vec<Policy>, entities: Vec<Entity>, feedback: FeedbackQueue) -> Hub<R> {
+        let entities = entities.into_iter().map(|entity| (entity.identity.address.clone(), entity)).collect();
         let mut hub = Hub {
             policies,
-            devices,
+            entities,
             residency: Residency::default(),
             presence: Presence::default(),
             links: HashMap::new(),
@@ -431,15 +350,15 @@ impl<R> Hub<R> {
         hub
     }
 
-    /// The device that the input concerns, if any, is one that the hub [knows](Hub::knows).
+    /// What the input concerns, if anything, the hub [knows](Hub::lacks).
     pub fn handle(&mut self, now: Now, input: Input<R>) {
-        let device = input.device().cloned();
+        let address = input.address();
         match input {
             Input::Link(link, input) => self.handle_link(now, link, input),
             Input::Request { reply, operation } => self.handle_request(now, reply, operation),
         }
-        if let Some(id) = device {
-            self.used(&id);
+        if let Some(address) = address {
+            self.used(&address);
         }
     }
 
@@ -480,23 +399,23 @@ impl<R> Hub<R> {
             if unwritten.deletion {
                 changes.push(Change::Deleted(id.clone()));
             }
-            let Some(device) = self.devices.get(&id) else { continue };
+            let Some(entity) = self.entities.get(&id) else { continue };
             if unwritten.identity {
-                changes.push(Change::Identity(device.identity.clone()));
+                changes.push(Change::Identity(entity.identity.clone()));
             }
             if unwritten.twin {
-                changes.push(Change::Twin(id.clone(), Box::new(device.twin.clone())));
+                changes.push(Change::Twin(id.clone(), Box::new(entity.twin.clone())));
             }
             if unwritten.subscriptions {
-                let kept = if device.is_clean { Subscriptions::new() } else { device.subscriptions.clone() };
+                let kept = if entity.is_clean { Subscriptions::new() } else { entity.subscriptions.clone() };
                 changes.push(Change::Subscriptions(id.clone(), kept));
             }
             if unwritten.activity {
-                changes.push(Change::Activity(id.clone(), device.last_activity, device.queue.last_sequence()));
+                changes.push(Change::Activity(id.clone(), entity.last_activity, entity.queue.last_sequence()));
             }
-            changes.extend(unwritten.messages.into_iter().map(|sequence| match device.queue.get(sequence) {
-                Some(queued) => Change::Message(id.clone(), Box::new(queued.clone())),
-                None => Change::MessageGone(id.clone(), sequence),
+            changes.extend(unwritten.messages.into_iter().map(|sequence| match entity.queue.get(sequence) {
+                Some(queued) => Change::Message(id.device().clone(), Box::new(queued.clone())),
+                None => Change::MessageGone(id.device().clone(), sequence),
             }));
         }
         let feedback = std::mem::take(&mut self.unwritten_feedback);
@@ -507,22 +426,30 @@ impl<R> Hub<R> {
         changes
     }
 
-    /// Note what of a device is to be written.
-    fn unwritten(&mut self, id: &DeviceId) -> &mut Unwritten {
+    /// Note what of a device or a module is to be written.
+    fn unwritten(&mut self, id: &Address) -> &mut Unwritten {
         self.unwritten.entry(id.clone()).or_default()
     }
 
     fn handle_request(&mut self, now: Now, reply: R, operation: Operation) {
+        // A module is looked for in its device, so that there is one from here on.
+        if let Some(address) = operation.address().filter(|address| address.is_module())
+            && let Err(error) = self.entity(&address.device().into())
+        {
+            return self.gated.push_back(Output::Reply(reply, Err(error)));
+        }
         let answer = match operation {
             Operation::CallMethod { id, method } => return self.call_method(now, reply, &id, method),
-            Operation::SendMessage { id, message, wait } => return self.send_message(now, reply, &id, *message, wait),
-            Operation::PutDevice { id, request, if_match, keys } => {
-                self.put_device(now, &id, request, if_match.as_deref(), keys)
+            Operation::SendMessage { id, message, wait } => {
+                return self.send_message(now, reply, &id.into(), *message, wait);
             }
-            Operation::GetDevice(id) => self.device(&id).map(|device| Answer::Document(device.identity_json())),
-            Operation::ImportDevice(device) => self.import(now, *device),
-            Operation::DeleteDevice { id, if_match } => self.delete_device(now, &id, if_match.as_deref()),
-            Operation::GetTwin(id) => self.device(&id).map(|device| Answer::Document(device.twin_json())),
+            Operation::PutIdentity { id, request, if_match, keys } => {
+                self.put_identity(now, &id, request, if_match.as_deref(), keys)
+            }
+            Operation::GetIdentity(id) => self.entity(&id).map(|entity| Answer::Document(entity.identity_json())),
+            Operation::Import(new) => self.import(now, *new),
+            Operation::DeleteIdentity { id, if_match } => self.delete_identity(now, &id, if_match.as_deref()),
+            Operation::GetTwin(id) => self.entity(&id).map(|entity| Answer::Document(entity.twin_json())),
             Operation::PatchTwin { id, patch, if_match } => {
                 self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated)
             }
@@ -532,16 +459,16 @@ impl<R> Hub<R> {
             Operation::Configure { id, patch, marks, if_match } => {
                 self.configure(now, &id, &patch, marks, if_match.as_deref())
             }
-            Operation::ListMessages(id) => self.device(&id).map(messages::list),
-            Operation::PurgeMessages(id) => self.purge_messages(now, &id),
+            Operation::ListMessages(id) => self.entity(&id.into()).map(messages::list),
+            Operation::PurgeMessages(id) => self.purge_messages(now, &id.into()),
             Operation::Authenticate { id, credentials } => {
                 self.authenticate(now, &id, &credentials).map(|_| Answer::Done).map_err(|denial| denial.answer())
             }
             Operation::ReceiveMessage { id, credentials, token, lock } => {
-                self.receive_message(now, &id, &credentials, token, lock)
+                self.receive_message(now, &id.into(), &credentials, token, lock)
             }
             Operation::SettleMessage { id, credentials, token, disposition } => {
-                self.settle_message(now, &id, &credentials, token, disposition)
+                self.settle_message(now, &id.into(), &credentials, token, disposition)
             }
             Operation::ListFeedback => Ok(self.list_feedback()),
             Operation::ReceiveFeedback { token } => Ok(self.receive_feedback(now, token)),
@@ -550,11 +477,18 @@ impl<R> Hub<R> {
         self.gated.push_back(Output::Reply(reply, answer));
     }
 
-    fn device(&self, id: &DeviceId) -> Result<&Device, HubError> {
-        self.devices.get(id).ok_or_else(|| not_found(id))
+    fn entity(&self, id: &Address) -> Result<&Entity, HubError> {
+        self.entities.get(id).ok_or_else(|| not_found(id))
     }
 }
 
-fn not_found(id: &DeviceId) -> HubError {
-    HubError::new(ErrorCode::DeviceNotFound, format!("the hub has no device {:?}", id.as_str()))
+pub(crate) fn not_found(id: &Address) -> HubError {
+    let device = id.device().as_str();
+    match id.module() {
+        None => HubError::new(ErrorCode::DeviceNotFound, format!("the hub has no device {device:?}")),
+        Some(module) => {
+            let text = format!("the device {device:?} has no module {:?}", module.as_str());
+            HubError::new(ErrorCode::ModuleNotFound, text)
+        }
+    }
 }

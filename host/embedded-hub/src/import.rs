@@ -1,34 +1,37 @@
-//! Devices in bulk: lines of JSON in the form in which Azure's registry exports and imports them.
+//! Devices and modules in bulk: lines of JSON in the form in which Azure's registry exports and imports them.
 //!
 //! ```text
 //! {"id":"door-0001","status":"enabled","authentication":{"symmetricKey":{"primaryKey":"…","secondaryKey":"…"}},
 //!  "tags":{"site":"A"},"properties":{"desired":{"floor":3},"reported":{}}}
 //! ```
 //!
-//! Only `id` is needed; keys that are not there are made. A line makes a device, it changes none.
+//! Only `id` is needed; keys that are not there are made. A line makes a device, or with `moduleId` a module of it, which has
+//! to be there by then; it changes none.
 
 use std::io;
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use durable_store::{ClosedStore, Store, StoreError};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::id::{DeviceId, ModuleId};
 use iothub_protocol::identity::{Identity, IdentityRequest};
 use iothub_protocol::twin::{Twin, TwinPatch};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::hub::new_identity;
+use crate::hub::{already_exists, new_identity, not_found, too_many_modules};
 use crate::indexes;
 use crate::policy::random_key;
 use crate::store;
+pub use crate::store::Created;
 
-pub use crate::store::DeviceRows;
+pub use crate::store::IdentityRows;
 
-/// A device as a line describes it.
+/// A device or a module as a line describes it.
 #[derive(Debug)]
-pub struct NewDevice {
+pub struct NewIdentity {
     pub identity: Identity,
     pub twin: Twin,
 }
@@ -49,19 +52,21 @@ struct Properties {
     reported: Option<Map<String, Value>>,
 }
 
-impl NewDevice {
+impl NewIdentity {
     /// Read a line.
     ///
     /// # Errors
     /// 400-codes for what is no such line, or what the registry or a twin would refuse.
-    pub fn from_json(line: &[u8], now: DateTime<Utc>) -> Result<NewDevice, HubError> {
+    pub fn from_json(line: &[u8], now: DateTime<Utc>) -> Result<NewIdentity, HubError> {
         let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
         let read: Line = serde_json::from_slice(line)
             .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("this is no device: {e}")))?;
-        let id = DeviceId::parse(&read.id).map_err(|e| invalid(e.to_string()))?;
-        if read.module_id.is_some_and(|module| !module.is_empty()) {
-            return Err(invalid("modules cannot be imported".into()));
-        }
+        let device = DeviceId::parse(&read.id).map_err(|e| invalid(e.to_string()))?;
+        let module = read.module_id.filter(|module| !module.is_empty()).map(|module| ModuleId::parse(&module));
+        let id = match module.transpose().map_err(|e| invalid(e.to_string()))? {
+            None => Address::from(device),
+            Some(module) => Address::of_module(device, module),
+        };
         if let Some(mode) = read.import_mode.filter(|mode| !mode.eq_ignore_ascii_case("create")) {
             return Err(invalid(format!("importMode {mode:?} is not for an import, which only creates devices")));
         }
@@ -74,17 +79,18 @@ impl NewDevice {
         if let Some(reported) = properties.reported.map(without_own).filter(|reported| !reported.is_empty()) {
             twin.report(&reported, None, now)?;
         }
-        Ok(NewDevice { identity, twin })
+        Ok(NewIdentity { identity, twin })
     }
 }
 
-impl NewDevice {
+impl NewIdentity {
     /// As the store has it: what can be done beside its writer, who is one for all.
     ///
     /// # Errors
-    /// 500-codes for what has no row, which no device is known to be.
-    pub fn rows(&self) -> Result<DeviceRows, HubError> {
-        DeviceRows::new(self).map_err(|e| HubError::new(ErrorCode::ServerError, format!("the device has no row: {e}")))
+    /// 500-codes for what has no row, which nothing is known to be.
+    pub fn rows(&self) -> Result<IdentityRows, HubError> {
+        IdentityRows::new(self)
+            .map_err(|e| HubError::new(ErrorCode::ServerError, format!("there is no row for it: {e}")))
     }
 }
 
@@ -94,24 +100,41 @@ fn without_own(mut section: Map<String, Value>) -> Map<String, Value> {
     section
 }
 
-/// A device as a line. Without `with_keys`, whoever imports it gives it new ones.
-fn line(device: &NewDevice, with_keys: bool) -> Value {
-    let NewDevice { identity, twin } = device;
+/// A device or a module as a line. Without `with_keys`, whoever imports it gives it new ones.
+fn line(new: &NewIdentity, with_keys: bool) -> Value {
+    let NewIdentity { identity, twin } = new;
     let mut shown = identity.to_json(false, None, 0);
     let mut line = json!({
-        "id": identity.device_id,
+        "id": identity.address.device(),
         "eTag": identity.etag(),
-        "status": shown["status"].take(),
-        "statusReason": identity.status_reason,
         "tags": twin.tags,
         "properties": {"desired": twin.desired.properties, "reported": twin.reported.properties},
     });
+    let own: &[&str] = match identity.address.is_module() {
+        false => &["status", "statusReason"],
+        true => &["moduleId", "managedBy"],
+    };
+    for name in own {
+        line[*name] = shown[*name].take();
+    }
     let mut authentication = shown["authentication"].take();
     if !with_keys && let Some(members) = authentication.as_object_mut() {
         members.remove("symmetricKey");
     }
     line["authentication"] = authentication;
     line
+}
+
+impl Created {
+    /// In the hub's words, unless it was made.
+    pub fn refusal(self, id: &Address) -> Option<HubError> {
+        match self {
+            Created::Made => None,
+            Created::IsThere => Some(already_exists(id)),
+            Created::NoDevice => Some(not_found(&id.device().into())),
+            Created::TooManyModules => Some(too_many_modules(id)),
+        }
+    }
 }
 
 /// The store of a hub that does not run.
@@ -129,13 +152,13 @@ impl OfflineHub {
         Ok(OfflineHub { store })
     }
 
-    /// Make devices of [rows](NewDevice::rows); says of each whether it was made, which it was not if there is one of its name. They survive a loss of
-    /// power once the store is closed. A few calls at once keep its writer busy.
+    /// Make devices and modules of [rows](NewIdentity::rows); says of each what became of it. They survive a loss of power once
+    /// the store is closed. A few calls at once keep its writer busy; they come in order.
     pub fn import(
         &self,
-        devices: Vec<DeviceRows>,
-    ) -> impl Future<Output = Result<Vec<bool>, StoreError>> + Send + use<> {
-        self.store.write(move |tx| devices.iter().map(|device| device.create(tx)).collect())
+        new: Vec<IdentityRows>,
+    ) -> impl Future<Output = Result<Vec<Created>, StoreError>> + Send + use<> {
+        self.store.write(move |tx| new.iter().map(|new| new.create(tx)).collect())
     }
 
     /// As [`HubHandle::indexes`](crate::HubHandle::indexes).
@@ -163,6 +186,13 @@ pub struct HubReader {
     store: ClosedStore,
 }
 
+/// What an export has lines of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exported {
+    pub devices: u64,
+    pub modules: u64,
+}
+
 /// Why an export ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -179,17 +209,31 @@ impl HubReader {
         Ok(HubReader { store: ClosedStore::open(&data.join(store::FILE), store::MIGRATIONS)? })
     }
 
-    /// How many devices there are.
-    pub fn count(&self) -> Result<usize, StoreError> {
-        Ok(self.store.read(store::counts)?.total)
+    /// How many devices and modules there are.
+    pub fn count(&self) -> Result<Exported, StoreError> {
+        let counts = self.store.read(store::counts)?;
+        Ok(Exported { devices: counts.total as u64, modules: counts.modules as u64 })
     }
 
-    /// Give each device as a line, in order of ids, all as they are at one moment.
-    pub fn export(&self, with_keys: bool, mut each: impl FnMut(String) -> io::Result<()>) -> Result<(), ExportError> {
-        let written = self
-            .store
-            .read(|connection| store::each_device(connection, |device| each(line(&device, with_keys).to_string())));
-        Ok(written??)
+    /// Give each device as a line, in order of ids, and then each module, all as they are at one moment.
+    pub fn export(
+        &self,
+        with_keys: bool,
+        mut each: impl FnMut(String) -> io::Result<()>,
+    ) -> Result<Exported, ExportError> {
+        let mut exported = Exported::default();
+        let written = self.store.read(|connection| {
+            store::each_identity(connection, |new| {
+                let count = match new.identity.address.is_module() {
+                    false => &mut exported.devices,
+                    true => &mut exported.modules,
+                };
+                *count += 1;
+                each(line(&new, with_keys).to_string())
+            })
+        });
+        written??;
+        Ok(exported)
     }
 
     /// A consistent copy of the whole store in the new file `path`.
@@ -202,8 +246,8 @@ impl HubReader {
 mod tests {
     use super::*;
 
-    fn read(line: &str) -> Result<NewDevice, HubError> {
-        NewDevice::from_json(line.as_bytes(), DateTime::UNIX_EPOCH)
+    fn read(line: &str) -> Result<NewIdentity, HubError> {
+        NewIdentity::from_json(line.as_bytes(), DateTime::UNIX_EPOCH)
     }
 
     #[test]
@@ -224,6 +268,19 @@ mod tests {
         assert_eq!(line(&again, true)["authentication"], exported["authentication"]);
         assert_eq!(again.twin, device.twin);
         assert!(!line(&device, false).to_string().contains("MTIz"), "no keys");
+    }
+
+    #[test]
+    fn a_module_has_a_line_of_its_own() {
+        let whole = r#"{"id":"d1","moduleId":"m1","managedBy":"ops","tags":{"a":1},"properties":{"desired":{"n":1}}}"#;
+        let module = read(whole).expect("a module");
+        assert_eq!(module.identity.address, Address::parse("d1/m1").expect("an address"));
+        let exported = line(&module, true);
+        assert_eq!((&exported["id"], &exported["moduleId"]), (&json!("d1"), &json!("m1")));
+        assert!(exported["managedBy"] == "ops" && exported.get("status").is_none(), "{exported}");
+        let again = read(&exported.to_string()).expect("its own line");
+        assert_eq!((again.twin, again.identity.managed_by.as_deref()), (module.twin, Some("ops")));
+        assert!(read(r#"{"id":"d1","moduleId":""}"#).is_ok_and(|new| !new.identity.address.is_module()));
     }
 
     #[test]
@@ -254,7 +311,7 @@ mod tests {
             ("[]", "this is no device"),
             (r#"{"deviceId":"d1"}"#, "missing field `id`"),
             (r#"{"id":"a/b"}"#, "contains '/'"),
-            (r#"{"id":"d1","moduleId":"m"}"#, "modules cannot be imported"),
+            (r#"{"id":"d1","moduleId":"a/b"}"#, "a module id contains '/'"),
             (r#"{"id":"d1","importMode":"delete"}"#, "only creates"),
             (r#"{"id":"d1","status":"off"}"#, "neither enabled nor disabled"),
             (r#"{"id":"d1","tags":{"a b":1}}"#, "contains ' '"),

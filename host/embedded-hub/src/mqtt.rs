@@ -323,7 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         let is_known = match input {
             // Whom the hub refuses takes nothing of what a tier has for others.
             LinkInput::Connect(request) if self.hub.rehearsal().has_tier() => {
-                self.hub.admits(request.device.clone(), request.credentials.clone()).await
+                self.hub.admits(request.address.clone(), request.credentials.clone()).await
             }
             _ => true,
         };

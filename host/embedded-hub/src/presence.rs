@@ -1,55 +1,54 @@
-//! Who is connected, and when devices were last heard of: what no store keeps up with.
+//! Who is connected, and when devices and modules were last heard of: what no store keeps up with.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 
-/// What is known of a device that the hub has in memory.
+/// What is known of a device or a module that the hub has in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) connected: bool,
     pub(crate) last_activity: Option<DateTime<Utc>>,
 }
 
-/// Written by the hub, read by those who read its store. Holds the devices that differ from what is stored of them.
+/// Written by the hub, read by those who read its store. Holds those that differ from what is stored of them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Presence {
-    devices: Arc<RwLock<HashMap<DeviceId, Seen>>>,
+    seen: Arc<RwLock<HashMap<Address, Seen>>>,
 }
 
 impl Presence {
-    /// `None` for a device that is not connected and of which the store knows all.
-    pub(crate) fn seen(&self, id: &DeviceId) -> Option<Seen> {
-        self.devices.read().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    /// `None` for one that is not connected and of which the store knows all.
+    pub(crate) fn seen(&self, id: &Address) -> Option<Seen> {
+        self.seen.read().unwrap_or_else(PoisonError::into_inner).get(id).copied()
     }
 
-    pub(crate) fn set(&self, id: &DeviceId, seen: Seen) {
-        let mut devices = self.devices.write().unwrap_or_else(PoisonError::into_inner);
-        match devices.get_mut(id) {
+    pub(crate) fn set(&self, id: &Address, seen: Seen) {
+        let mut all = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        match all.get_mut(id) {
             Some(known) => *known = seen,
             None => {
-                devices.insert(id.clone(), seen);
+                all.insert(id.clone(), seen);
             }
         }
     }
 
-    pub(crate) fn forget(&self, id: &DeviceId) {
-        self.devices.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    pub(crate) fn forget(&self, id: &Address) {
+        self.seen.write().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    /// Those who are connected, in order of their ids.
-    pub(crate) fn connected(&self) -> Vec<DeviceId> {
-        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
-        let mut connected: Vec<_> =
-            devices.iter().filter(|(_, seen)| seen.connected).map(|(id, _)| id.clone()).collect();
-        connected.sort_unstable();
-        connected
+    /// The devices that are connected, or the modules.
+    pub(crate) fn connected(&self, are_modules: bool) -> Vec<Address> {
+        let all = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let connected = all.iter().filter(|(id, seen)| seen.connected && id.is_module() == are_modules);
+        connected.map(|(id, _)| id.clone()).collect()
     }
 
+    /// How many devices are.
     pub(crate) fn connected_count(&self) -> usize {
-        let devices = self.devices.read().unwrap_or_else(PoisonError::into_inner);
-        devices.values().filter(|seen| seen.connected).count()
+        let all = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter(|(id, seen)| seen.connected && !id.is_module()).count()
     }
 }

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::time;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -202,23 +202,23 @@ impl Rehearsal {
     }
 
     /// How late the answer to a back end is that is due now.
-    pub(crate) fn lateness(&self, device: Option<&DeviceId>) -> Option<Duration> {
+    pub(crate) fn lateness(&self, device: Option<&Address>) -> Option<Duration> {
         if self.is_bad() { self.days().delay(device) } else { None }
     }
 
-    fn silence(&self, device: Option<&DeviceId>) -> Option<(u64, Instant)> {
+    fn silence(&self, device: Option<&Address>) -> Option<(u64, Instant)> {
         if self.is_bad() { self.days().silence(device) } else { None }
     }
 
-    fn strike(&self, device: &DeviceId, since: Instant) -> Option<Strike> {
+    fn strike(&self, device: &Address, since: Instant) -> Option<Strike> {
         if self.is_bad() { self.days().strike(device, since) } else { None }
     }
 
-    fn loses_puback(&self, device: &DeviceId) -> bool {
+    fn loses_puback(&self, device: &Address) -> bool {
         self.is_bad() && self.days().loses_puback(device)
     }
 
-    fn loses_notice(&self, device: &DeviceId) -> bool {
+    fn loses_notice(&self, device: &Address) -> bool {
         self.is_bad() && self.days().loses_notice(device)
     }
 
@@ -268,18 +268,18 @@ impl Rehearsal {
         }
     }
 
-    /// Connect as `device` from elsewhere, as somebody with its id would, and stay until the device takes its place
+    /// Connect as `address` from elsewhere, as somebody with its id would, and stay until the device takes its place
     /// back or the day is over.
-    fn take_over(&self, hub: &HubHandle, device: DeviceId, until: Instant) {
+    fn take_over(&self, hub: &HubHandle, address: Address, until: Instant) {
         let Some(policy) = self.shared.intruder.clone() else { return };
         let (hub, mut changes) = (hub.clone(), self.shared.changes.subscribe());
         tokio::spawn(async move {
             let lifetime = until.saturating_duration_since(Instant::now()) + Duration::from_secs(60);
-            let resource = format!("localhost/devices/{device}");
+            let resource = format!("localhost/{}", address.path());
             let token = policy.primary_key.sign(&resource, Some(&policy.name), Utc::now() + lifetime);
             let credentials = Credentials { token: Some(token), certificate: None };
             let Some(mut link) = hub.attach().await else { return };
-            let request = ConnectRequest { device, credentials, clean_session: false, will: None, model: None };
+            let request = ConnectRequest { address, credentials, clean_session: false, will: None, model: None };
             hub.link_input(link.id, LinkInput::Connect(Box::new(request))).await;
             loop {
                 tokio::select! {

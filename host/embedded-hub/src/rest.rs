@@ -64,6 +64,8 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/devices/", get(devices::list).post(bulk::run))
         .route("/devices/query", post(query::run))
         .route("/devices/{id}", put(devices::put).get(devices::get).delete(devices::delete))
+        .route("/devices/{id}/modules", get(devices::list_modules))
+        .route("/devices/{id}/modules/{module}", put(devices::put).get(devices::get).delete(devices::delete))
         .route("/devices/{id}/commands", delete(messages::purge))
         .route("/configurations", get(configurations::list))
         .route("/configurations/testQueries", post(configurations::test))
@@ -72,6 +74,8 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/statistics/service", get(devices::service_statistics))
         .route("/twins/{id}", get(twins::get).patch(twins::patch).put(twins::replace))
         .route("/twins/{id}/methods", post(twins::call))
+        .route("/twins/{id}/modules/{module}", get(twins::get).patch(twins::patch).put(twins::replace))
+        .route("/twins/{id}/modules/{module}/methods", post(twins::call))
         // Ours: Azure has these under the same path, but over AMQP.
         .route("/messages/events", get(events::stream))
         .route("/jobs/v2/query", get(jobs::query))

@@ -9,6 +9,7 @@ mod tests;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use durable_store::{Store, StoreError};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::query::{Condition, Executor, Parts, Query};
@@ -16,9 +17,9 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::driver::HubHandle;
-use crate::hub::Counts;
+use crate::hub::{Counts, not_found};
 use crate::presence::Presence;
-use crate::store::{self, Chunk, DeclaredIndex, MAX_ROWS, QueryRow, Selection};
+use crate::store::{self, Chunk, DeclaredIndex, Kind, MAX_ROWS, QueryRow, Selection};
 
 /// The store and what stands beside it. Cheap to clone.
 #[derive(Clone)]
@@ -36,7 +37,7 @@ impl Reads {
 
     fn selection(&self, condition: &Condition, parts: Parts, most: usize) -> Selection {
         let indexes = self.indexes.read().unwrap_or_else(PoisonError::into_inner);
-        plan::selection(condition, parts, most, &indexes, || self.presence.connected())
+        plan::selection(condition, parts, most, &indexes, |kind| self.presence.connected(kind == Kind::Modules))
     }
 
     fn begin_chunk(&self, selection: &Arc<Selection>, after: String) -> JoinHandle<Result<Chunk, StoreError>> {
@@ -68,23 +69,30 @@ impl Reads {
 }
 
 impl HubHandle {
-    /// Identities in order of their ids, after `after`.
+    /// Devices in order of their ids, after `after`.
     ///
     /// # Errors
     /// 503001 if the store cannot be read, or could not be written.
-    pub async fn list_devices(
-        &self,
-        after: Option<DeviceId>,
-        limit: usize,
-    ) -> Result<Vec<(DeviceId, Value)>, HubError> {
+    pub async fn list_devices(&self, after: Option<DeviceId>, limit: usize) -> Result<Vec<(Address, Value)>, HubError> {
         let reads = self.reads()?;
         let presence = reads.presence.clone();
         let after = after.map(String::from).unwrap_or_default();
-        let read = reads.store.scan(move |connection| store::identities(connection, &after, limit, &presence));
+        let read = reads.store.scan(move |connection| store::devices(connection, &after, limit, &presence));
         read.await.map_err(unreadable)
     }
 
-    /// Push all devices that may count to an aggregate.
+    /// The modules of a device, in order of their ids.
+    ///
+    /// # Errors
+    /// 404001 if there is no such device, else as [`HubHandle::list_devices`].
+    pub async fn list_modules(&self, device: DeviceId) -> Result<Vec<(Address, Value)>, HubError> {
+        let reads = self.reads()?;
+        let (presence, id) = (reads.presence.clone(), device.clone());
+        let read = reads.store.scan(move |connection| store::modules(connection, &id, &presence));
+        read.await.map_err(unreadable)?.ok_or_else(|| not_found(&device.into()))
+    }
+
+    /// Push all devices or modules that may count to an aggregate.
     ///
     /// # Errors
     /// As [`HubHandle::list_devices`].
@@ -108,7 +116,7 @@ fn unreadable(error: StoreError) -> HubError {
     HubError::new(ErrorCode::ServiceUnavailable, "the hub cannot read its store, see its log")
 }
 
-/// A walk over the devices for which a condition holds, in order of their ids.
+/// A walk over the devices or modules for which a condition holds, in the order of their keys.
 pub(crate) struct Walk {
     /// Or why there is nothing to read.
     reads: Result<Reads, HubError>,
@@ -130,13 +138,14 @@ impl Walk {
         Walk::begin(hub, condition, Parts::ALL, None, MAX_ROWS)
     }
 
-    /// Over those of these devices that exist.
-    pub(crate) fn of(hub: &HubHandle, mut devices: Vec<DeviceId>, parts: Parts) -> Walk {
-        devices.sort_unstable();
-        devices.dedup();
+    /// Over those of these devices, or of these modules, that exist.
+    pub(crate) fn of(hub: &HubHandle, kind: Kind, addresses: &[Address], parts: Parts) -> Walk {
         let mut walk = Walk::over(hub, &Condition::all());
-        let selection = plan::selection_of(devices, parts, MAX_ROWS);
+        let selection = plan::selection_of(kind, addresses, parts, MAX_ROWS);
         walk.selection = Arc::new(selection);
+        if addresses.is_empty() {
+            walk.state = State::Over;
+        }
         walk
     }
 
@@ -146,18 +155,18 @@ impl Walk {
     }
 
     /// With what the query looks at. `limit` is how many rows its page may have.
-    pub(crate) fn of_query(hub: &HubHandle, query: &Query, after: Option<DeviceId>, limit: usize) -> Walk {
+    pub(crate) fn of_query(hub: &HubHandle, query: &Query, after: Option<&Address>, limit: usize) -> Walk {
         // One more, which tells whether there is another page.
         Walk::begin(hub, query.condition(), query.parts(), after, limit.saturating_add(1))
     }
 
-    fn begin(hub: &HubHandle, condition: &Condition, parts: Parts, after: Option<DeviceId>, most: usize) -> Walk {
+    fn begin(hub: &HubHandle, condition: &Condition, parts: Parts, after: Option<&Address>, most: usize) -> Walk {
         let reads = hub.reads().cloned();
         let selection = reads.as_ref().map_or_else(
-            |_| plan::selection(condition, parts, most, &[], Vec::new),
+            |_| plan::selection(condition, parts, most, &[], |_| Vec::new()),
             |reads| reads.selection(condition, parts, most),
         );
-        let after = after.map(String::from).unwrap_or_default();
+        let after = after.map(Address::to_string).unwrap_or_default();
         Walk { reads, selection: Arc::new(selection), state: State::At(after) }
     }
 

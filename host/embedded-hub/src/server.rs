@@ -192,7 +192,7 @@ impl HubHandle {
     /// Make sure that a device exists; what it connects with either way.
     pub async fn ensure_device(&self, id: &DeviceId) -> Result<DeviceCredentials, HubError> {
         let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
-        let created = Operation::PutDevice { id: id.clone(), request, if_match: None, keys };
+        let created = Operation::PutIdentity { id: id.into(), request, if_match: None, keys };
         match self.request(created).await {
             Ok(_) => {}
             Err(error) if error.code == ErrorCode::DeviceAlreadyExists => {}
@@ -204,7 +204,7 @@ impl HubHandle {
 
     /// What a device connects with: its primary key, where it has one. `None` if there is no such device.
     pub async fn device_credentials(&self, id: &DeviceId) -> Result<Option<DeviceCredentials>, HubError> {
-        let identity = match self.request(Operation::GetDevice(id.clone())).await {
+        let identity = match self.request(Operation::GetIdentity(id.into())).await {
             Ok(Answer::Document(identity)) => identity,
             Ok(_) => return Ok(None),
             Err(error) if error.code == ErrorCode::DeviceNotFound => return Ok(None),
@@ -227,7 +227,7 @@ impl HubHandle {
             if devices.is_empty() {
                 return Ok(ids);
             }
-            ids.extend(devices.into_iter().map(|(id, _)| id));
+            ids.extend(devices.into_iter().map(|(id, _)| id.device().clone()));
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use iothub_protocol::id::{DeviceId, ModelId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::ModelId;
 use iothub_protocol::topic::{FromDevice, Subscription, decode_bag};
 use iothub_protocol::twin::limit;
 use rumqttc::mqttbytes::v4::{
@@ -59,8 +60,8 @@ pub struct Session {
 enum State {
     AwaitConnect,
     /// CONNECT is with the hub.
-    AwaitVerdict(DeviceId),
-    Up(DeviceId),
+    AwaitVerdict(Address),
+    Up(Address),
     Over,
 }
 
@@ -95,9 +96,9 @@ impl Session {
         self.last_heard = now;
         match (&self.state, packet) {
             (State::AwaitConnect, Packet::Connect(connect)) => self.connect(connect),
-            (State::Up(device), packet) => {
-                let device = device.clone();
-                self.handle_up(&device, packet)
+            (State::Up(address), packet) => {
+                let address = address.clone();
+                self.handle_up(&address, packet)
             }
             _ => vec![self.close(false, "a packet came before CONNECT was accepted")],
         }
@@ -106,8 +107,8 @@ impl Session {
     /// Turn what the hub says into packets.
     pub fn handle_output(&mut self, output: LinkOutput) -> Vec<Action> {
         match (output, &self.state) {
-            (LinkOutput::Accepted { session_present }, State::AwaitVerdict(device)) => {
-                self.state = State::Up(device.clone());
+            (LinkOutput::Accepted { session_present }, State::AwaitVerdict(address)) => {
+                self.state = State::Up(address.clone());
                 vec![Action::Send(Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, session_present)))]
             }
             (LinkOutput::Refused, _) => self.refuse(ConnectReturnCode::NotAuthorized, "the hub refused the device"),
@@ -143,17 +144,16 @@ impl Session {
             return self.refuse(ConnectReturnCode::NotAuthorized, "CONNECT has no user name");
         };
         // `host/clientId/?api-version=…`, with and without the question mark; any version will do.
-        let named = login.username.split('/').nth(1).unwrap_or_default();
-        let Ok(device) = DeviceId::parse(&connect.client_id) else {
-            return self
-                .refuse(ConnectReturnCode::BadClientId, "the client id is no device id (modules are not supported)");
+        let named = login.username.split_once('/').map_or("", |(_, rest)| rest);
+        let Ok(address) = Address::parse(&connect.client_id) else {
+            return self.refuse(ConnectReturnCode::BadClientId, "the client id is neither device nor device/module");
         };
-        if named != device.as_str() {
+        if !names(named, &connect.client_id) {
             return self.refuse(ConnectReturnCode::BadClientId, "the user name is for another client id");
         }
         let will = match connect.last_will {
             None => None,
-            Some(will) => match FromDevice::parse(&device, &will.topic) {
+            Some(will) => match FromDevice::parse(&address, &will.topic) {
                 // Copied, as it would hold the whole packet for as long as the connection lasts.
                 Some(mut message @ FromDevice::Telemetry { .. }) => {
                     mark_retained(&mut message, will.retain);
@@ -167,19 +167,19 @@ impl Session {
             0 => MAX_SILENCE,
             seconds => (Duration::from_secs(seconds.into()) * 3 / 2).min(MAX_SILENCE),
         };
-        self.state = State::AwaitVerdict(device.clone());
+        self.state = State::AwaitVerdict(address.clone());
         let token = Some(login.password).filter(|password| !password.is_empty());
         let credentials = Credentials { token, certificate: self.certificate.take() };
         let (clean_session, model) = (connect.clean_session, announced_model(&login.username));
-        let request = ConnectRequest { device, credentials, clean_session, will, model };
+        let request = ConnectRequest { address, credentials, clean_session, will, model };
         vec![Action::ToHub(LinkInput::Connect(Box::new(request)))]
     }
 
-    fn handle_up(&mut self, device: &DeviceId, packet: Packet) -> Vec<Action> {
+    fn handle_up(&mut self, address: &Address, packet: Packet) -> Vec<Action> {
         match packet {
-            Packet::Publish(publish) => self.publish(device, publish),
-            Packet::Subscribe(subscribe) => self.subscribe(device, &subscribe),
-            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(device, &unsubscribe),
+            Packet::Publish(publish) => self.publish(address, publish),
+            Packet::Subscribe(subscribe) => self.subscribe(address, &subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(address, &unsubscribe),
             Packet::PingReq => vec![Action::Send(Packet::PingResp)],
             Packet::PubAck(ack) => vec![Action::ToHub(LinkInput::Acknowledged { packet_id: ack.pkid })],
             // We send nothing with QoS 2, so these mean nothing; they do no harm either.
@@ -189,11 +189,11 @@ impl Session {
         }
     }
 
-    fn publish(&mut self, device: &DeviceId, publish: Publish) -> Vec<Action> {
+    fn publish(&mut self, address: &Address, publish: Publish) -> Vec<Action> {
         if publish.qos == QoS::ExactlyOnce {
             return vec![self.close(false, "PUBLISH with QoS 2 is not supported")];
         }
-        let Some(mut message) = FromDevice::parse(device, &publish.topic) else {
+        let Some(mut message) = FromDevice::parse(address, &publish.topic) else {
             return vec![self.close(false, "PUBLISH to a topic that is not the device's")];
         };
         mark_retained(&mut message, publish.retain);
@@ -202,7 +202,7 @@ impl Session {
         vec![Action::ToHub(LinkInput::Published { message, payload: publish.payload, packet_id })]
     }
 
-    fn subscribe(&mut self, device: &DeviceId, subscribe: &Subscribe) -> Vec<Action> {
+    fn subscribe(&mut self, address: &Address, subscribe: &Subscribe) -> Vec<Action> {
         if subscribe.pkid == 0 {
             return vec![self.close(false, "SUBSCRIBE without a packet id")];
         }
@@ -210,7 +210,7 @@ impl Session {
         let filters = subscribe.filters.iter().map(|filter| {
             // QoS 2 is granted as 1. Only cloud-to-device messages heed it, the hub's own go as QoS 0.
             let granted = if filter.qos == QoS::AtMostOnce { Granted::AtMostOnce } else { Granted::AtLeastOnce };
-            Some((Subscription::parse(device, &filter.path)?, granted))
+            Some((Subscription::parse(address, &filter.path)?, granted))
         });
         match filters.collect() {
             Some(filters) => vec![Action::ToHub(LinkInput::Subscribe { pkid: subscribe.pkid, filters })],
@@ -218,13 +218,13 @@ impl Session {
         }
     }
 
-    fn unsubscribe(&mut self, device: &DeviceId, unsubscribe: &Unsubscribe) -> Vec<Action> {
+    fn unsubscribe(&mut self, address: &Address, unsubscribe: &Unsubscribe) -> Vec<Action> {
         if unsubscribe.pkid == 0 || unsubscribe.topics.is_empty() {
             return vec![self.close(false, "UNSUBSCRIBE without a packet id or a filter")];
         }
         // A filter that never was subscribed is no error when it goes.
         let subscriptions =
-            unsubscribe.topics.iter().filter_map(|filter| Subscription::parse(device, filter)).collect();
+            unsubscribe.topics.iter().filter_map(|filter| Subscription::parse(address, filter)).collect();
         vec![Action::ToHub(LinkInput::Unsubscribe { pkid: unsubscribe.pkid, subscriptions })]
     }
 
@@ -236,6 +236,11 @@ impl Session {
         self.state = State::Over;
         Action::Close { graceful, reason }
     }
+}
+
+/// Whether the part of a user name behind the host begins with this client id. What follows is the client's version.
+fn names(user: &str, client_id: &str) -> bool {
+    user.strip_prefix(client_id).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The model in a user name, `host/clientId/?api-version=…&model-id=dtmi:…`. What is no model is not heeded.
@@ -305,6 +310,7 @@ mod tests {
         assert_eq!(with(&|c| c.login = None), ConnectReturnCode::NotAuthorized);
         assert_eq!(with(&|c| c.client_id = "d2".into()), ConnectReturnCode::BadClientId);
         assert_eq!(with(&|c| c.client_id = "d1/m1".into()), ConnectReturnCode::BadClientId);
+        assert_eq!(with(&|c| c.client_id = "d1/m1/x".into()), ConnectReturnCode::BadClientId);
         assert_eq!(with(&|c| c.protocol = Protocol::V5), ConnectReturnCode::RefusedProtocolVersion);
         let will = LastWill::new("devices/d2/messages/events/", "x", QoS::AtMostOnce, false);
         assert_eq!(with(&|c| c.last_will = Some(will.clone())), ConnectReturnCode::NotAuthorized);
@@ -313,6 +319,33 @@ mod tests {
             ConnectReturnCode::BadClientId,
             "a user name without the client id"
         );
+    }
+
+    #[test]
+    fn a_module_connects_as_itself() {
+        let login = |user: &str| {
+            let mut packet = connect();
+            packet.client_id = "d1/m1".into();
+            packet.login = Some(Login::new(user, "token"));
+            packet
+        };
+        let now = Instant::now();
+        for user in ["localhost/d1/m1/?api-version=2021-04-12", "localhost/d1/m1/api-version=2016-11-14", "h/d1/m1"] {
+            let mut session = Session::new(now, None);
+            let actions = session.handle_packet(now, Packet::Connect(login(user)));
+            let [Action::ToHub(LinkInput::Connect(request))] = actions.as_slice() else { panic!("{actions:?}") };
+            assert_eq!(request.address.to_string(), "d1/m1");
+            session.handle_output(LinkOutput::Accepted { session_present: false });
+            let topic = "devices/d1/modules/m1/messages/events/";
+            let own = session.handle_packet(now, Packet::Publish(Publish::new(topic, QoS::AtMostOnce, "x")));
+            assert!(matches!(own.as_slice(), [Action::ToHub(LinkInput::Published { .. })]), "{own:?}");
+            let devices = Packet::Publish(Publish::new("devices/d1/messages/events/", QoS::AtMostOnce, "x"));
+            assert!(closes(&session.handle_packet(now, devices)), "its device's topics are not its own");
+        }
+        for user in ["localhost/d1/m2/?a", "localhost/d1/m11/?a", "localhost/d1/?a", "d1/m1/?a", "localhost"] {
+            let actions = Session::new(now, None).handle_packet(now, Packet::Connect(login(user)));
+            assert!(closes(&actions), "{user}: {actions:?}");
+        }
     }
 
     #[test]

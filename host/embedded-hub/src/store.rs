@@ -1,31 +1,37 @@
-//! `hub.db`: policies, devices, twins, subscriptions, cloud-to-device messages and feedback on them.
+//! `hub.db`: policies, devices, modules, twins, subscriptions, cloud-to-device messages and feedback on them.
 
 pub(crate) mod configurations;
 mod identity;
 mod indexes;
+mod kind;
 mod messages;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod twins;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params, types::Type};
 use durable_store::{Durability, Store, StoreError};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
+use iothub_protocol::id::ModuleId;
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::topic::Subscription;
 
-use crate::hub::{Change, Device, Granted, Subscriptions};
-use crate::import::NewDevice;
+use crate::hub::MAX_MODULES;
+use crate::hub::{Change, Entity, Granted, Subscriptions};
+use crate::import::NewIdentity;
 use crate::policy::{DEFAULT_POLICIES, Policy, random_key};
+use crate::queue::Queue;
 use identity::IdentityRow;
 use twins::TwinRow;
 
 pub(crate) use indexes::{DeclaredIndex, MAX_INDEXES, TwinPath, add_index, load_indexes, remove_index};
+pub(crate) use kind::{Kind, modules_of};
 pub(crate) use messages::{due_queues, load_feedback, next_expiry, queued_bytes};
-pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as QueryRow, Selection, chunk, counts, each_row, identities};
+pub(crate) use rows::{Access, Chunk, MAX_ROWS, Row as QueryRow, Selection, chunk, counts, devices, each_row, modules};
 
 /// In the data folder.
 pub(crate) const FILE: &str = "hub.db";
@@ -115,6 +121,33 @@ pub(crate) const MIGRATIONS: &[&str] = &[
     CREATE TABLE indexes (path TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
 ",
     twins::MODELS,
+    // Modules: rows as those of devices, under `device/module`. So are their subscriptions and activity.
+    "
+    CREATE TABLE modules (
+        id TEXT PRIMARY KEY,
+        generation INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        managed_by TEXT,
+        authentication TEXT NOT NULL,
+        primary_key TEXT NOT NULL,
+        secondary_key TEXT NOT NULL,
+        primary_thumbprint TEXT,
+        secondary_thumbprint TEXT
+    ) WITHOUT ROWID;
+    CREATE TABLE module_twins (
+        id TEXT PRIMARY KEY,
+        version INTEGER NOT NULL,
+        tags TEXT NOT NULL,
+        desired_version INTEGER NOT NULL,
+        desired TEXT NOT NULL,
+        reported_version INTEGER NOT NULL,
+        reported TEXT NOT NULL,
+        desired_metadata TEXT NOT NULL,
+        reported_metadata TEXT NOT NULL,
+        configurations TEXT NOT NULL,
+        model_id TEXT NOT NULL DEFAULT ''
+    ) WITHOUT ROWID;
+",
 ];
 
 pub(crate) fn open(path: &Path) -> Result<Store, StoreError> {
@@ -166,25 +199,42 @@ pub(crate) fn is_unreadable(error: &sql::Error) -> bool {
     matches!(error, sql::Error::FromSqlConversionFailure(..) | sql::Error::InvalidColumnType(..))
 }
 
-/// A device with all that is stored of it; `None` if there is none of that name.
-pub(crate) fn load_device(connection: &sql::Connection, id: &DeviceId) -> sql::Result<Option<Device>> {
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT {}, {} FROM devices d JOIN twins t ON t.id = d.id WHERE d.id = ?1",
-        identity::COLUMNS,
-        twins::COLUMNS
-    ))?;
+/// A device or a module with all that is stored of it; `None` if there is none of that name.
+pub(crate) fn load(connection: &sql::Connection, id: &Address) -> sql::Result<Option<Entity>> {
+    let kind = Kind::of(id);
+    let mut select = connection.prepare_cached(&format!("{} WHERE d.id = ?1", select_entities(kind)))?;
     let found =
-        select.query_row([id.as_str()], |row| Ok((identity::read(row, 0)?, twins::twin(row, identity::COUNT)?)));
+        select.query_row([id.to_string()], |row| Ok((identity::read(row, 0)?, twins::twin(row, identity::COUNT)?)));
     let Some((identity, twin)) = found.optional()? else { return Ok(None) };
     let (last_activity, last_sequence) = twins::activity(connection, id)?;
-    let queue = messages::load_queue(connection, id, last_sequence)?;
     let subscriptions = load_subscriptions(connection, id)?;
-    Ok(Some(Device::new(identity, twin, subscriptions, queue).last_seen(last_activity)))
+    let entity = match kind {
+        Kind::Devices => {
+            let queue = messages::load_queue(connection, id.device(), last_sequence)?;
+            Entity::new(identity, twin, subscriptions, queue).with_modules(load_modules(connection, id)?)
+        }
+        Kind::Modules => Entity::new(identity, twin, subscriptions, Queue::default()),
+    };
+    Ok(Some(entity.last_seen(last_activity)))
 }
 
-fn load_subscriptions(connection: &sql::Connection, id: &DeviceId) -> sql::Result<Subscriptions> {
+fn select_entities(kind: Kind) -> String {
+    let (identities, twins) = (kind.identities(), kind.twins());
+    let (identity, twin) = (identity::columns(kind), twins::COLUMNS);
+    format!("SELECT {identity}, {twin} FROM {identities} d CROSS JOIN {twins} t ON t.id = d.id")
+}
+
+/// The names of a device's modules.
+fn load_modules(connection: &sql::Connection, device: &Address) -> sql::Result<BTreeSet<ModuleId>> {
+    let (from, below) = modules_of(device.device().as_str());
+    let mut select = connection.prepare_cached("SELECT id FROM modules WHERE id >= ?1 AND id < ?2")?;
+    let rows = select.query_map([from, below], |row| parsed(row, 0, Address::parse))?;
+    rows.map(|row| row.map(|address| address.module().cloned())).filter_map(Result::transpose).collect()
+}
+
+fn load_subscriptions(connection: &sql::Connection, id: &Address) -> sql::Result<Subscriptions> {
     let mut select = connection.prepare_cached("SELECT name, at_least_once FROM subscriptions WHERE id = ?1")?;
-    let rows = select.query_map([id.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
+    let rows = select.query_map([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))?;
     let rows = rows.collect::<sql::Result<Vec<_>>>()?;
     let granted = |at_least_once| if at_least_once { Granted::AtLeastOnce } else { Granted::AtMostOnce };
     Ok(rows.iter().filter_map(|(name, quality)| Some((subscription(name)?, granted(*quality)))).collect())
@@ -202,71 +252,109 @@ pub(crate) fn apply(tx: &Transaction<'_>, change: &Change) -> sql::Result<()> {
         Change::MessageGone(id, sequence) => messages::remove(tx, id, *sequence),
         Change::Feedback(sequence, record) => messages::put_feedback(tx, *sequence, record),
         Change::FeedbackGone(sequence) => messages::remove_feedback(tx, *sequence),
-        Change::Deleted(id) => {
-            let tables = ["devices", "twins", "subscriptions", "activity"].map(|table| (table, "id"));
-            for (table, column) in tables.into_iter().chain([("messages", "device")]) {
-                tx.execute(&format!("DELETE FROM {table} WHERE {column} = ?1"), [id.as_str()])?;
-            }
-            Ok(())
-        }
+        Change::Deleted(id) => delete(tx, id),
     }
 }
 
-/// A device as it stands in the tables. The writer has little to do with it: whoever makes it has done the rest.
+fn delete(tx: &Transaction<'_>, id: &Address) -> sql::Result<()> {
+    let kind = Kind::of(id);
+    for table in [kind.identities(), kind.twins(), "subscriptions", "activity"] {
+        tx.prepare_cached(&format!("DELETE FROM {table} WHERE id = ?1"))?.execute([id.to_string()])?;
+    }
+    if kind == Kind::Modules {
+        return Ok(());
+    }
+    tx.prepare_cached("DELETE FROM messages WHERE device = ?1")?.execute([id.to_string()])?;
+    let (from, below) = modules_of(id.device().as_str());
+    for table in ["modules", "module_twins", "subscriptions", "activity"] {
+        let delete = format!("DELETE FROM {table} WHERE id >= ?1 AND id < ?2");
+        tx.prepare_cached(&delete)?.execute([&from, &below])?;
+    }
+    Ok(())
+}
+
+/// A device or a module as it stands in the tables. The writer has little to do with it: whoever makes it has done the rest.
 #[derive(Debug)]
-pub struct DeviceRows {
-    id: DeviceId,
+pub struct IdentityRows {
+    address: Address,
     identity: IdentityRow,
     twin: TwinRow,
 }
 
-impl DeviceRows {
-    pub(crate) fn new(device: &NewDevice) -> sql::Result<DeviceRows> {
-        let NewDevice { identity, twin } = device;
-        let id = identity.device_id.clone();
-        Ok(DeviceRows { id, identity: IdentityRow::new(identity), twin: TwinRow::new(twin)? })
+impl IdentityRows {
+    pub(crate) fn new(new: &NewIdentity) -> sql::Result<IdentityRows> {
+        let NewIdentity { identity, twin } = new;
+        let address = identity.address.clone();
+        Ok(IdentityRows { address, identity: IdentityRow::new(identity), twin: TwinRow::new(twin)? })
     }
 
-    pub fn id(&self) -> &DeviceId {
-        &self.id
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
-    /// Make the device; `false` if there is one of its name.
-    pub(crate) fn create(&self, tx: &Transaction<'_>) -> sql::Result<bool> {
-        if !self.identity.insert(tx)? {
-            return Ok(false);
+    /// Make it, unless there is one of its name.
+    pub(crate) fn create(&self, tx: &Transaction<'_>) -> sql::Result<Created> {
+        if self.address.is_module()
+            && let Some(refused) = self.refusal(tx)?
+        {
+            return Ok(refused);
         }
-        self.twin.put(tx, &self.id)?;
-        Ok(true)
+        if !self.identity.insert(tx)? {
+            return Ok(Created::IsThere);
+        }
+        self.twin.put(tx, &self.address)?;
+        Ok(Created::Made)
+    }
+
+    /// Why there cannot be such a module.
+    fn refusal(&self, tx: &Transaction<'_>) -> sql::Result<Option<Created>> {
+        let device = self.address.device();
+        if !tx.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([device.as_str()])? {
+            return Ok(Some(Created::NoDevice));
+        }
+        let modules = load_modules(tx, &self.address)?;
+        let is_there = self.address.module().is_some_and(|module| modules.contains(module));
+        Ok((modules.len() >= MAX_MODULES && !is_there).then_some(Created::TooManyModules))
     }
 }
 
-/// Call `each` with every device, in order of ids, until it fails.
-pub(crate) fn each_device<E>(
+/// What became of what was to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    Made,
+    /// There is one of its name.
+    IsThere,
+    /// Of a module: there is no such device.
+    NoDevice,
+    /// The device has all the modules that it may have.
+    TooManyModules,
+}
+
+/// Call `each` with every device, in order of ids, and then with every module, until it fails.
+pub(crate) fn each_identity<E>(
     connection: &sql::Connection,
-    mut each: impl FnMut(NewDevice) -> Result<(), E>,
+    mut each: impl FnMut(NewIdentity) -> Result<(), E>,
 ) -> sql::Result<Result<(), E>> {
-    let mut select = connection.prepare(&format!(
-        "SELECT {}, {} FROM devices d CROSS JOIN twins t ON t.id = d.id ORDER BY d.id",
-        identity::COLUMNS,
-        twins::COLUMNS
-    ))?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        let (identity, twin) = (identity::read(row, 0)?, twins::twin(row, identity::COUNT)?);
-        if let Err(error) = each(NewDevice { identity, twin }) {
-            return Ok(Err(error));
+    for kind in [Kind::Devices, Kind::Modules] {
+        let mut select = connection.prepare(&format!("{} ORDER BY d.id", select_entities(kind)))?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let (identity, twin) = (identity::read(row, 0)?, twins::twin(row, identity::COUNT)?);
+            if let Err(error) = each(NewIdentity { identity, twin }) {
+                return Ok(Err(error));
+            }
         }
     }
     Ok(Ok(()))
 }
 
-fn put_subscriptions(tx: &Transaction<'_>, id: &DeviceId, subscriptions: &Subscriptions) -> sql::Result<()> {
-    tx.prepare_cached("DELETE FROM subscriptions WHERE id = ?1")?.execute([id.as_str()])?;
+fn put_subscriptions(tx: &Transaction<'_>, id: &Address, subscriptions: &Subscriptions) -> sql::Result<()> {
+    let id = id.to_string();
+    tx.prepare_cached("DELETE FROM subscriptions WHERE id = ?1")?.execute([&id])?;
     let mut insert = tx.prepare_cached("INSERT INTO subscriptions VALUES (?1, ?2, ?3)")?;
     for (subscription, granted) in subscriptions {
         let is_at_least_once = *granted == Granted::AtLeastOnce;
-        insert.execute(params![id.as_str(), subscription_name(*subscription), is_at_least_once])?;
+        insert.execute(params![id, subscription_name(*subscription), is_at_least_once])?;
     }
     Ok(())
 }
@@ -277,6 +365,7 @@ fn subscription_name(subscription: Subscription) -> &'static str {
         Subscription::TwinResponses => "twin-responses",
         Subscription::Desired => "desired",
         Subscription::DeviceBound => "device-bound",
+        Subscription::Inputs => "inputs",
     }
 }
 

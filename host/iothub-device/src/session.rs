@@ -15,10 +15,13 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::{DeviceCredentials, HostName};
 use iothub_protocol::id::{DeviceId, RequestId};
 use iothub_protocol::link::{FromHub, ToHub};
-use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, is_cloud_message, parse_cloud_message};
+use iothub_protocol::topic::{
+    FromDevice, Subscription, ToDevice, device_bound_filter, is_cloud_message, parse_cloud_message,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tracing::{debug, warn};
@@ -295,7 +298,8 @@ impl Session {
         let authority = host.authority();
         let password = match credentials {
             DeviceCredentials::Key(key) => {
-                key.sign(&format!("{authority}/devices/{device_id}"), None, now.wall + *token_lifetime)
+                let resource = format!("{authority}/{}", Address::from(device_id).path());
+                key.sign(&resource, None, now.wall + *token_lifetime)
             }
             // TLS has shown the certificate.
             DeviceCredentials::X509 => String::new(),
@@ -317,9 +321,9 @@ impl Session {
         let stage = Stage::Subscribing { missing: wanted.len(), deadline: now + SUBSCRIBE_TIMEOUT };
         self.phase = Phase::Online(Box::new(Link::new(now, renewal, stage)));
         // One packet each, as every SDK does it.
-        for subscription in wanted {
-            self.outputs.push_back(Output::Subscribe { filter: subscription.filter(&self.settings.device_id) });
-        }
+        let address = self.address();
+        let filters = wanted.iter().filter_map(|subscription| subscription.filter(&address));
+        self.outputs.extend(filters.map(|filter| Output::Subscribe { filter }));
     }
 
     fn subscribed(&mut self, now: Instant, granted: bool) {
@@ -410,7 +414,7 @@ impl Session {
     }
 
     fn subscribe_messages(&mut self) {
-        let filter = Subscription::DeviceBound.filter(&self.settings.device_id);
+        let filter = device_bound_filter(&self.settings.device_id);
         let Phase::Online(link) = &mut self.phase else { return };
         if std::mem::replace(&mut link.messages_subscribed, true) {
             return;
@@ -547,8 +551,13 @@ impl Session {
         }
     }
 
+    /// The device's: this connects no modules.
+    fn address(&self) -> Address {
+        Address::from(&self.settings.device_id)
+    }
+
     fn publish(&mut self, topic: &FromDevice, payload: Vec<u8>) {
-        let topic = topic.format(&self.settings.device_id);
+        let topic = topic.format(&self.address());
         self.outputs.push_back(Output::Publish(Publication { topic, payload, token: None }));
     }
 

@@ -1,7 +1,7 @@
 //! Configurations of automatic device management, as `/configurations` shows them.
 //!
-//! A [`Configuration`] says which devices it is for, which desired properties they shall have, and what to count. What
-//! it does to a twin is the hub's affair; [`Setting`] is how a part of its content is laid into desired properties.
+//! A [`Configuration`] says which devices or modules it is for, which desired properties they shall have, and what to count.
+//! What it does to a twin is the hub's affair; [`Setting`] is how a part of its content is laid into desired properties.
 
 use std::collections::BTreeMap;
 
@@ -73,15 +73,63 @@ pub fn marks_from_json(marks: &Value) -> ConfigurationMarks {
     read.collect()
 }
 
+/// What a configuration is for: the member of `content` that it has, and the source of its target condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Subject {
+    #[default]
+    Devices,
+    Modules,
+}
+
+impl Subject {
+    const ALL: [Subject; 2] = [Subject::Devices, Subject::Modules];
+
+    /// The member of `content`.
+    fn content(self) -> &'static str {
+        match self {
+            Subject::Devices => "deviceContent",
+            Subject::Modules => "moduleContent",
+        }
+    }
+
+    /// How a query begins that counts them.
+    fn query(self) -> &'static str {
+        match self {
+            Subject::Devices => "select deviceId from devices",
+            Subject::Modules => "select deviceId, moduleId from devices.modules",
+        }
+    }
+
+    /// Of a condition or query; `None` for jobs.
+    pub fn of_source(source: Source) -> Option<Subject> {
+        match source {
+            Source::Devices => Some(Subject::Devices),
+            Source::Modules => Some(Subject::Modules),
+            Source::Jobs => None,
+        }
+    }
+
+    /// Of a twin as back ends see it.
+    pub fn of_twin(twin: &Value) -> Subject {
+        if twin["moduleId"].is_string() { Subject::Modules } else { Subject::Devices }
+    }
+}
+
+/// Values by their paths, and what they are for.
+type Content = (Subject, Map<String, Value>);
+
 /// A configuration as the hub keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Configuration {
     pub id: ConfigurationId,
     pub schema_version: String,
     pub labels: Option<BTreeMap<String, String>>,
-    /// `deviceContent`: values by their paths, which begin with `properties.desired`.
+    /// What it is for. Configurations of before there were modules do not say.
+    #[serde(default)]
+    pub subject: Subject,
+    /// Values by their paths, which begin with `properties.desired`.
     pub content: Map<String, Value>,
-    /// Empty for no device.
+    /// Empty for none.
     pub target_condition: String,
     /// The higher wins.
     pub priority: u32,
@@ -108,7 +156,9 @@ pub struct ConfigurationRequest {
     schema_version: String,
     labels: Option<BTreeMap<String, String>>,
     /// `None` where the body has no content, which an update may leave out.
-    content: Option<Map<String, Value>>,
+    content: Option<Content>,
+    /// What the target condition is over; `None` if it is empty.
+    targeted: Option<Subject>,
     target_condition: String,
     priority: u32,
     metrics: BTreeMap<String, String>,
@@ -126,11 +176,12 @@ impl ConfigurationRequest {
             return Err(invalid(format!("the body is of the configuration {other}, the path of {:?}", id.as_str())));
         }
         let content = read_content(body.get("content"))?;
-        if let Some(content) = &content {
-            check_content(content)?;
+        if let Some((subject, content)) = &content {
+            check_content(*subject, content)?;
         }
         let target_condition = text(&body, "targetCondition")?.unwrap_or_default();
-        target(&target_condition)?;
+        let targeted = target(&target_condition)?.and_then(|condition| Subject::of_source(condition.source()));
+        check_subject(content.as_ref().map(|(subject, _)| *subject), targeted)?;
         let metrics = queries(body.get("metrics").and_then(|metrics| metrics.get("queries")), "metrics.queries")?;
         for (name, query) in &metrics {
             metric(query).map_err(|error| invalid(format!("metrics.queries.{name}: {}", error.message)))?;
@@ -139,6 +190,7 @@ impl ConfigurationRequest {
             schema_version: text(&body, "schemaVersion")?.unwrap_or_else(|| "1.0".to_owned()),
             labels: labels(body.get("labels"))?,
             content,
+            targeted,
             target_condition,
             priority: priority(body.get("priority"))?,
             metrics,
@@ -148,11 +200,13 @@ impl ConfigurationRequest {
 
 impl Configuration {
     pub fn new(id: ConfigurationId, request: ConfigurationRequest, now: DateTime<Utc>) -> Configuration {
+        let (subject, content) = request.content.unwrap_or_else(|| (request.targeted.unwrap_or_default(), Map::new()));
         Configuration {
             id,
             schema_version: request.schema_version,
             labels: request.labels,
-            content: request.content.unwrap_or_default(),
+            subject,
+            content,
             target_condition: request.target_condition,
             priority: request.priority,
             metrics: request.metrics,
@@ -166,15 +220,18 @@ impl Configuration {
     /// Change everything but id and content, which Azure holds to be immutable.
     ///
     /// # Errors
-    /// 400004 for another content.
+    /// 400004 for another content, or a target condition that does not fit it.
     pub fn update(&self, request: ConfigurationRequest, now: DateTime<Utc>) -> Result<Configuration, HubError> {
-        if request.content.as_ref().is_some_and(|content| *content != self.content) {
+        let is_same = |(subject, content): &Content| *content == self.content && *subject == self.subject;
+        if request.content.as_ref().is_some_and(|content| !is_same(content)) {
             return Err(invalid("the content of a configuration cannot be changed: create another one".to_owned()));
         }
+        check_subject(Some(self.subject), request.targeted)?;
         Ok(Configuration {
             id: self.id.clone(),
             schema_version: request.schema_version,
             labels: request.labels,
+            subject: self.subject,
             content: self.content.clone(),
             target_condition: request.target_condition,
             priority: request.priority,
@@ -192,30 +249,32 @@ impl Configuration {
 
     /// The content in parts.
     pub fn settings(&self) -> Vec<Setting> {
-        self.content.iter().filter_map(|(path, value)| Setting::parse(path, value).ok()).collect()
+        let parts = self.content.iter();
+        parts.filter_map(|(path, value)| Setting::parse(self.subject, path, value).ok()).collect()
     }
 
     pub fn to_json(&self, results: &ConfigurationResults) -> Value {
-        let condition = match self.target_condition.trim() {
-            "*" => String::new(),
-            condition => format!(" where {condition}"),
+        let select = self.subject.query();
+        let targeted = match (self.subject, self.target_condition.trim()) {
+            (_, "") => format!("{select} where false"),
+            (Subject::Devices, "*") => select.to_owned(),
+            // It names its source itself.
+            (Subject::Modules, condition) => format!("select deviceId, moduleId {condition}"),
+            (Subject::Devices, condition) => format!("{select} where {condition}"),
         };
-        let applied = format!("select deviceId from devices where configurations.[[{}]].status = 'Applied'", self.id);
+        let applied = format!("{select} where configurations.[[{}]].status = 'Applied'", self.id);
         json!({
             "id": self.id,
             "schemaVersion": self.schema_version,
             "labels": self.labels,
-            "content": {"deviceContent": self.content},
+            "content": {self.subject.content(): self.content},
             "targetCondition": self.target_condition,
             "createdTimeUtc": time::format(self.created),
             "lastUpdatedTimeUtc": time::format(self.updated),
             "priority": self.priority,
             "systemMetrics": {
                 "results": {"targetedCount": results.targeted, "appliedCount": results.applied},
-                "queries": {
-                    "targetedCount": format!("select deviceId from devices{condition}"),
-                    "appliedCount": applied,
-                },
+                "queries": {"targetedCount": targeted, "appliedCount": applied},
             },
             "metrics": {"results": results.metrics, "queries": self.metrics},
             "etag": self.etag(),
@@ -223,29 +282,41 @@ impl Configuration {
     }
 }
 
-/// The devices that a target condition is for; `None` for none.
+/// The devices or modules that a target condition is for; `None` for none.
 ///
 /// # Errors
-/// 400004 for what is no condition on device twins.
+/// 400004 for what is no condition on twins.
 pub fn target(condition: &str) -> Result<Option<Condition>, HubError> {
     if condition.trim().is_empty() {
         return Ok(None);
     }
-    let read = Condition::parse_job(condition).map_err(|e| invalid(format!("targetCondition: {e}")))?;
-    match read.source() {
-        Source::Devices => Ok(Some(read)),
-        Source::Modules | Source::Jobs => Err(invalid("targetCondition: only devices can be targeted".to_owned())),
+    Condition::parse_job(condition).map(Some).map_err(|e| invalid(format!("targetCondition: {e}")))
+}
+
+/// Whether what is targeted can take the content.
+fn check_subject(content: Option<Subject>, targeted: Option<Subject>) -> Result<(), HubError> {
+    match (content, targeted) {
+        (Some(Subject::Modules), Some(Subject::Devices)) => {
+            let text = "targetCondition: content.moduleContent is for modules: FROM devices.modules WHERE …";
+            Err(invalid(text.to_owned()))
+        }
+        (Some(Subject::Devices), Some(Subject::Modules)) => {
+            let text = "targetCondition: content.deviceContent is for devices; modules take content.moduleContent";
+            Err(invalid(text.to_owned()))
+        }
+        _ => Ok(()),
     }
 }
 
-/// A metric's query: it counts the device twins that it finds.
+/// A metric's query: it counts the twins of devices or modules that it finds.
 ///
 /// # Errors
 /// 400004 for what is no such query.
 pub fn metric(query: &str) -> Result<Query, HubError> {
     let read = Query::parse(query).map_err(|e| invalid(e.to_string()))?;
-    if read.source() != Source::Devices || read.is_aggregate() {
-        return Err(invalid("a metric counts the rows of SELECT … FROM devices, without aggregates".to_owned()));
+    if Subject::of_source(read.source()).is_none() || read.is_aggregate() {
+        let text = "a metric counts the rows of SELECT … FROM devices or FROM devices.modules, without aggregates";
+        return Err(invalid(text.to_owned()));
     }
     Ok(read)
 }
@@ -274,8 +345,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    fn parse(path: &str, value: &Value) -> Result<Setting, HubError> {
-        let wrong = |why: &str| invalid(format!("content.deviceContent: the path {path:?} {why}"));
+    fn parse(subject: Subject, path: &str, value: &Value) -> Result<Setting, HubError> {
+        let wrong = |why: &str| invalid(format!("content.{}: the path {path:?} {why}", subject.content()));
         let mut parts = path.split('.');
         if DESIRED.iter().any(|expected| parts.next() != Some(expected)) {
             return Err(wrong("does not begin with properties.desired"));
@@ -405,28 +476,32 @@ fn texts(value: &Value, name: &str) -> Result<BTreeMap<String, String>, HubError
     members.map(|(name, value)| Ok((name.clone(), value.as_str().ok_or_else(wrong)?.to_owned()))).collect()
 }
 
-fn read_content(value: Option<&Value>) -> Result<Option<Map<String, Value>>, HubError> {
+fn read_content(value: Option<&Value>) -> Result<Option<Content>, HubError> {
     let content = match value {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Object(content)) => content,
         Some(_) => return Err(invalid("content must be an object".to_owned())),
     };
-    let is_there = |name: &str| content.get(name).is_some_and(|part| !part.is_null());
-    if let Some(modules) = ["modulesContent", "moduleContent"].into_iter().find(|name| is_there(name)) {
-        return Err(invalid(format!("content.{modules}: this hub configures devices only, by content.deviceContent")));
+    let part = |name: &str| content.get(name).filter(|part| !part.is_null());
+    if part("modulesContent").is_some() {
+        let text = "content.modulesContent deploys to IoT Edge, which this hub has not: use content.moduleContent";
+        return Err(invalid(text.to_owned()));
     }
-    match content.get("deviceContent") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Object(content)) => Ok(Some(content.clone())),
-        Some(_) => Err(invalid("content.deviceContent must be an object".to_owned())),
+    let parts: Vec<_> =
+        Subject::ALL.into_iter().filter_map(|subject| Some((subject, part(subject.content())?))).collect();
+    match parts.as_slice() {
+        [] => Ok(None),
+        [(subject, Value::Object(content))] => Ok(Some((*subject, content.clone()))),
+        [(subject, _)] => Err(invalid(format!("content.{} must be an object", subject.content()))),
+        _ => Err(invalid("content has deviceContent or moduleContent, not both".to_owned())),
     }
 }
 
 /// Whether content can be in any twin at all.
-fn check_content(content: &Map<String, Value>) -> Result<(), HubError> {
+fn check_content(subject: Subject, content: &Map<String, Value>) -> Result<(), HubError> {
     let mut patch = Map::new();
     for (path, value) in content {
-        Setting::parse(path, value)?.lay_over(&mut patch);
+        Setting::parse(subject, path, value)?.lay_over(&mut patch);
     }
     check_patch(Part::Desired, &patch)?;
     let mut desired = Map::new();

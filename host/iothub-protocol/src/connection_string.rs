@@ -1,5 +1,6 @@
 //! Connection strings: `HostName=…;DeviceId=…;SharedAccessKey=…`, or `x509=true` in place of the key.
 
+use crate::address::Address;
 use crate::id::{DeviceId, IdError};
 use crate::sas::{SasError, SharedKey};
 
@@ -84,12 +85,18 @@ impl DeviceConnectionString {
 
     /// The whole string, key included: for a file with mode 0600 and nowhere else.
     pub fn reveal(&self) -> String {
-        let proof = match &self.credentials {
-            DeviceCredentials::Key(key) => format!("SharedAccessKey={}", key.to_base64()),
-            DeviceCredentials::X509 => "x509=true".to_owned(),
-        };
-        format!("HostName={};DeviceId={};{proof}", self.host.authority(), self.device_id)
+        reveal(&self.host, &Address::from(&self.device_id), &self.credentials)
     }
+}
+
+/// The connection string of a device or a module, key included: for a file with mode 0600 and nowhere else.
+pub fn reveal(host: &HostName, address: &Address, credentials: &DeviceCredentials) -> String {
+    let module = address.module().map(|module| format!(";ModuleId={module}")).unwrap_or_default();
+    let proof = match credentials {
+        DeviceCredentials::Key(key) => format!("SharedAccessKey={}", key.to_base64()),
+        DeviceCredentials::X509 => "x509=true".to_owned(),
+    };
+    format!("HostName={};DeviceId={}{module};{proof}", host.authority(), address.device())
 }
 
 impl DeviceCredentials {
@@ -177,6 +184,15 @@ mod tests {
         assert_eq!((parsed.key().is_none(), parsed.reveal().as_str()), (true, x509));
         let service = format!("HostName=localhost;SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}");
         assert_eq!(ServiceConnectionString::parse(&service).expect("a service string").reveal(), service);
+    }
+
+    #[test]
+    fn a_modules_string_names_it() {
+        let (address, host) =
+            (Address::parse("d1/m1").expect("an address"), HostName::parse("localhost").expect("a host"));
+        let text = reveal(&host, &address, &DeviceCredentials::Key(SharedKey::parse(KEY).expect("a key")));
+        assert_eq!(text, format!("HostName=localhost;DeviceId=d1;ModuleId=m1;SharedAccessKey={KEY}"));
+        assert_eq!(DeviceConnectionString::parse(&text).err(), Some(ConnectionStringError::Unsupported("ModuleId")));
     }
 
     #[test]

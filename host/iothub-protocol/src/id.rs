@@ -95,20 +95,33 @@ id!(
     |c| c.is_ascii_alphanumeric() || "-.+%_#*?!(),:=@$'".contains(c)
 );
 
+id!(
+    /// A module's name in its device: the same characters as a device's.
+    ModuleId,
+    "a module id",
+    128,
+    "ASCII letters, digits and - . + % _ # * ? ! ( ) , : = @ $ '",
+    |c| c.is_ascii_alphanumeric() || "-.+%_#*?!(),:=@$'".contains(c)
+);
+
 impl DeviceId {
     /// Where a device stands in every rollout, 0 to 99, and how those with the same place are ordered. The same on every
     /// host and in every version of it, so that a canary of 5 % and a job's first 5 % are about the same devices.
     pub fn rollout_place(&self) -> (u8, u64) {
-        // FNV-1a, stirred once more as its low bits are weak.
-        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-        for byte in self.as_str().bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        hash ^= hash >> 33;
-        hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-        hash ^= hash >> 33;
-        ((hash % 100) as u8, hash)
+        rollout_place(self.as_str())
     }
+}
+
+pub(crate) fn rollout_place(text: &str) -> (u8, u64) {
+    // FNV-1a, stirred once more as its low bits are weak.
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in text.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    ((hash % 100) as u8, hash)
 }
 
 id!(

@@ -5,8 +5,9 @@ pub mod policy;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use crate::address::Address;
 use crate::error::{ErrorCode, HubError};
-use crate::id::{DeviceId, JobId};
+use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
 use policy::JobPolicy;
@@ -98,10 +99,10 @@ pub struct JobResponse {
     pub stage: Option<u32>,
 }
 
-/// One device's row of a job.
+/// The row of a job for one device or module.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceJob {
-    pub device_id: DeviceId,
+    pub address: Address,
     pub job_id: JobId,
     pub job_type: &'static str,
     pub status: DeviceJobStatus,
@@ -385,7 +386,10 @@ impl DeviceJob {
     /// A row of `SELECT * FROM devices.jobs`.
     pub fn to_json(&self) -> Value {
         let mut row = Map::new();
-        row.insert("deviceId".into(), json!(self.device_id));
+        row.insert("deviceId".into(), json!(self.address.device()));
+        if let Some(module) = self.address.module() {
+            row.insert("moduleId".into(), json!(module));
+        }
         row.insert("jobId".into(), json!(self.job_id));
         row.insert("jobType".into(), json!(self.job_type));
         row.insert("status".into(), json!(self.status.name()));

@@ -4,9 +4,10 @@
 //! Hub and client share this crate, and it alone writes IoT Hub JSON and topics. It reads no clock (every function
 //! that needs the time takes it), opens no socket and spawns nothing; it knows neither MQTT packets nor HTTP.
 //!
-//! Start with [`id`] for the words, [`link`] for what a device connection carries, [`topic`] for how that looks in
+//! Start with [`id`] and [`address`] for the words, [`link`] for what a device connection carries, [`topic`] for how that looks in
 //! MQTT, and [`job`] for what a back end schedules.
 
+pub mod address;
 pub mod authentication;
 pub mod configuration;
 pub mod connection_string;

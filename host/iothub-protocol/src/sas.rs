@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use ring::hmac;
 
-use crate::id::DeviceId;
+use crate::address::Address;
 
 /// Bytes of a generated key; the hub makes 32.
 pub const KEY_BYTES: usize = 32;
@@ -148,13 +148,13 @@ impl<'a> Token<'a> {
         self.path().is_some_and(|path| path.is_empty() || path == ["devices"])
     }
 
-    /// Whether the token reaches this device: by segments, so that `devices/a` does not cover `devices/ab`.
-    pub fn covers_device(&self, device: &DeviceId) -> bool {
-        self.path().is_some_and(|path| match path.as_slice() {
-            [] => true,
-            [devices] => devices == "devices",
-            [devices, id] => devices == "devices" && id == device.as_str(),
-            _ => false,
+    /// Whether the token reaches this device or module: by segments, so that `devices/a` does not cover `devices/ab`. What
+    /// reaches a device reaches its modules.
+    pub fn covers(&self, address: &Address) -> bool {
+        self.path().is_some_and(|path| {
+            let whole = address.path();
+            let mut segments = whole.split('/');
+            path.iter().all(|segment| segments.next() == Some(segment))
         })
     }
 
@@ -245,7 +245,7 @@ mod tests {
     fn scope_goes_by_segment() {
         let covers = |resource: &str, device: &str| {
             let text = format!("SharedAccessSignature sr={resource}&sig=AAAA&se=1");
-            Token::parse(&text).expect("a token").covers_device(&DeviceId::parse(device).expect("an id"))
+            Token::parse(&text).expect("a token").covers(&Address::parse(device).expect("an address"))
         };
         assert!(covers("h%2Fdevices%2Fa", "a"));
         assert!(covers("h%3A1%2fdevices%2fa", "a"));
@@ -254,6 +254,12 @@ mod tests {
         assert!(!covers("h%2Fdevices%2Fa", "ab"));
         assert!(!covers("h%2Fdevices%2FA", "a"));
         assert!(!covers("h%2Fdevices%2Fa%2Fmodules%2Fm", "a"));
+        assert!(covers("h%2Fdevices%2Fa%2Fmodules%2Fm", "a/m"));
+        assert!(covers("h%2Fdevices%2Fa", "a/m"));
+        assert!(covers("h", "a/m"));
+        assert!(!covers("h%2Fdevices%2Fa%2Fmodules%2Fm", "a/mm"));
+        assert!(!covers("h%2Fdevices%2Fa%2Fmodules", "a"));
+        assert!(!covers("h%2Fdevices%2Fa%2Fmodules%2Fm%2Fx", "a/m"));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! MQTT topics of a device, in both directions, and the property bag at the end of a message's topic.
+//! MQTT topics of a device or a module, in both directions, and the property bag at the end of a message's topic.
 //!
 //! Ids go into topics as they are; property names and values are percent-encoded, names too (`%24.mid`).
 
 use chrono::{DateTime, SubsecRound as _, Utc};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use crate::address::Address;
 use crate::id::{DeviceId, MethodName, RequestId};
 use crate::link::{CloudMessage, Feedback, TelemetryMessage};
 use crate::time;
@@ -47,25 +48,27 @@ pub enum ToDevice {
     Desired { version: u64 },
 }
 
-/// What a device may subscribe to.
+/// What a device or a module may subscribe to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subscription {
     Methods,
     TwinResponses,
     Desired,
-    /// Cloud-to-device messages.
+    /// Cloud-to-device messages: a device's only.
     DeviceBound,
+    /// Messages from other modules: a module's only. They come by routes of IoT Edge, so the hub itself sends none.
+    Inputs,
 }
 
 impl FromDevice {
-    /// Read the topic of a PUBLISH by `device`; `None` for anything that the hub does not document, another
+    /// Read the topic of a PUBLISH by `sender`; `None` for anything that the hub does not document, another
     /// device's topics included.
-    pub fn parse(device: &DeviceId, topic: &str) -> Option<FromDevice> {
+    pub fn parse(sender: &Address, topic: &str) -> Option<FromDevice> {
         if topic.len() > MAX_TOPIC {
             return None;
         }
-        if let Some(rest) = topic.strip_prefix("devices/") {
-            let bag = rest.strip_prefix(device.as_str())?.strip_prefix("/messages/events")?;
+        if topic.starts_with("devices/") {
+            let bag = sender.strip_path(topic)?.strip_prefix("/messages/events")?;
             let bag = if bag.is_empty() { bag } else { bag.strip_prefix('/')? };
             return Some(FromDevice::Telemetry { bag: bag.trim_end_matches('/').to_owned() });
         }
@@ -85,9 +88,9 @@ impl FromDevice {
         }
     }
 
-    pub fn format(&self, device: &DeviceId) -> String {
+    pub fn format(&self, sender: &Address) -> String {
         match self {
-            FromDevice::Telemetry { bag } => format!("devices/{device}/messages/events/{bag}"),
+            FromDevice::Telemetry { bag } => format!("{}/messages/events/{bag}", sender.path()),
             FromDevice::MethodResponse { status, rid } => format!("$iothub/methods/res/{status}/?$rid={rid}"),
             FromDevice::TwinGet { rid } => format!("$iothub/twin/GET/?$rid={rid}"),
             FromDevice::ReportedPatch { rid, version } => {
@@ -131,25 +134,42 @@ impl ToDevice {
 }
 
 impl Subscription {
-    pub const ALL: [Subscription; 4] =
-        [Subscription::Methods, Subscription::TwinResponses, Subscription::Desired, Subscription::DeviceBound];
+    pub const ALL: [Subscription; 5] = [
+        Subscription::Methods,
+        Subscription::TwinResponses,
+        Subscription::Desired,
+        Subscription::DeviceBound,
+        Subscription::Inputs,
+    ];
 
-    pub fn parse(device: &DeviceId, filter: &str) -> Option<Subscription> {
-        Subscription::ALL.into_iter().find(|subscription| subscription.filter(device) == filter)
+    pub fn parse(subscriber: &Address, filter: &str) -> Option<Subscription> {
+        // All that is sent to the module by its own topics, which is documented for modules, too.
+        if subscriber.is_module() && subscriber.strip_path(filter) == Some("/#") {
+            return Some(Subscription::Inputs);
+        }
+        Subscription::ALL.into_iter().find(|subscription| subscription.filter(subscriber).as_deref() == Some(filter))
     }
 
-    pub fn filter(self, device: &DeviceId) -> String {
+    /// `None` for what devices do not have, or modules.
+    pub fn filter(self, subscriber: &Address) -> Option<String> {
         match self {
-            Subscription::Methods => "$iothub/methods/POST/#".to_owned(),
-            Subscription::TwinResponses => "$iothub/twin/res/#".to_owned(),
-            Subscription::Desired => "$iothub/twin/PATCH/properties/desired/#".to_owned(),
-            Subscription::DeviceBound => format!("devices/{device}/messages/devicebound/#"),
+            Subscription::Methods => Some("$iothub/methods/POST/#".to_owned()),
+            Subscription::TwinResponses => Some("$iothub/twin/res/#".to_owned()),
+            Subscription::Desired => Some("$iothub/twin/PATCH/properties/desired/#".to_owned()),
+            Subscription::DeviceBound if subscriber.is_module() => None,
+            Subscription::DeviceBound => Some(device_bound_filter(subscriber.device())),
+            Subscription::Inputs => subscriber.is_module().then(|| format!("{}/inputs/#", subscriber.path())),
         }
     }
 }
 
+/// The filter of [`Subscription::DeviceBound`].
+pub fn device_bound_filter(device: &DeviceId) -> String {
+    format!("devices/{device}/messages/devicebound/#")
+}
+
 /// The topic of a telemetry message.
-pub fn telemetry_topic(device: &DeviceId, message: &TelemetryMessage) -> String {
+pub fn telemetry_topic(sender: &Address, message: &TelemetryMessage) -> String {
     let system = [
         ("$.mid", Some(&message.message_id)),
         ("$.ct", message.content_type.as_ref()),
@@ -157,7 +177,7 @@ pub fn telemetry_topic(device: &DeviceId, message: &TelemetryMessage) -> String 
     ];
     let system = system.into_iter().filter_map(|(name, value)| Some((name, value?.as_str())));
     let application = message.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    FromDevice::Telemetry { bag: encode_bag(system.chain(application)) }.format(device)
+    FromDevice::Telemetry { bag: encode_bag(system.chain(application)) }.format(sender)
 }
 
 /// The topic under which the hub publishes `message` to `device`.
@@ -283,6 +303,10 @@ mod tests {
         DeviceId::parse("d1").expect("an id")
     }
 
+    fn address(text: &str) -> Address {
+        Address::parse(text).expect("an address")
+    }
+
     fn rid(text: &str) -> RequestId {
         RequestId::parse(text).expect("a request id")
     }
@@ -304,9 +328,31 @@ mod tests {
             ("devices/d1/messages/events/%24.mid=1&a=b", FromDevice::Telemetry { bag: "%24.mid=1&a=b".into() }),
             ("devices/d1/messages/events/", FromDevice::Telemetry { bag: String::new() }),
         ] {
-            let parsed = FromDevice::parse(&device(), topic);
+            let parsed = FromDevice::parse(&address("d1"), topic);
             assert_eq!(parsed.as_ref(), Some(&expected), "{topic}");
-            assert_eq!(expected.format(&device()), topic);
+            assert_eq!(expected.format(&address("d1")), topic);
+        }
+    }
+
+    #[test]
+    fn a_module_has_topics_of_its_own_below_its_devices() {
+        let (device, module) = (address("d1"), address("d1/m1"));
+        let topic = "devices/d1/modules/m1/messages/events/%24.on=out";
+        let output = FromDevice::Telemetry { bag: "%24.on=out".into() };
+        assert_eq!(FromDevice::parse(&module, topic).as_ref(), Some(&output));
+        assert_eq!(
+            FromDevice::parse(&module, &format!("{topic}/")).as_ref(),
+            Some(&output),
+            "as the Node SDK sends it"
+        );
+        assert_eq!(output.format(&module), topic);
+        for (sender, topic) in [
+            (&device, topic),
+            (&module, "devices/d1/messages/events/"),
+            (&module, "devices/d1/modules/m2/messages/events/"),
+            (&module, "devices/d1/modules/m11/messages/events/"),
+        ] {
+            assert_eq!(FromDevice::parse(sender, topic), None, "{sender} {topic}");
         }
     }
 
@@ -323,7 +369,7 @@ mod tests {
             "hello",
             "",
         ] {
-            assert_eq!(FromDevice::parse(&device(), topic), None, "{topic}");
+            assert_eq!(FromDevice::parse(&address("d1"), topic), None, "{topic}");
         }
     }
 
@@ -408,11 +454,22 @@ mod tests {
 
     #[test]
     fn filters_are_matched_whole() {
-        for subscription in Subscription::ALL {
-            assert_eq!(Subscription::parse(&device(), &subscription.filter(&device())), Some(subscription));
+        for (subscriber, other) in [("d1", Subscription::Inputs), ("d1/m1", Subscription::DeviceBound)] {
+            let subscriber = address(subscriber);
+            for subscription in Subscription::ALL {
+                let filter = subscription.filter(&subscriber);
+                assert_eq!(filter.is_none(), subscription == other, "{subscriber} {filter:?}");
+                let parsed = filter.and_then(|filter| Subscription::parse(&subscriber, &filter));
+                assert_eq!(parsed, Some(subscription).filter(|subscription| *subscription != other));
+            }
         }
-        for filter in ["#", "$iothub/#", "devices/d2/messages/devicebound/#", "$iothub/twin/res/+"] {
-            assert_eq!(Subscription::parse(&device(), filter), None, "{filter}");
+        for filter in ["#", "$iothub/#", "devices/d2/messages/devicebound/#", "$iothub/twin/res/+", "devices/d1/#"] {
+            assert_eq!(Subscription::parse(&address("d1"), filter), None, "{filter}");
+        }
+        let parse = |filter: &str| Subscription::parse(&address("d1/m1"), filter);
+        assert_eq!(parse("devices/d1/modules/m1/#"), Some(Subscription::Inputs));
+        for filter in ["devices/d1/#", "devices/d1/messages/devicebound/#", "devices/d1/modules/m2/inputs/#"] {
+            assert_eq!(parse(filter), None, "{filter}");
         }
     }
 }

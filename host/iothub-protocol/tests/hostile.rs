@@ -1,6 +1,7 @@
 //! Whatever comes from a network is read or refused, never a panic; and what was taken can be read again.
 
 use chrono::DateTime;
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::{DeviceId, JobId, MethodName, RequestId};
@@ -19,6 +20,11 @@ use serde_json::{Map, Value, json};
 
 fn device() -> DeviceId {
     DeviceId::parse("d1").expect("an id")
+}
+
+/// A device's, and a module's.
+fn addresses() -> [Address; 2] {
+    ["d1", "d1/m1"].map(|text| Address::parse(text).expect("an address"))
 }
 
 fn job() -> JobId {
@@ -162,7 +168,7 @@ fn any_text() -> impl Strategy<Value = String> {
 }
 
 fn read_everything(body: &[u8]) {
-    let _ = IdentityRequest::from_json(&device(), body);
+    let _ = addresses().map(|address| drop(IdentityRequest::from_json(&address, body)));
     let _ = MethodResponse::from_device(200, body);
     let _ = DesiredNotice::from_json(body);
     let _ = TwinDocument::from_json(body);
@@ -268,10 +274,12 @@ proptest! {
 
     #[test]
     fn text_of_any_kind(text in any_text()) {
-        let _ = (DeviceId::parse(&text), MethodName::parse(&text), JobId::parse(&text), RequestId::parse(&text));
-        let _ = Subscription::parse(&device(), &text);
-        if let Some(message) = FromDevice::parse(&device(), &text) {
-            prop_assert_eq!(FromDevice::parse(&device(), &message.format(&device())), Some(message));
+        let _ = (Address::parse(&text), DeviceId::parse(&text), MethodName::parse(&text), JobId::parse(&text), RequestId::parse(&text));
+        for sender in addresses() {
+            let _ = Subscription::parse(&sender, &text);
+            if let Some(message) = FromDevice::parse(&sender, &text) {
+                prop_assert_eq!(FromDevice::parse(&sender, &message.format(&sender)), Some(message));
+            }
         }
         if let Some(message) = ToDevice::parse(&text) {
             prop_assert_eq!(ToDevice::parse(&message.format()), Some(message));
@@ -286,7 +294,7 @@ proptest! {
         }
         if let Ok(token) = Token::parse(&text) {
             prop_assert!(!token.signed_by(&SharedKey::from_random([7; 32])));
-            let _ = (token.covers_hub(), token.covers_registry(), token.covers_device(&device()));
+            let _ = (token.covers_hub(), token.covers_registry(), addresses().map(|address| token.covers(&address)));
         }
         let _ = (SharedKey::parse(&text), HostName::parse(&text));
         let _ = (DeviceConnectionString::parse(&text), ServiceConnectionString::parse(&text));

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::{
-    ConnectionStringError, DeviceConnectionString, DeviceCredentials, HostName, ServiceConnectionString,
+    self, ConnectionStringError, DeviceCredentials, HostName, ServiceConnectionString,
 };
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, ModuleId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -84,19 +85,24 @@ impl ServiceClient {
         &self.host
     }
 
-    /// Register a device; the hub makes the keys that are not given. The identity, with keys.
-    pub async fn create_device(&self, device: &DeviceId, identity: &IdentityRequest) -> Result<Value, ServiceError> {
-        self.object(ServiceRequest::create_device(device, identity)).await
+    /// Register a device or a module; the hub makes the keys that are not given. The identity, with keys.
+    pub async fn create_identity(&self, address: &Address, identity: &IdentityRequest) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::create_identity(address, identity)).await
     }
 
     /// The identity, with keys.
-    pub async fn get_device(&self, device: &DeviceId) -> Result<Value, ServiceError> {
-        self.object(ServiceRequest::get_device(device)).await
+    pub async fn get_identity(&self, address: &Address) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_identity(address)).await
     }
 
-    /// Without an etag, whatever its state.
-    pub async fn delete_device(&self, device: &DeviceId, etag: Option<&str>) -> Result<(), ServiceError> {
-        self.send(&ServiceRequest::delete_device(device, etag)).await.map(|_| ())
+    /// Without an etag, whatever its state. A device goes with its modules.
+    pub async fn delete_identity(&self, address: &Address, etag: Option<&str>) -> Result<(), ServiceError> {
+        self.send(&ServiceRequest::delete_identity(address, etag)).await.map(|_| ())
+    }
+
+    /// The identities of a device's modules, with keys; there are no pages.
+    pub async fn list_modules(&self, device: &DeviceId) -> Result<Vec<Value>, ServiceError> {
+        Ok(self.page(ServiceRequest::list_modules(device)).await?.items)
     }
 
     /// Remove all cloud-to-device messages from a device's queue; the answer says how many there were.
@@ -109,27 +115,27 @@ impl ServiceClient {
         self.query("SELECT * FROM devices", page).await
     }
 
-    pub async fn get_twin(&self, device: &DeviceId) -> Result<Value, ServiceError> {
-        self.object(ServiceRequest::get_twin(device)).await
+    pub async fn get_twin(&self, address: &Address) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::get_twin(address)).await
     }
 
     /// Merge into tags and desired properties; the whole twin after that. With an etag, only if the twin still has it.
     pub async fn patch_twin(
         &self,
-        device: &DeviceId,
+        address: &Address,
         update: &TwinUpdate,
         etag: Option<&str>,
     ) -> Result<Value, ServiceError> {
-        self.object(ServiceRequest::patch_twin(device, update, etag)).await
+        self.object(ServiceRequest::patch_twin(address, update, etag)).await
     }
 
-    /// Any status of the device is a result; an error means that there is no answer of the device.
+    /// Any status of the device or module is a result; an error means that there is no answer of it.
     pub async fn invoke_method(
         &self,
-        device: &DeviceId,
+        address: &Address,
         method: &DirectMethod,
     ) -> Result<MethodResponse, ServiceError> {
-        let request = ServiceRequest::invoke_method(device, method);
+        let request = ServiceRequest::invoke_method(address, method);
         let (_, body) = self.send(&request).await?;
         decode(&request, &body)
     }
@@ -272,18 +278,26 @@ impl ServiceClient {
     }
 }
 
-/// What the device of this identity connects with; `host` as its MQTT side has it, which may be another port.
+/// The connection string of the device or module with this identity, key included: for a file with mode 0600 and nowhere
+/// else. `host` is as its MQTT side has it, which may be another port.
 ///
 /// # Errors
-/// If the registry's answer holds no device id, or no key for a device that should have one.
-pub fn device_connection(identity: &Value, host: HostName) -> Result<DeviceConnectionString, ConnectionStringError> {
-    let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-    let device_id = DeviceId::parse(text("/deviceId"))?;
-    let credentials = match text("/authentication/type") {
-        "selfSigned" | "certificateAuthority" => DeviceCredentials::X509,
-        _ => DeviceCredentials::Key(SharedKey::parse(text("/authentication/symmetricKey/primaryKey"))?),
+/// If the registry's answer holds no ids, or no key where there should be one.
+pub fn client_connection(identity: &Value, host: &HostName) -> Result<String, ConnectionStringError> {
+    let text = |pointer: &str| identity.pointer(pointer).and_then(Value::as_str);
+    let device = DeviceId::parse(text("/deviceId").unwrap_or_default())?;
+    let address = match text("/moduleId") {
+        None => Address::from(device),
+        Some(module) => Address::of_module(device, ModuleId::parse(module)?),
     };
-    Ok(DeviceConnectionString { host, device_id, credentials })
+    let credentials = match text("/authentication/type") {
+        Some("selfSigned" | "certificateAuthority") => DeviceCredentials::X509,
+        _ => {
+            let key = text("/authentication/symmetricKey/primaryKey").unwrap_or_default();
+            DeviceCredentials::Key(SharedKey::parse(key)?)
+        }
+    };
+    Ok(connection_string::reveal(host, &address, &credentials))
 }
 
 /// What the hub asks for, else 1 s, 2 s, 4 s.

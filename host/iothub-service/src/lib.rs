@@ -14,6 +14,6 @@ pub mod client;
 pub mod error;
 pub mod request;
 
-pub use client::{Page, ServiceClient, device_connection};
+pub use client::{Page, ServiceClient, client_connection};
 pub use error::{Problem, ServiceError};
 pub use request::{JobFilter, PageRequest};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use iothub_protocol::address::Address;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
@@ -50,46 +51,51 @@ pub struct JobFilter<'a> {
 }
 
 impl ServiceRequest {
-    pub fn create_device(device: &DeviceId, identity: &IdentityRequest) -> ServiceRequest {
-        let mut body = json!({
-            "deviceId": device,
-            "status": if identity.disabled { "disabled" } else { "enabled" },
-            "authentication": identity.authentication.to_json(),
-        });
-        if let Some(reason) = &identity.status_reason {
-            body["statusReason"] = json!(reason);
+    /// Of a device or a module.
+    pub fn create_identity(address: &Address, identity: &IdentityRequest) -> ServiceRequest {
+        let mut body = json!({"deviceId": address.device(), "authentication": identity.authentication.to_json()});
+        if let Some(module) = address.module() {
+            body["moduleId"] = json!(module);
+            body["managedBy"] = json!(identity.managed_by);
+        } else {
+            body["status"] = json!(if identity.disabled { "disabled" } else { "enabled" });
+            if let Some(reason) = &identity.status_reason {
+                body["statusReason"] = json!(reason);
+            }
         }
-        ServiceRequest::new(Method::PUT, &["devices", device.as_str()]).with_body(body)
+        ServiceRequest::of(Method::PUT, "devices", address, &[]).with_body(body)
     }
 
-    pub fn get_device(device: &DeviceId) -> ServiceRequest {
-        ServiceRequest::new(Method::GET, &["devices", device.as_str()])
+    pub fn get_identity(address: &Address) -> ServiceRequest {
+        ServiceRequest::of(Method::GET, "devices", address, &[])
     }
 
-    pub fn delete_device(device: &DeviceId, etag: Option<&str>) -> ServiceRequest {
-        ServiceRequest::new(Method::DELETE, &["devices", device.as_str()]).with_if_match(etag)
+    pub fn delete_identity(address: &Address, etag: Option<&str>) -> ServiceRequest {
+        ServiceRequest::of(Method::DELETE, "devices", address, &[]).with_if_match(etag)
+    }
+
+    pub fn list_modules(device: &DeviceId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["devices", device.as_str(), "modules"])
     }
 
     pub fn purge_messages(device: &DeviceId) -> ServiceRequest {
         ServiceRequest::new(Method::DELETE, &["devices", device.as_str(), "commands"])
     }
 
-    pub fn get_twin(device: &DeviceId) -> ServiceRequest {
-        ServiceRequest::new(Method::GET, &["twins", device.as_str()])
+    pub fn get_twin(address: &Address) -> ServiceRequest {
+        ServiceRequest::of(Method::GET, "twins", address, &[])
     }
 
-    pub fn patch_twin(device: &DeviceId, update: &TwinUpdate, etag: Option<&str>) -> ServiceRequest {
-        let mut request = ServiceRequest::new(Method::PATCH, &["twins", device.as_str()])
-            .with_body(update.to_json())
-            .with_if_match(etag);
+    pub fn patch_twin(address: &Address, update: &TwinUpdate, etag: Option<&str>) -> ServiceRequest {
+        let mut request =
+            ServiceRequest::of(Method::PATCH, "twins", address, &[]).with_body(update.to_json()).with_if_match(etag);
         // With an etag, the second of two would meet the first one's result and fail.
         request.repeatable = etag.is_none();
         request
     }
 
-    pub fn invoke_method(device: &DeviceId, method: &DirectMethod) -> ServiceRequest {
-        let mut request =
-            ServiceRequest::new(Method::POST, &["twins", device.as_str(), "methods"]).with_body(json!(method));
+    pub fn invoke_method(address: &Address, method: &DirectMethod) -> ServiceRequest {
+        let mut request = ServiceRequest::of(Method::POST, "twins", address, &["methods"]).with_body(json!(method));
         let hub = u64::from(method.response_timeout()) + u64::from(method.connect_timeout());
         request.timeout = Duration::from_secs(hub) + METHOD_MARGIN;
         request
@@ -169,6 +175,14 @@ impl ServiceRequest {
         self
     }
 
+    /// Of what stands in a collection under an address.
+    fn of(method: Method, collection: &str, address: &Address, rest: &[&str]) -> ServiceRequest {
+        let mut path = vec![collection, address.device().as_str()];
+        path.extend(address.module().into_iter().flat_map(|module| ["modules", module.as_str()]));
+        path.extend(rest);
+        ServiceRequest::new(method, &path)
+    }
+
     fn with_page(mut self, page: &PageRequest) -> ServiceRequest {
         let max_items = page.max_items.map(|n| n.to_string());
         let headers = [("x-ms-max-item-count", max_items), ("x-ms-continuation", page.continuation.clone())];
@@ -185,6 +199,10 @@ mod tests {
 
     fn device(id: &str) -> DeviceId {
         DeviceId::parse(id).expect("an id")
+    }
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).expect("an address")
     }
 
     fn job(id: &str) -> JobId {
@@ -206,20 +224,20 @@ mod tests {
 
     #[test]
     fn registry_and_twin_calls() {
-        let d1 = device("d1");
+        let d1 = address("d1");
         check(
-            &ServiceRequest::create_device(&d1, &IdentityRequest::default()),
+            &ServiceRequest::create_identity(&d1, &IdentityRequest::default()),
             "PUT /devices/d1?api-version=2021-04-12",
             &[],
             json!({"deviceId": "d1", "status": "enabled",
                 "authentication": {"type": "sas", "symmetricKey": {"primaryKey": "", "secondaryKey": ""}}}),
         );
-        let odd = device("a?b#c%d:e@f");
+        let odd = address("a?b#c%d:e@f");
         let line = "GET /devices/a%3Fb%23c%25d%3Ae%40f?api-version=2021-04-12";
-        check(&ServiceRequest::get_device(&odd), line, &[], Value::Null);
+        check(&ServiceRequest::get_identity(&odd), line, &[], Value::Null);
         let line = "DELETE /devices/d1?api-version=2021-04-12";
-        check(&ServiceRequest::delete_device(&d1, None), line, &[("if-match", "\"*\"")], Value::Null);
-        let purge = ServiceRequest::purge_messages(&d1);
+        check(&ServiceRequest::delete_identity(&d1, None), line, &[("if-match", "\"*\"")], Value::Null);
+        let purge = ServiceRequest::purge_messages(&device("d1"));
         check(&purge, "DELETE /devices/d1/commands?api-version=2021-04-12", &[], Value::Null);
         assert!(!purge.repeatable, "the second of two would say that there was nothing");
         check(&ServiceRequest::get_twin(&d1), "GET /twins/d1?api-version=2021-04-12", &[], Value::Null);
@@ -237,8 +255,27 @@ mod tests {
     }
 
     #[test]
+    fn calls_to_a_module() {
+        let module = address("d1/$m");
+        let identity = IdentityRequest { managed_by: Some("ops".into()), ..IdentityRequest::default() };
+        check(
+            &ServiceRequest::create_identity(&module, &identity),
+            "PUT /devices/d1/modules/%24m?api-version=2021-04-12",
+            &[],
+            json!({"deviceId": "d1", "moduleId": "$m", "managedBy": "ops",
+                "authentication": {"type": "sas", "symmetricKey": {"primaryKey": "", "secondaryKey": ""}}}),
+        );
+        let line = "GET /devices/d1/modules?api-version=2021-04-12";
+        check(&ServiceRequest::list_modules(&device("d1")), line, &[], Value::Null);
+        let line = "GET /twins/d1/modules/%24m?api-version=2021-04-12";
+        check(&ServiceRequest::get_twin(&module), line, &[], Value::Null);
+        let line = "POST /twins/d1/modules/%24m/methods?api-version=2021-04-12";
+        check(&ServiceRequest::invoke_method(&module, &method()), line, &[], json!(method()));
+    }
+
+    #[test]
     fn a_method_call_outlasts_the_hubs_own_time_outs() {
-        let request = ServiceRequest::invoke_method(&device("d1"), &method());
+        let request = ServiceRequest::invoke_method(&address("d1"), &method());
         let body = json!({"methodName": "lockDoor", "payload": {"a": 1},
             "responseTimeoutInSeconds": 20, "connectTimeoutInSeconds": 5});
         check(&request, "POST /twins/d1/methods?api-version=2021-04-12", &[], body);

@@ -1,33 +1,34 @@
-//! The port to the devices.
+//! The port to the devices and their modules.
 
 use std::collections::HashMap;
 use std::future::Future;
 
+use iothub_protocol::address::Address;
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 
-/// The devices that jobs act on.
+/// The devices and modules that jobs act on.
 ///
-/// Calls run concurrently, each on a task of its own, but never two at once for one device, apart from updates that take
-/// back a pin. They are dropped when the engine stops.
+/// Calls run concurrently, each on a task of its own, but never two at once for one of them, apart from updates that
+/// take back a pin. They are dropped when the engine stops.
 pub trait Fleet: Send + Sync + 'static {
-    /// The devices whose twins match; asked once for each job, when it starts.
-    fn select(&self, condition: &Condition) -> impl Future<Output = Result<Vec<DeviceId>, HubError>> + Send;
+    /// The devices, or the modules if the condition is of them, whose twins match; asked once for each job, when it
+    /// starts.
+    fn select(&self, condition: &Condition) -> impl Future<Output = Result<Vec<Address>, HubError>> + Send;
 
     /// Invoke a method and wait for the answer, as long as the method's own time-outs say. `DeviceNotOnline` is the
     /// error for a device that was not there, as the engine may wait for it after a restart.
     fn call_method(
         &self,
-        device: &DeviceId,
+        device: &Address,
         method: &DirectMethod,
     ) -> impl Future<Output = Result<MethodResponse, HubError>> + Send;
 
     /// Merge into the twin. Done twice it must be as done once: an update is repeated when a crash hid its outcome.
-    fn patch_twin(&self, device: &DeviceId, update: &TwinUpdate) -> impl Future<Output = Result<(), HubError>> + Send;
+    fn patch_twin(&self, device: &Address, update: &TwinUpdate) -> impl Future<Output = Result<(), HubError>> + Send;
 
     /// How each of these devices stands to the pin of a plugin; those that do not exist are left out. Asked again and
     /// again while a job waits for reports, for some hundred devices at most, and no sooner than a second after the
@@ -35,6 +36,6 @@ pub trait Fleet: Send + Sync + 'static {
     fn pin_states(
         &self,
         plugin: &str,
-        devices: &[DeviceId],
-    ) -> impl Future<Output = Result<HashMap<DeviceId, PinState>, HubError>> + Send;
+        devices: &[Address],
+    ) -> impl Future<Output = Result<HashMap<Address, PinState>, HubError>> + Send;
 }

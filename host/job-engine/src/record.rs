@@ -1,7 +1,8 @@
 //! What the engine hands to the journal and gets back from it.
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
 /// Changes to record in one transaction, in their order.
@@ -25,7 +26,7 @@ pub enum What {
     Scheduled,
     /// The job has started, with these devices, all pending, and with a policy the stage of each, counted from 1.
     Begun {
-        targets: Vec<(DeviceId, Option<u32>)>,
+        targets: Vec<(Address, Option<u32>)>,
     },
     /// A stage has begun, counted from 1.
     Stage {
@@ -33,19 +34,19 @@ pub enum What {
     },
     /// The device is to be sent this attempt once that is recorded.
     Started {
-        device: DeviceId,
+        device: Address,
         attempt: u32,
     },
     /// The device is pending again: its attempt came to nothing and another one will follow.
     Waiting {
-        device: DeviceId,
+        device: Address,
     },
     /// The device's twin is updated, and its report is waited for.
     Awaited {
-        device: DeviceId,
+        device: Address,
     },
     Ended {
-        device: DeviceId,
+        device: Address,
         status: DeviceJobStatus,
         outcome: Option<DeviceJobOutcome>,
     },
@@ -93,7 +94,7 @@ pub struct SavedCourse {
     /// Its devices that have succeeded or failed, in the order of that.
     pub ended: Vec<SavedEnd>,
     /// The devices to which anything was sent.
-    pub reached: Vec<DeviceId>,
+    pub reached: Vec<Address>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,7 +107,7 @@ pub struct SavedEnd {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedTarget {
-    pub device: DeviceId,
+    pub device: Address,
     /// The number of the last attempt, 0 if there was none.
     pub attempt: u32,
     /// The attempt was recorded and may have been sent; its outcome is not known.

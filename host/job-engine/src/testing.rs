@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::Connection;
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJob, DeviceJobStatus, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use iothub_protocol::query::{Condition, Query};
@@ -10,8 +11,8 @@ use serde_json::Value;
 
 use crate::journal;
 
-pub(crate) fn device(number: usize) -> DeviceId {
-    DeviceId::parse(&format!("door-{number:04}")).expect("a device id")
+pub(crate) fn device(number: usize) -> Address {
+    Address::parse(&format!("door-{number:04}")).expect("an address")
 }
 
 pub(crate) fn job_id(name: &str) -> JobId {

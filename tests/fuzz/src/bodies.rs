@@ -1,8 +1,9 @@
 //! Bodies of requests and messages: JSON.
 
 use chrono::DateTime;
+use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationRequest;
-use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, JobId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::JobRequest;
 use iothub_protocol::link::TwinDocument;
@@ -69,12 +70,13 @@ fn mirrors(properties: &Map<String, Value>, metadata: &Map<String, Value>) {
     }
 }
 
-/// The body of `PUT /devices/{id}`.
+/// The body of `PUT /devices/{id}`, and of `PUT /devices/{id}/modules/{id}`.
 pub(crate) fn identity(data: &[u8]) {
-    let device = DeviceId::parse("d1").expect("an id");
-    match IdentityRequest::from_json(&device, data) {
-        Ok(request) => drop(format!("{request:?}")),
-        Err(error) => drop(error.envelope("t", DateTime::UNIX_EPOCH)),
+    for address in ["d1", "d1/m1"] {
+        match IdentityRequest::from_json(&Address::parse(address).expect("an address"), data) {
+            Ok(request) => drop(format!("{request:?}")),
+            Err(error) => drop(error.envelope("t", DateTime::UNIX_EPOCH)),
+        }
     }
 }
 

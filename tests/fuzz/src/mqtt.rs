@@ -64,7 +64,12 @@ impl Peer {
         let session = Session::new(now.steady, None);
         let mut peer = Peer { hub, session, events: EventLog::new(), now, is_open: true, acts: 0, answers: Vec::new() };
         let keys = [SharedKey::from_random([KEY; 32]), SharedKey::from_random([KEY; 32])];
-        peer.request(Operation::PutDevice { id: id(), request: IdentityRequest::default(), if_match: None, keys });
+        peer.request(Operation::PutIdentity {
+            id: id().into(),
+            request: IdentityRequest::default(),
+            if_match: None,
+            keys,
+        });
         peer
     }
 
@@ -140,11 +145,11 @@ impl Peer {
         match self.acts % 3 {
             0 => {
                 let method = DirectMethod::from_json(body.as_bytes()).expect("a method");
-                self.request(Operation::CallMethod { id: id(), method });
+                self.request(Operation::CallMethod { id: id().into(), method });
             }
             1 => {
                 let patch = TwinPatch::from_json(body.as_bytes()).expect("a patch");
-                self.request(Operation::PatchTwin { id: id(), patch, if_match: None });
+                self.request(Operation::PatchTwin { id: id().into(), patch, if_match: None });
             }
             _ => {
                 let message = Box::new(CloudMessage { body: body.into_bytes(), ..CloudMessage::default() });
@@ -164,7 +169,7 @@ impl Peer {
             self.hub.handle_deadline(self.now);
             self.deliver();
         }
-        self.request(Operation::GetTwin(id()));
+        self.request(Operation::GetTwin(id().into()));
         let Some(Answer::Document(twin)) = self.answers.pop() else { panic!("the device is still there") };
         assert_eq!(twin["connectionState"], "Disconnected");
         assert!(twin["properties"]["reported"]["$version"].is_u64());

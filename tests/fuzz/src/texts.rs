@@ -3,33 +3,37 @@
 use std::str;
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::MAX_CONDITION;
 use iothub_protocol::query::{Condition, Query};
 use iothub_protocol::sas::{SharedKey, Token};
 use iothub_protocol::topic::{self, FromDevice, Subscription, ToDevice};
 use serde_json::json;
 
-/// A device's id, a line break, and a topic of that device.
+/// The address of a device or a module, a line break, and a topic of that.
 pub(crate) fn topic(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let (id, topic) = text.split_once('\n').unwrap_or(("d1", text));
-    let Ok(device) = DeviceId::parse(id) else { return };
-    if let Some(message) = FromDevice::parse(&device, topic) {
-        assert_eq!(FromDevice::parse(&device, &message.format(&device)).as_ref(), Some(&message));
+    let Ok(address) = Address::parse(id) else { return };
+    assert_eq!(Address::parse(&address.to_string()).as_ref(), Ok(&address));
+    let device = address.device();
+    if let Some(message) = FromDevice::parse(&address, topic) {
+        assert_eq!(FromDevice::parse(&address, &message.format(&address)).as_ref(), Some(&message));
     }
     if let Some(message) = ToDevice::parse(topic) {
         assert_eq!(ToDevice::parse(&message.format()).as_ref(), Some(&message));
     }
-    if let Some(subscription) = Subscription::parse(&device, topic) {
-        assert_eq!(subscription.filter(&device), topic);
+    if let Some(subscription) = Subscription::parse(&address, topic) {
+        // A module has two filters for its inputs.
+        let filter = subscription.filter(&address).expect("what was read can be written");
+        assert!(filter == topic || topic == format!("{}/#", address.path()), "{filter}");
     }
-    if let Some(message) = topic::parse_cloud_message(&device, topic, Vec::new()) {
-        assert!(topic::is_cloud_message(&device, topic));
-        let written = topic::cloud_message_topic(&device, &message);
-        assert_eq!(topic::parse_cloud_message(&device, &written, Vec::new()), Some(message));
+    if let Some(message) = topic::parse_cloud_message(device, topic, Vec::new()) {
+        assert!(topic::is_cloud_message(device, topic));
+        let written = topic::cloud_message_topic(device, &message);
+        assert_eq!(topic::parse_cloud_message(device, &written, Vec::new()), Some(message));
     }
 }
 
@@ -50,7 +54,7 @@ pub(crate) fn sas(data: &[u8]) {
     let (key, text) = text.split_once('\n').unwrap_or(("", text));
     if let Ok(token) = Token::parse(text) {
         let _ = (token.covers_hub(), token.covers_registry(), token.expiry());
-        token.covers_device(&DeviceId::parse("d1").expect("an id"));
+        token.covers(&Address::parse("d1/m1").expect("an address"));
         assert!(!token.signed_by(&SharedKey::from_random([7; 32])), "nobody can guess a signature");
     }
     let Ok(key) = SharedKey::parse(key) else { return };

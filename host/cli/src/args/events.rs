@@ -14,6 +14,7 @@ Examples:
   latch events --follow
   latch events --device 'door-*' --kind telemetry,twin --json
   latch events --since 10m --kind connection
+  latch events --device 'door-0001/*'
   latch events --device door-0001 --kind reported --count 1 --timeout 30s";
 
 #[derive(Debug, ClapArgs)]
@@ -21,7 +22,8 @@ pub(crate) struct EventsArgs {
     /// Keep following: from now on, unless --since says otherwise
     #[arg(long, short)]
     pub(crate) follow: bool,
-    /// Only of these devices: an id, in which * stands for any text and ? for one character
+    /// Only of these devices and their modules: an id, in which * stands for any text and ? for one character; or only of
+    /// modules, as DEVICE/MODULE
     #[arg(long, value_name = "PATTERN")]
     pub(crate) device: Option<String>,
     /// Only these kinds, or kinds of these categories

@@ -22,13 +22,15 @@ Example:
         /// The copy
         file: PathBuf,
     },
-    /// Make devices with their twins from a file, whether the hub runs or not
+    /// Make devices and modules with their twins from a file, whether the hub runs or not
     #[command(
         after_help = "A line is a JSON object as Azure's registry exports it; only id is needed, and keys that are not there are made:
   {\"id\": \"door-0001\", \"tags\": {\"site\": \"A\"}, \"properties\": {\"desired\": {\"floor\": 3}}}
   {\"id\": \"door-0002\", \"status\": \"disabled\", \"authentication\": {\"symmetricKey\": {\"primaryKey\": \"…\", \"secondaryKey\": \"…\"}}}
+  {\"id\": \"door-0001\", \"moduleId\": \"lock\"}
 
-Lines that are wrong are told with their numbers, and the others are imported. A hub that does not run takes them fastest.
+A line with moduleId is of a module, and comes after its device's. Lines that are wrong are told with their numbers, and the
+others are imported. A hub that does not run takes them fastest.
 
 Examples:
   latch hub import devices.jsonl
@@ -37,13 +39,14 @@ Examples:
     Import {
         /// The file; - for standard input
         file: PathBuf,
-        /// Leave devices alone that exist already, rather than calling their lines wrong
+        /// Leave devices and modules alone that exist already, rather than calling their lines wrong
         #[arg(long)]
         skip_existing: bool,
     },
-    /// Write all devices with their twins into a new file, in the form that import reads
+    /// Write all devices and modules with their twins into a new file, in the form that import reads
     #[command(
-        after_help = "The lines are in order of ids, all as they are at one moment; the file's mode is 0600, since the devices' keys are in it.
+        after_help = "The lines are in order of ids, devices before modules, all as they are at one moment; the file's mode is 0600, since keys
+are in it.
 
 Examples:
   latch hub export devices.jsonl
@@ -52,7 +55,7 @@ Examples:
     Export {
         /// The file; - for standard output
         file: PathBuf,
-        /// Without the devices' keys: whoever imports the file gives them new ones
+        /// Without keys: whoever imports the file gives them new ones
         #[arg(long)]
         without_keys: bool,
     },

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use iothub_protocol::id::{DeviceId, JobId, MethodName};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::{JobId, MethodName};
 use iothub_protocol::job::{DEFAULT_MAX_EXECUTION, JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use iothub_service::ServiceClient;
@@ -151,7 +152,7 @@ impl Stage {
             as_told(begun.elapsed() < REPORT_TIME, || format!("{count} of {} doors reported", self.doors))?;
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        let twin = self.service.get_twin(&DeviceId::parse("door-0001")?).await?;
+        let twin = self.service.get_twin(&Address::parse("door-0001")?).await?;
         let reported = &twin["properties"]["reported"];
         line(&format!("  door-0001 reports building {} floor {}", reported["building"], reported["floor"]))?;
         line(&format!("  the plugin `building` accepted the change on all {} doors", self.doors))
@@ -250,7 +251,7 @@ async fn call_until(
 
 /// The version that answered.
 async fn call(service: &ServiceClient, door: u64, method: &str) -> anyhow::Result<String> {
-    let device = DeviceId::parse(&format!("door-{door:04}"))?;
+    let device = Address::parse(&format!("door-{door:04}"))?;
     let response = service.invoke_method(&device, &direct_method(method, Value::Null)?).await?;
     ensure!(matches!(response.status, 200 | 409), "{device} answered {}", response.status);
     Ok(response.payload["version"].as_str().unwrap_or_default().to_owned())

@@ -6,42 +6,32 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use iothub_protocol::authentication::{AuthenticationRequest, Thumbprint};
+use iothub_protocol::address::Address;
+use iothub_protocol::authentication::AuthenticationRequest;
 use iothub_protocol::connection_string::HostName;
 use iothub_protocol::identity::IdentityRequest;
-use iothub_service::device_connection;
+use iothub_service::client_connection;
 use serde_json::{Value, json};
 
-use crate::args::DeviceCommand;
+use crate::args::{DeviceCommand, IdentityArgs};
 use crate::context::Context;
 use crate::output::{cell, document, line, table};
 
 pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
     match command {
-        DeviceCommand::Create { id, x509_thumbprint, x509_ca, save } => {
-            let request = request(&x509_thumbprint, x509_ca)?;
-            // Before the device is made, so that its keys are not lost if the file cannot be.
-            let file = save.as_deref().map(new_private_file).transpose()?;
-            let identity = service.create_device(&id, &request).await?;
-            if let Some(mut file) = file {
-                // Devices reach the hub by the same name, on MQTT's own port.
-                let host = HostName { name: service.host().name.clone(), port: None };
-                writeln!(file, "{}", device_connection(&identity, host)?.reveal())?;
-            }
+        DeviceCommand::Create { id, identity } => {
+            create(&id.clone().into(), &request(&identity)?, identity.save.as_deref(), context).await?;
             if context.json {
-                // Whoever creates a device needs its keys; this is the one place that prints them.
-                return document(&identity);
+                return Ok(());
             }
-            line(&format!("created {id}"))?;
-            match save.or(context.device_file(&id).await) {
+            match identity.save.or(context.device_file(&id).await) {
                 Some(file) => line(&format!("its connection string is in {}", file.display())),
                 None => Ok(()),
             }
         }
         DeviceCommand::List => {
             let query = "SELECT deviceId, status, connectionState, lastActivityTime FROM devices";
-            let devices = service.query_all(query).await?;
+            let devices = context.service()?.query_all(query).await?;
             if context.json {
                 return document(&Value::Array(devices));
             }
@@ -50,28 +40,55 @@ pub(super) async fn run(command: DeviceCommand, context: &Context) -> anyhow::Re
                 devices.iter().map(|device| columns.iter().map(|column| cell(&device[column])).collect()).collect();
             table(&["DEVICE", "STATUS", "CONNECTION", "LAST ACTIVITY"], &rows)
         }
-        DeviceCommand::Show { id } => {
-            let mut identity = service.get_device(&id).await?;
-            for key in ["primaryKey", "secondaryKey"] {
-                let shown = identity.pointer_mut(&format!("/authentication/symmetricKey/{key}"));
-                if let Some(shown) = shown.filter(|key| !key.is_null()) {
-                    *shown = json!("(hidden)");
-                }
-            }
-            document(&identity)
-        }
-        DeviceCommand::Delete { id } => {
-            service.delete_device(&id, None).await?;
-            if !context.json {
-                line(&format!("deleted {id}"))?;
-            }
-            Ok(())
-        }
+        DeviceCommand::Show { id } => show(&id.into(), context).await,
+        DeviceCommand::Delete { id } => delete(&id.into(), context).await,
     }
 }
 
-fn request(thumbprints: &[Thumbprint], by_authority: bool) -> anyhow::Result<IdentityRequest> {
-    let authentication = match (thumbprints, by_authority) {
+/// Make a device or a module, with its connection string in the file `save`.
+pub(super) async fn create(
+    id: &Address,
+    request: &IdentityRequest,
+    save: Option<&Path>,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let service = context.service()?;
+    // Before it is made, so that its keys are not lost if the file cannot be.
+    let file = save.map(new_private_file).transpose()?;
+    let identity = service.create_identity(id, request).await?;
+    if let Some(mut file) = file {
+        // Devices reach the hub by the same name, on MQTT's own port.
+        let host = HostName { name: service.host().name.clone(), port: None };
+        writeln!(file, "{}", client_connection(&identity, &host)?)?;
+    }
+    if context.json {
+        // Whoever creates it needs its keys; this is the one place that prints them.
+        return document(&identity);
+    }
+    line(&format!("created {id}"))
+}
+
+pub(super) async fn show(id: &Address, context: &Context) -> anyhow::Result<()> {
+    let mut identity = context.service()?.get_identity(id).await?;
+    for key in ["primaryKey", "secondaryKey"] {
+        let shown = identity.pointer_mut(&format!("/authentication/symmetricKey/{key}"));
+        if let Some(shown) = shown.filter(|key| !key.is_null()) {
+            *shown = json!("(hidden)");
+        }
+    }
+    document(&identity)
+}
+
+pub(super) async fn delete(id: &Address, context: &Context) -> anyhow::Result<()> {
+    context.service()?.delete_identity(id, None).await?;
+    if !context.json {
+        line(&format!("deleted {id}"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn request(args: &IdentityArgs) -> anyhow::Result<IdentityRequest> {
+    let authentication = match (args.x509_thumbprint.as_slice(), args.x509_ca) {
         ([], false) => AuthenticationRequest::default(),
         ([], true) => AuthenticationRequest::CertificateAuthority,
         ([primary, rest @ ..], _) if rest.len() < 2 => {

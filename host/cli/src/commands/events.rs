@@ -13,7 +13,7 @@ use crate::admin_client::AdminClient;
 use crate::args::EventsArgs;
 use crate::context::Context;
 use crate::exit::{EndedBadly, Unreachable};
-use crate::output::{cell, line, say};
+use crate::output::{cell, line, name, say};
 use crate::signals;
 use crate::units::{duration_argument, shown_duration};
 
@@ -188,7 +188,7 @@ fn for_people(event: &Value) -> String {
         "settled" => format!("{} {}", cell(&event["messageId"]), cell(&event["statusCode"])),
         _ => String::new(),
     };
-    format!("{} {} {kind} {detail}", cell(&event["time"]), cell(&event["deviceId"])).trim_end().to_owned()
+    format!("{} {} {kind} {detail}", cell(&event["time"]), name(event)).trim_end().to_owned()
 }
 
 /// A section of a twin without what the hub keeps beside it.
@@ -240,6 +240,7 @@ mod tests {
             ),
             ("updated", json!({"body": {"tags": {"site": null}}}), r#"T d1 updated tags {"site":null}"#),
             ("created", json!({"body": {}}), "T d1 created"),
+            ("connected", json!({"moduleId": "m1"}), "T d1/m1 connected"),
             ("settled", json!({"messageId": "m", "statusCode": "Purged"}), "T d1 settled m Purged"),
         ] {
             assert_eq!(event(kind, more), expected);

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use embedded_hub::import::{ExportError, HubReader, OfflineHub};
+use embedded_hub::import::{ExportError, Exported, HubReader, OfflineHub};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -123,7 +123,7 @@ async fn backup(file: PathBuf, context: &Context) -> anyhow::Result<()> {
     })
     .await??;
     if json {
-        return document(&json!({"file": file, "devices": count}));
+        return document(&json!({"file": file, "devices": count.devices, "modules": count.modules}));
     }
     line(&format!("copied the hub's store to {}", file.display()))
 }
@@ -136,20 +136,29 @@ async fn export(file: PathBuf, with_keys: bool, context: &Context) -> anyhow::Re
     let (count, file) = count.await??;
     match (to_stdout, context.json) {
         (true, _) => Ok(()),
-        (false, true) => document(&json!({"file": file, "devices": count})),
-        (false, false) => line(&format!("exported {count} devices to {}", file.display())),
+        (false, true) => document(&json!({"file": file, "devices": count.devices, "modules": count.modules})),
+        (false, false) => line(&format!("exported {} to {}", number_of(count.devices, count.modules), file.display())),
     }
 }
 
-fn write_export(data: &Path, file: &Path, with_keys: bool) -> anyhow::Result<u64> {
+/// `3 devices`, or with modules `3 devices and 1 modules`.
+fn number_of(devices: u64, modules: u64) -> String {
+    match modules {
+        0 => format!("{devices} devices"),
+        _ => format!("{devices} devices and {modules} modules"),
+    }
+}
+
+fn write_export(data: &Path, file: &Path, with_keys: bool) -> anyhow::Result<Exported> {
     let reader = HubReader::open(data)?;
-    let bar = progress::count_bar("exported", reader.count()? as u64);
+    let expected = reader.count()?;
+    let bar = progress::count_bar("exported", expected.devices + expected.modules);
     if file.as_os_str() == "-" {
         let written =
             write_lines(&reader, with_keys, BufWriter::new(io::stdout().lock()), &bar).map(|(count, _)| count);
         return match written {
             // Whoever read it has had enough.
-            Err(ExportError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+            Err(ExportError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exported::default()),
             written => Ok(written?),
         };
     }
@@ -176,10 +185,8 @@ fn write_lines<W: Write>(
     with_keys: bool,
     mut to: W,
     bar: &ProgressBar,
-) -> Result<(u64, W), ExportError> {
-    let mut count = 0;
-    reader.export(with_keys, |text| {
-        count += 1;
+) -> Result<(Exported, W), ExportError> {
+    let count = reader.export(with_keys, |text| {
         bar.inc(1);
         writeln!(to, "{text}")
     })?;

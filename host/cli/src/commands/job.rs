@@ -14,7 +14,7 @@ use super::policy;
 use crate::args::{JobCommand, ReportArgs, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
 use crate::exit::EndedBadly;
-use crate::output::{cell, document, line, table};
+use crate::output::{cell, document, line, name, table};
 use crate::progress;
 
 pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
@@ -193,10 +193,8 @@ async fn results(id: &JobId, failed: bool, context: &Context) -> anyhow::Result<
     if context.json {
         return document(&Value::Array(rows));
     }
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| vec![cell(&row["deviceId"]), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])])
-        .collect();
+    let rows: Vec<_> =
+        rows.iter().map(|row| vec![name(row), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])]).collect();
     table(&["DEVICE", "STATUS", "OUTCOME", "ENDED"], &rows)
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
-use iothub_protocol::query::{Condition, Parts};
+use iothub_protocol::query::{Condition, Parts, Source};
 use iothub_protocol::twin::TwinPatch;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog, HubEvent};
 use crate::hub::Operation;
 use crate::scan::Walk;
+use crate::store::Kind;
 
 /// All twins are looked at so often without a reason, for conditions on what no event tells of. Azure takes five
 /// minutes.
@@ -112,33 +113,34 @@ impl Worker {
     /// All twins.
     async fn walk(&self, plan: &Plan) -> Result<(), HubError> {
         let mut tally = Tally::new(plan);
-        let everything = Condition::all();
-        let mut walk = Walk::over(&self.hub, &everything);
-        loop {
-            let asked = Instant::now();
-            let Some(twins) = walk.next().await? else { break };
-            // The hub was busy with that for so long at most; it gets as long for others.
-            let busy = asked.elapsed();
-            self.apply(plan, twins, Some(&mut tally)).await;
-            tokio::time::sleep(busy).await;
+        for source in [Source::Devices, Source::Modules] {
+            let mut walk = Walk::over(&self.hub, &Condition::all_of(source));
+            loop {
+                let asked = Instant::now();
+                let Some(twins) = walk.next().await? else { break };
+                // The hub was busy with that for so long at most; it gets as long for others.
+                let busy = asked.elapsed();
+                self.apply(plan, twins, Some(&mut tally)).await;
+                tokio::time::sleep(busy).await;
+            }
         }
         self.configurations.set_results(tally.finish()).await;
         let forgotten = self.configurations.forget(plan.deleted()).await;
         forgotten.map_err(|error| HubError::new(ErrorCode::ServiceUnavailable, error.to_string()))
     }
 
-    async fn look_at(&self, plan: &Plan, devices: BTreeSet<DeviceId>) -> Result<(), HubError> {
-        if devices.is_empty() {
-            return Ok(());
-        }
-        let mut walk = Walk::of(&self.hub, devices.into_iter().collect(), Parts::ALL);
-        while let Some(twins) = walk.next().await? {
-            self.apply(plan, twins, None).await;
+    async fn look_at(&self, plan: &Plan, touched: BTreeSet<Address>) -> Result<(), HubError> {
+        let (modules, devices): (Vec<_>, Vec<_>) = touched.into_iter().partition(Address::is_module);
+        for (kind, touched) in [(Kind::Devices, devices), (Kind::Modules, modules)] {
+            let mut walk = Walk::of(&self.hub, kind, &touched, Parts::ALL);
+            while let Some(twins) = walk.next().await? {
+                self.apply(plan, twins, None).await;
+            }
         }
         Ok(())
     }
 
-    async fn apply(&self, plan: &Plan, twins: Vec<(DeviceId, Value)>, mut tally: Option<&mut Tally<'_>>) {
+    async fn apply(&self, plan: &Plan, twins: Vec<(Address, Value)>, mut tally: Option<&mut Tally<'_>>) {
         let (mut refused, mut reason) = (0_u64, None);
         let looks = stream::iter(twins).map(|(id, twin)| self.look(plan, id, twin)).buffer_unordered(CHANGES);
         let mut looks = std::pin::pin!(looks);
@@ -157,7 +159,7 @@ impl Worker {
     }
 
     /// The twin as it was, what has become of it, and why that is not what was wanted.
-    async fn look(&self, plan: &Plan, id: DeviceId, mut twin: Value) -> (Value, Decision, Option<HubError>) {
+    async fn look(&self, plan: &Plan, id: Address, mut twin: Value) -> (Value, Decision, Option<HubError>) {
         let decision = plan.decide(&mut twin);
         if !decision.is_change() {
             return (twin, decision, None);
@@ -166,9 +168,7 @@ impl Worker {
         match self.change(&id, &decision, etag.clone()).await {
             Ok(()) => (twin, decision, None),
             // One that has changed or gone meanwhile is looked at again for that.
-            Err(error) if matches!(error.code, ErrorCode::PreconditionFailed | ErrorCode::DeviceNotFound) => {
-                (twin, decision, None)
-            }
+            Err(error) if is_of_another_time(error.code) => (twin, decision, None),
             Err(error) => {
                 let refused = decision.refused();
                 // If this fails as well there is nothing that it would say beyond the first.
@@ -178,7 +178,7 @@ impl Worker {
         }
     }
 
-    async fn change(&self, id: &DeviceId, decision: &Decision, if_match: Option<String>) -> Result<(), HubError> {
+    async fn change(&self, id: &Address, decision: &Decision, if_match: Option<String>) -> Result<(), HubError> {
         let patch = TwinPatch { tags: None, desired: Some(decision.desired.clone()) };
         let marks = decision.marks.clone();
         self.hub.request(Operation::Configure { id: id.clone(), patch, marks, if_match }).await.map(|_| ())
@@ -188,7 +188,7 @@ impl Worker {
 /// What events say since the last look.
 struct Gathered {
     /// Whose twins changed.
-    touched: BTreeSet<DeviceId>,
+    touched: BTreeSet<Address>,
     /// Whether counts may be others.
     is_counted: bool,
 }
@@ -211,14 +211,19 @@ impl Gathered {
     }
 }
 
+/// Whether a twin has changed or gone since it was read.
+fn is_of_another_time(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::PreconditionFailed | ErrorCode::DeviceNotFound | ErrorCode::ModuleNotFound)
+}
+
 /// Whether an event may change what is counted.
 fn is_counted(event: &HubEvent) -> bool {
     matches!(event.kind, EventKind::Deleted { .. }) || touched(event).is_some()
 }
 
-/// The device whose twin an event tells of.
-fn touched(event: &HubEvent) -> Option<DeviceId> {
-    matches!(event.kind, EventKind::Twin { .. } | EventKind::Created { .. }).then(|| event.device.clone())
+/// The device or module whose twin an event tells of.
+fn touched(event: &HubEvent) -> Option<Address> {
+    matches!(event.kind, EventKind::Twin { .. } | EventKind::Created { .. }).then(|| event.address.clone())
 }
 
 #[cfg(test)]

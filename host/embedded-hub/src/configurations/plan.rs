@@ -1,6 +1,6 @@
 //! What configurations make of a twin. Pure.
 //!
-//! Of all that target a device, each path gets the value of the one with the highest priority; of two with the same, of
+//! Of all that target a device or a module, each path gets the value of the one with the highest priority; of two with the same, of
 //! the one made later. What a configuration has set goes when it does not target the device any more, and stays when
 //! it is deleted. A target condition sees tags, reported properties and the device's own attributes, not desired
 //! properties and marks: those are what configurations change, and what depends on them would never come to rest.
@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iothub_protocol::configuration::{
-    Configuration, ConfigurationMarks, ConfigurationResults, ConfigurationStatus, Setting, marks_from_json,
+    Configuration, ConfigurationMarks, ConfigurationResults, ConfigurationStatus, Setting, Subject, marks_from_json,
     marks_to_json, metric, target,
 };
 use iothub_protocol::id::ConfigurationId;
@@ -25,7 +25,8 @@ pub(crate) struct Plan {
 
 struct Rule {
     id: ConfigurationId,
-    /// `None` targets no device.
+    subject: Subject,
+    /// `None` targets none.
     target: Option<Condition>,
     settings: Vec<Setting>,
     metrics: Vec<(String, Query)>,
@@ -64,6 +65,7 @@ impl Plan {
         configurations.sort_by_key(|c| std::cmp::Reverse((c.priority, c.created, c.revision)));
         let rules = configurations.into_iter().map(|configuration| Rule {
             id: configuration.id.clone(),
+            subject: configuration.subject,
             // Both were checked when it was made; what a later version of the language refuses does nothing.
             target: target(&configuration.target_condition).ok().flatten(),
             settings: configuration.settings(),
@@ -88,8 +90,10 @@ impl Plan {
     /// `twin` as back ends see it; it is the same afterwards.
     pub(crate) fn decide(&self, twin: &mut Value) -> Decision {
         let (section, marks) = (taken(twin, "/properties/desired"), taken(twin, "/configurations"));
-        let targeted: Vec<&Rule> =
-            self.rules.iter().filter(|rule| rule.target.as_ref().is_some_and(|target| target.matches(twin))).collect();
+        let subject = Subject::of_twin(twin);
+        let targets =
+            |rule: &&Rule| rule.subject == subject && rule.target.as_ref().is_some_and(|target| target.matches(twin));
+        let targeted: Vec<&Rule> = self.rules.iter().filter(targets).collect();
         let old = marks_from_json(&marks);
         let desired = own_properties(&section);
         put_back(twin, "/properties/desired", section);
@@ -164,6 +168,7 @@ impl<'p> Tally<'p> {
         if let Some(Value::Object(desired)) = twin.pointer_mut("/properties/desired") {
             merge(desired, &decision.desired);
         }
+        let subject = Some(Subject::of_twin(twin));
         for rule in &self.plan.rules {
             let Some(results) = self.results.get_mut(&rule.id) else { continue };
             let status = decision.marks.get(&rule.id);
@@ -171,6 +176,7 @@ impl<'p> Tally<'p> {
             results.applied += u64::from(status == Some(&ConfigurationStatus::Applied));
             for (name, query) in &rule.metrics {
                 if let Some(count) = results.metrics.get_mut(name)
+                    && Subject::of_source(query.source()) == subject
                     && query.top().is_none_or(|top| *count < top)
                     && query.condition().matches(twin)
                 {
@@ -261,6 +267,36 @@ mod tests {
         let (desired, marks, _) = decided(&plan, &twin("B", json!({}), Value::Null));
         assert_eq!(desired, json!({"a": 3, "b": {"x": 1, "y": 1}}), "of two the one made later");
         assert_eq!(marks, json!({"low": applied, "even": applied}));
+    }
+
+    #[test]
+    fn devices_and_modules_have_configurations_of_their_own() {
+        let body = json!({
+            "targetCondition": "FROM devices.modules WHERE tags.site = 'A'",
+            "content": {"moduleContent": {"properties.desired.a": 2}},
+            "metrics": {"queries": {"mine": "SELECT moduleId FROM devices.modules", "theirs": "SELECT * FROM devices"}},
+        });
+        let request = ConfigurationRequest::from_json(&id("m"), body.to_string().as_bytes()).expect("a request");
+        let of_modules = Configuration::new(id("m"), request, DateTime::UNIX_EPOCH);
+        let of_devices = configuration("d", 1, 9, "*", json!({"properties.desired.a": 1}));
+        let plan = plan(&[of_devices, of_modules]);
+        let device = twin("A", json!({}), Value::Null);
+        let mut module = device.clone();
+        module["moduleId"] = json!("m1");
+        let applied = json!({"status": "Applied"});
+        let (desired, marks, _) = decided(&plan, &device);
+        assert_eq!((desired, marks), (json!({"a": 1}), json!({"d": applied})));
+        let (desired, marks, _) = decided(&plan, &module);
+        assert_eq!((desired, marks), (json!({"a": 2}), json!({"m": applied})));
+        let mut tally = Tally::new(&plan);
+        for mut twin in [device, module.clone(), module] {
+            let decision = plan.decide(&mut twin);
+            tally.count(&mut twin, &decision);
+        }
+        let results = tally.finish();
+        let metrics = BTreeMap::from([("mine".to_owned(), 2), ("theirs".to_owned(), 1)]);
+        assert_eq!(results[&id("m")], ConfigurationResults { targeted: 2, applied: 2, metrics });
+        assert_eq!((results[&id("d")].targeted, results[&id("d")].metrics["all"]), (1, 1));
     }
 
     #[test]

@@ -38,20 +38,20 @@ impl Fixture {
     }
 }
 
-fn id(number: usize) -> DeviceId {
-    DeviceId::parse(&format!("d{number}")).expect("an id")
+fn id(number: usize) -> Address {
+    Address::parse(&format!("d{number}")).expect("an address")
 }
 
 fn put(number: usize) -> Operation {
     let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
-    Operation::PutDevice { id: id(number), request, if_match: None, keys }
+    Operation::PutIdentity { id: id(number), request, if_match: None, keys }
 }
 
 #[tokio::test]
 async fn after_a_failed_write_nobody_hears_what_rests_on_it() {
     // Without the hub's tables nothing of it can succeed.
     let hub = Fixture::new(|path| Store::open(path, &[], Durability::Process));
-    for operation in [put(1), Operation::GetDevice(id(1)), Operation::ListFeedback] {
+    for operation in [put(1), Operation::GetIdentity(id(1)), Operation::ListFeedback] {
         assert_eq!(hub.ask(operation).await, Err(ErrorCode::ServiceUnavailable));
     }
     assert_eq!(hub.hub.counts().await.map_err(|error| error.code), Err(ErrorCode::ServiceUnavailable));
@@ -76,7 +76,7 @@ async fn fill(hub: Fixture, limit: impl FnOnce(&sql::Transaction<'_>) -> sql::Re
     }
     let reason = hub.hub.failed().await;
     // From then on nothing is promised, and nothing is told that rests on what is lost.
-    for operation in [put(made + 1), Operation::GetDevice(id(made)), Operation::GetTwin(id(0))] {
+    for operation in [put(made + 1), Operation::GetIdentity(id(made)), Operation::GetTwin(id(0))] {
         assert_eq!(hub.ask(operation).await, Err(ErrorCode::ServiceUnavailable));
     }
     let folder = hub.stop().await;
@@ -84,9 +84,8 @@ async fn fill(hub: Fixture, limit: impl FnOnce(&sql::Transaction<'_>) -> sql::Re
     assert!(reason.to_string().contains(&path.display().to_string()), "{reason}");
     let store = store::open(&path).expect("it is whole");
     let ids = (0..made).map(id);
-    let kept = store.read(|connection| {
-        ids.map(|id| Ok(store::load_device(connection, &id)?.is_some())).collect::<sql::Result<Vec<_>>>()
-    });
+    let kept = store
+        .read(|connection| ids.map(|id| Ok(store::load(connection, &id)?.is_some())).collect::<sql::Result<Vec<_>>>());
     assert!(kept.await.expect("readable").into_iter().all(|kept| kept), "{made} were acknowledged");
     store.close().await;
     reason.to_string()

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 
 use super::HubEvent;
 
@@ -19,8 +20,8 @@ const KINDS: [(&str, &str); 10] = [
     ("queued", "message"),
     ("settled", "message"),
 ];
-/// Longest pattern: every id can be written out with a star around each letter.
-const MAX_PATTERN: usize = 512;
+/// Longest pattern: the ids of every device and module can be written out with a star around each letter.
+const MAX_PATTERN: usize = 515;
 
 /// Why a filter is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,8 +44,8 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// `device` is an id in which `*` stands for any text and `?` for one character; `kinds` are names joined by
-    /// commas, of kinds or of categories.
+    /// `device` is an id in which `*` stands for any text and `?` for one character, for the device and its modules, or
+    /// `device/module` with such ids for modules alone; `kinds` are names joined by commas, of kinds or of categories.
     ///
     /// # Errors
     /// [`FilterError`] names what is wrong, and what there is instead.
@@ -62,7 +63,7 @@ impl EventFilter {
     pub fn wants(&self, event: &HubEvent) -> bool {
         self.since.is_none_or(|since| event.time >= since)
             && self.kinds.as_ref().is_none_or(|kinds| kinds.contains(event.kind_name()))
-            && self.device.as_ref().is_none_or(|pattern| matches(pattern, event.device.as_str()))
+            && self.device.as_ref().is_none_or(|pattern| covers(pattern, &event.address))
     }
 
     /// From when on events are wanted.
@@ -84,8 +85,20 @@ fn parse_kinds(text: &str) -> Result<BTreeSet<&'static str>, FilterError> {
     Ok(wanted)
 }
 
+/// Whether a pattern covers a device or a module: one without a slash says nothing of modules, and covers them with their
+/// device.
+pub(crate) fn covers(pattern: &str, address: &Address) -> bool {
+    match (pattern.split_once('/'), address.module()) {
+        (None, _) => matches(pattern, address.device().as_str()),
+        (Some(_), None) => false,
+        (Some((device, module)), Some(id)) => {
+            matches(device, address.device().as_str()) && matches(module, id.as_str())
+        }
+    }
+}
+
 /// Whether a pattern covers a text. Goes back to the last star only, so that no pattern takes long.
-pub(crate) fn matches(pattern: &str, text: &str) -> bool {
+fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at_pattern, mut at_text, mut star) = (0, 0, None);
     while at_text < text.len() {
@@ -112,7 +125,6 @@ pub(crate) fn matches(pattern: &str, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
-    use iothub_protocol::id::DeviceId;
 
     use super::*;
 
@@ -139,9 +151,26 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_with_a_slash_is_for_modules() {
+        for (pattern, text, expected) in [
+            ("door-1", "door-1/m1", true),
+            ("door-*", "door-1/m1", true),
+            ("door-1/m1", "door-1/m1", true),
+            ("*/m?", "door-1/m1", true),
+            ("door-1/*", "door-1/m1", true),
+            ("door-1/*", "door-1", false),
+            ("door-2/*", "door-1/m1", false),
+            ("door-1/m2", "door-1/m1", false),
+            ("*1", "door-2/m1", false),
+        ] {
+            assert_eq!(covers(pattern, &Address::parse(text).expect(text)), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
     fn kinds_go_by_name_or_category() {
-        let event = |make: fn(DeviceId, DateTime<Utc>) -> HubEvent| {
-            make(DeviceId::parse("d1").expect("an id"), DateTime::UNIX_EPOCH)
+        let event = |make: fn(Address, DateTime<Utc>) -> HubEvent| {
+            make(Address::parse("d1").expect("an address"), DateTime::UNIX_EPOCH)
         };
         let (connected, disconnected) = (event(HubEvent::connected), event(HubEvent::disconnected));
         let filter = |kinds: &str| EventFilter::new(None, Some(kinds), None).expect("kinds");
@@ -159,7 +188,7 @@ mod tests {
 
     #[test]
     fn every_kind_is_known() {
-        let id = || DeviceId::parse("d1").expect("an id");
+        let id = || Address::parse("d1").expect("an address");
         let null = serde_json::Value::Null;
         let now = DateTime::UNIX_EPOCH;
         let twin = |change| HubEvent::twin(id(), now, change, &null);

@@ -13,8 +13,11 @@ const HUB_NAME: &str = "localhost";
 /// Ticks of 100 ns between year 1601 and 1970.
 const FILE_TIME_BEFORE_1970: u64 = 116_444_736_000_000_000;
 
-/// Properties of a message that a device sets for the system, and their names at the built-in endpoint.
-const SYSTEM_PROPERTIES: [(&str, &str); 10] = [
+/// The stamp that names the module.
+const MODULE_STAMP: &str = "iothub-connection-module-id";
+
+/// Properties of a message that its sender sets for the system, and their names at the built-in endpoint.
+const SYSTEM_PROPERTIES: [(&str, &str); 11] = [
     ("$.mid", "message-id"),
     ("$.cid", "correlation-id"),
     ("$.uid", "user-id"),
@@ -24,6 +27,7 @@ const SYSTEM_PROPERTIES: [(&str, &str); 10] = [
     ("$.ce", "content-encoding"),
     ("$.ifid", "iothub-interface-id"),
     ("$.sub", "dt-subject"),
+    ("$.on", "iothub-outputname"),
     ("iothub-creation-time-utc", "iothub-creation-time-utc"),
 ];
 
@@ -35,7 +39,10 @@ impl EventLog {
         line.insert("sequence".into(), json!(sequence));
         line.insert("time".into(), json!(time::format(event.time)));
         line.insert("kind".into(), json!(event.kind_name()));
-        line.insert("deviceId".into(), json!(event.device));
+        line.insert("deviceId".into(), json!(event.address.device()));
+        if let Some(module) = event.address.module() {
+            line.insert("moduleId".into(), json!(module));
+        }
         match &event.kind {
             EventKind::Telemetry { properties, body, sender } => telemetry(&mut line, event, properties, body, *sender),
             EventKind::Twin { change, body } => {
@@ -53,8 +60,7 @@ impl EventLog {
             }
             EventKind::Created { twin } | EventKind::Deleted { twin } => {
                 let is_creation = matches!(event.kind, EventKind::Created { .. });
-                let operation = if is_creation { "createDeviceIdentity" } else { "deleteDeviceIdentity" };
-                let notification = Notification::new("deviceLifecycleEvents", "deviceLifecycleNotification", operation);
+                let notification = Notification::of_life_cycle(is_creation, event.address.is_module());
                 self.notification(&mut line, sequence, event, &notification, stored(twin));
             }
             EventKind::Queued { message_id, sequence } => {
@@ -78,22 +84,26 @@ impl EventLog {
         notification: &Notification,
         body: Value,
     ) {
-        let system = json!({
+        let mut system = json!({
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "correlation-id": self.id(sequence),
             "user-id": HUB_NAME,
-            "iothub-connection-device-id": event.device,
+            "iothub-connection-device-id": event.address.device(),
             "iothub-enqueuedtime": event.time.timestamp_millis(),
             "iothub-message-source": notification.source,
         });
-        let application = json!({
-            "deviceId": event.device,
+        let mut application = json!({
+            "deviceId": event.address.device(),
             "hubName": HUB_NAME,
             "iothub-message-schema": notification.schema,
             "operationTimestamp": ticks(event.time),
             "opType": notification.operation,
         });
+        if let Some(module) = event.address.module() {
+            system[MODULE_STAMP] = json!(module);
+            application["moduleId"] = json!(module);
+        }
         line.insert("systemProperties".into(), system);
         line.insert("properties".into(), application);
         line.insert("body".into(), body);
@@ -117,6 +127,21 @@ impl Notification {
     fn new(source: &'static str, schema: &'static str, operation: &'static str) -> Notification {
         Notification { source, schema, operation }
     }
+
+    fn of_life_cycle(is_creation: bool, is_module: bool) -> Notification {
+        let (source, schema) = if is_module {
+            ("moduleLifecycleEvents", "moduleLifecycleNotification")
+        } else {
+            ("deviceLifecycleEvents", "deviceLifecycleNotification")
+        };
+        let operation = match (is_creation, is_module) {
+            (true, false) => "createDeviceIdentity",
+            (false, false) => "deleteDeviceIdentity",
+            (true, true) => "createModuleIdentity",
+            (false, true) => "deleteModuleIdentity",
+        };
+        Notification::new(source, schema, operation)
+    }
 }
 
 fn telemetry(
@@ -133,14 +158,17 @@ fn telemetry(
             None => application.insert(name.clone(), json!(value)),
         };
     }
-    let stamps = json!({
-        "iothub-connection-device-id": event.device,
+    let mut stamps = json!({
+        "iothub-connection-device-id": event.address.device(),
         "iothub-connection-auth-generation-id": sender.generation_id.to_string(),
-        "iothub-connection-auth-method": sender.auth.stamp(),
+        "iothub-connection-auth-method": sender.auth.stamp(event.address.is_module()),
         "iothub-enqueuedtime": event.time.timestamp_millis(),
         "iothub-message-source": "Telemetry",
     });
-    // After the device's own, so that it cannot pass for another.
+    if let Some(module) = event.address.module() {
+        stamps[MODULE_STAMP] = json!(module);
+    }
+    // After the sender's own, so that it cannot pass for another.
     system.extend(stamps.as_object().cloned().unwrap_or_default());
     line.insert("systemProperties".into(), Value::Object(system));
     line.insert("properties".into(), Value::Object(application));
@@ -150,11 +178,12 @@ fn telemetry(
 
 impl AuthMethod {
     /// JSON text, as the hub stamps it on messages.
-    fn stamp(self) -> String {
+    fn stamp(self, is_module: bool) -> String {
+        let own = if is_module { "module" } else { "device" };
         let (scope, kind) = match self {
-            AuthMethod::DeviceKey => ("device", "sas"),
+            AuthMethod::OwnKey => (own, "sas"),
             AuthMethod::PolicyKey => ("hub", "sas"),
-            AuthMethod::Certificate => ("device", "x509"),
+            AuthMethod::Certificate => (own, "x509"),
         };
         format!(r#"{{"scope":"{scope}","type":"{kind}","issuer":"iothub","acceptingIpFilterRule":null}}"#)
     }
@@ -182,13 +211,13 @@ fn ticks(time: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::address::Address;
 
     use super::super::tests::{SENDER, telemetry};
     use super::*;
 
-    fn id() -> DeviceId {
-        DeviceId::parse("d1").expect("an id")
+    fn id() -> Address {
+        Address::parse("d1").expect("an address")
     }
 
     #[test]
@@ -227,8 +256,38 @@ mod tests {
             "body": {},
         });
         assert_eq!(log.to_json(7, &event), expected);
-        for auth in [AuthMethod::DeviceKey, AuthMethod::PolicyKey, AuthMethod::Certificate] {
-            assert!(serde_json::from_str::<Value>(&auth.stamp()).is_ok_and(|stamp| stamp["issuer"] == "iothub"));
+        for auth in [AuthMethod::OwnKey, AuthMethod::PolicyKey, AuthMethod::Certificate] {
+            assert!(serde_json::from_str::<Value>(&auth.stamp(false)).is_ok_and(|stamp| stamp["issuer"] == "iothub"));
+        }
+    }
+
+    #[test]
+    fn a_modules_events_name_it_beside_its_device() {
+        let module = || Address::parse("d1/m1").expect("an address");
+        let log = EventLog::new();
+        let properties = vec![("$.on".to_owned(), "out".to_owned())];
+        let line = log.to_json(0, &HubEvent::telemetry(module(), DateTime::UNIX_EPOCH, properties, b"1", SENDER));
+        let system = &line["systemProperties"];
+        assert_eq!((&line["deviceId"], &line["moduleId"]), (&json!("d1"), &json!("m1")));
+        assert_eq!((&system[MODULE_STAMP], &system["iothub-outputname"]), (&json!("m1"), &json!("out")));
+        assert_eq!(system["iothub-connection-device-id"], "d1");
+        let auth = r#"{"scope":"module","type":"sas","issuer":"iothub","acceptingIpFilterRule":null}"#;
+        assert_eq!(system["iothub-connection-auth-method"], auth);
+        let twin = json!({});
+        for (event, source, operation) in [
+            (HubEvent::created(module(), DateTime::UNIX_EPOCH, &twin), "moduleLifecycleEvents", "createModuleIdentity"),
+            (HubEvent::deleted(module(), DateTime::UNIX_EPOCH, &twin), "moduleLifecycleEvents", "deleteModuleIdentity"),
+            (HubEvent::connected(module(), DateTime::UNIX_EPOCH), "deviceConnectionStateEvents", "deviceConnected"),
+            (
+                HubEvent::twin(module(), DateTime::UNIX_EPOCH, TwinChange::Reported, &twin),
+                "twinChangeEvents",
+                "updateTwin",
+            ),
+        ] {
+            let line = log.to_json(0, &event);
+            let (system, application) = (&line["systemProperties"], &line["properties"]);
+            assert_eq!((&system["iothub-message-source"], &application["opType"]), (&json!(source), &json!(operation)));
+            assert_eq!((&system[MODULE_STAMP], &application["moduleId"]), (&json!("m1"), &json!("m1")), "{operation}");
         }
     }
 
@@ -317,7 +376,7 @@ mod tests {
         assert_eq!(&earlier.connection_number(7)[..40], "000000000000000001D875E7819EE90000000002");
         assert!(ticks(DateTime::UNIX_EPOCH).ends_with("00:00:00.0000000Z"));
         let event =
-            HubEvent { device: id(), time: DateTime::UNIX_EPOCH, kind: EventKind::Created { twin: Bytes::new() } };
+            HubEvent { address: id(), time: DateTime::UNIX_EPOCH, kind: EventKind::Created { twin: Bytes::new() } };
         assert_eq!(earlier.to_json(0, &event)["body"], Value::Null, "nothing that is stored can make it panic");
     }
 }

@@ -4,28 +4,29 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::id::RequestId;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::topic::{Subscription, ToDevice};
 
 use super::{Answer, Hub, LinkId, LinkOutput, Now, Output, not_found};
 
-/// Calls waiting for one device. Azure has such a limit (403800) but does not publish it; ours bounds what a slow
+/// Calls waiting for one device or module. Azure has such a limit (403800) but does not publish it; ours bounds what a slow
 /// device can make the hub hold.
-const MAX_CALLS_PER_DEVICE: usize = 100;
+const MAX_CALLS: usize = 100;
 
 /// Calls in flight, by their number, which is also the `$rid`.
 pub(super) struct Calls<R> {
     next: u64,
     calls: BTreeMap<u64, Call<R>>,
-    by_device: HashMap<DeviceId, BTreeSet<u64>>,
+    by_address: HashMap<Address, BTreeSet<u64>>,
     deadlines: BTreeSet<(Instant, u64)>,
 }
 
 struct Call<R> {
     reply: R,
-    device: DeviceId,
+    address: Address,
     method: DirectMethod,
     state: CallState,
     deadline: Instant,
@@ -41,7 +42,7 @@ enum CallState {
 
 impl<R> Default for Calls<R> {
     fn default() -> Calls<R> {
-        Calls { next: 1, calls: BTreeMap::new(), by_device: HashMap::new(), deadlines: BTreeSet::new() }
+        Calls { next: 1, calls: BTreeMap::new(), by_address: HashMap::new(), deadlines: BTreeSet::new() }
     }
 }
 
@@ -54,7 +55,7 @@ impl<R> Calls<R> {
         let number = self.next;
         self.next += 1;
         self.deadlines.insert((call.deadline, number));
-        self.by_device.entry(call.device.clone()).or_default().insert(number);
+        self.by_address.entry(call.address.clone()).or_default().insert(number);
         self.calls.insert(number, call);
         number
     }
@@ -62,17 +63,17 @@ impl<R> Calls<R> {
     fn remove(&mut self, number: u64) -> Option<Call<R>> {
         let call = self.calls.remove(&number)?;
         self.deadlines.remove(&(call.deadline, number));
-        if let Some(numbers) = self.by_device.get_mut(&call.device) {
+        if let Some(numbers) = self.by_address.get_mut(&call.address) {
             numbers.remove(&number);
             if numbers.is_empty() {
-                self.by_device.remove(&call.device);
+                self.by_address.remove(&call.address);
             }
         }
         Some(call)
     }
 
-    fn of_device(&self, device: &DeviceId) -> Vec<u64> {
-        self.by_device.get(device).map(|numbers| numbers.iter().copied().collect()).unwrap_or_default()
+    fn of(&self, address: &Address) -> Vec<u64> {
+        self.by_address.get(address).map(|numbers| numbers.iter().copied().collect()).unwrap_or_default()
     }
 
     fn sent(&mut self, number: u64, link: LinkId, deadline: Instant) {
@@ -86,23 +87,23 @@ impl<R> Calls<R> {
 }
 
 impl<R> Hub<R> {
-    pub(super) fn call_method(&mut self, now: Now, reply: R, id: &DeviceId, method: DirectMethod) {
-        let Some(device) = self.devices.get(id) else {
+    pub(super) fn call_method(&mut self, now: Now, reply: R, id: &Address, method: DirectMethod) {
+        let Some(entity) = self.entities.get(id) else {
             // It may have been there until a deletion that is not durable yet.
             return self.gated.push_back(Output::Reply(reply, Err(not_found(id))));
         };
-        if self.calls.by_device.get(id).is_some_and(|numbers| numbers.len() >= MAX_CALLS_PER_DEVICE) {
-            let text = format!("{MAX_CALLS_PER_DEVICE} calls are already waiting for the device");
+        if self.calls.by_address.get(id).is_some_and(|numbers| numbers.len() >= MAX_CALLS) {
+            let text = format!("{MAX_CALLS} calls are already waiting for {id}");
             let error = HubError::new(ErrorCode::DeviceMaximumInflightMethodExceeded, text);
             return self.immediate.push_back(Output::Reply(reply, Err(error)));
         }
-        let listening = device.listening(Subscription::Methods);
+        let listening = entity.listening(Subscription::Methods);
         if listening.is_none() && method.connect_timeout() == 0 {
             return self.immediate.push_back(Output::Reply(reply, Err(not_online())));
         }
         let deadline = now.steady + Duration::from_secs(method.connect_timeout().into());
         let state = CallState::WaitingForDevice;
-        let number = self.calls.add(Call { reply, device: id.clone(), method, state, deadline });
+        let number = self.calls.add(Call { reply, address: id.clone(), method, state, deadline });
         if let Some(link) = listening
             && let Some(output) = self.send_call(now, number, link)
         {
@@ -112,11 +113,11 @@ impl<R> Hub<R> {
 
     /// Send what waited for this device, if it listens now. Gated: the subscription that they waited for is
     /// acknowledged first.
-    pub(super) fn release_waiting_calls(&mut self, now: Now, id: &DeviceId) {
-        let Some(link) = self.devices.get(id).and_then(|device| device.listening(Subscription::Methods)) else {
+    pub(super) fn release_waiting_calls(&mut self, now: Now, id: &Address) {
+        let Some(link) = self.entities.get(id).and_then(|entity| entity.listening(Subscription::Methods)) else {
             return;
         };
-        for number in self.calls.of_device(id) {
+        for number in self.calls.of(id) {
             if self.calls.calls.get(&number).is_some_and(|call| call.state == CallState::WaitingForDevice)
                 && let Some(output) = self.send_call(now, number, link)
             {
@@ -135,11 +136,11 @@ impl<R> Hub<R> {
         Some(Output::Link(link, LinkOutput::Publish { topic, payload }))
     }
 
-    pub(super) fn method_answered(&mut self, id: &DeviceId, rid: &RequestId, status: i32, payload: &Bytes) {
+    pub(super) fn method_answered(&mut self, id: &Address, rid: &RequestId, status: i32, payload: &Bytes) {
         // A late answer, or one to another device's call, has no call here and is dropped.
         let Ok(number) = u64::from_str_radix(rid.as_str(), 16) else { return };
         let ours = self.calls.calls.get(&number);
-        if ours.is_none_or(|call| call.device != *id || call.state == CallState::WaitingForDevice) {
+        if ours.is_none_or(|call| call.address != *id || call.state == CallState::WaitingForDevice) {
             return;
         }
         let Some(call) = self.calls.remove(number) else { return };
@@ -148,9 +149,9 @@ impl<R> Hub<R> {
     }
 
     /// The link is gone or taken over: calls that were sent on it end, calls that wait for the device go on waiting.
-    pub(super) fn end_calls_to(&mut self, id: &DeviceId, error: &HubError) {
-        let gone = error.code == ErrorCode::DeviceNotFound;
-        for number in self.calls.of_device(id) {
+    pub(super) fn end_calls_to(&mut self, id: &Address, error: &HubError) {
+        let gone = matches!(error.code, ErrorCode::DeviceNotFound | ErrorCode::ModuleNotFound);
+        for number in self.calls.of(id) {
             let sent = self.calls.calls.get(&number).is_some_and(|call| call.state != CallState::WaitingForDevice);
             if (sent || gone)
                 && let Some(call) = self.calls.remove(number)
@@ -162,8 +163,8 @@ impl<R> Hub<R> {
     }
 
     /// Whether calls to the device are waiting or out.
-    pub(super) fn has_calls(&self, id: &DeviceId) -> bool {
-        self.calls.by_device.contains_key(id)
+    pub(super) fn has_calls(&self, id: &Address) -> bool {
+        self.calls.by_address.contains_key(id)
     }
 
     pub(super) fn end_overdue_calls(&mut self, now: Now) {

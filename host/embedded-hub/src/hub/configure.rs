@@ -1,8 +1,8 @@
 //! What configurations do to a twin.
 
+use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::twin::TwinPatch;
 
 use super::{Answer, Hub, Now};
@@ -13,14 +13,14 @@ impl<R> Hub<R> {
     pub(super) fn configure(
         &mut self,
         now: Now,
-        id: &DeviceId,
+        id: &Address,
         patch: &TwinPatch,
         marks: ConfigurationMarks,
         if_match: Option<&str>,
     ) -> Result<Answer, HubError> {
         self.change_twin(now, id, if_match, patch, TwinChange::Updated)?;
-        if let Some(device) = self.devices.get_mut(id) {
-            device.twin.configurations = marks;
+        if let Some(entity) = self.entities.get_mut(id) {
+            entity.twin.configurations = marks;
         }
         Ok(Answer::Done)
     }
@@ -58,7 +58,7 @@ mod tests {
     fn configure(desired: Value, etag: &str) -> Operation {
         let mark = (ConfigurationId::parse("c").expect("an id"), ConfigurationStatus::Applied);
         Operation::Configure {
-            id: DeviceId::parse("d1").expect("an id"),
+            id: Address::parse("d1").expect("an id"),
             patch: TwinPatch { tags: None, desired: desired.as_object().cloned() },
             marks: [mark].into(),
             if_match: Some(etag.to_owned()),
@@ -68,9 +68,9 @@ mod tests {
     #[test]
     fn marks_alone_are_written_and_told_to_nobody() {
         let mut hub = Hub::new(vec![], vec![], FeedbackQueue::default());
-        let id = DeviceId::parse("d1").expect("an id");
+        let id = Address::parse("d1").expect("an id");
         let (request, keys) = (IdentityRequest::default(), [random_key(), random_key()]);
-        assert!(ask(&mut hub, Operation::PutDevice { id: id.clone(), request, if_match: None, keys }).0.is_ok());
+        assert!(ask(&mut hub, Operation::PutIdentity { id: id.clone(), request, if_match: None, keys }).0.is_ok());
         assert_eq!(ask(&mut hub, configure(json!({}), "AAAAAAAAAAE=")), (Ok(Answer::Done), 1, 0));
         assert_eq!(ask(&mut hub, configure(json!({"x": 1}), "AAAAAAAAAAE=")), (Ok(Answer::Done), 1, 1));
         let (refused, twins, _) = ask(&mut hub, configure(json!({"x": 2}), "AAAAAAAAAAE="));

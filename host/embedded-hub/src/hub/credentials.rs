@@ -1,15 +1,15 @@
-//! Who a device is: what it shows, and what the registry has of it.
+//! Who a device or a module is: what it shows, and what the registry has of it.
 
 use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::authentication::{Authentication, Thumbprint};
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::sas::Token;
 
-use super::{Device, Hub, Now};
+use super::{Entity, Hub, Now};
 use crate::certificate::ClientCertificate;
 use crate::events::AuthMethod;
 use crate::policy::Rights;
@@ -67,11 +67,12 @@ pub(super) type Proof = (DateTime<Utc>, AuthMethod);
 impl<R> Hub<R> {
     /// When what the device shows expires, and what it is; or why it may not connect. A token is judged where there is
     /// one, else the certificate.
-    pub(super) fn authenticate(&self, now: Now, id: &DeviceId, credentials: &Credentials) -> Result<Proof, Denial> {
-        let device = self.devices.get(id).ok_or("the device is not registered")?;
+    pub(super) fn authenticate(&self, now: Now, id: &Address, credentials: &Credentials) -> Result<Proof, Denial> {
+        let device = self.entities.get(&id.device().into()).ok_or("the device is not registered")?;
+        let entity = self.entities.get(id).ok_or("the device has no such module")?;
         let proof = match (&credentials.token, &credentials.certificate) {
-            (Some(token), _) => self.judge_token(now, device, token)?,
-            (None, Some(certificate)) => (judge_certificate(now, device, certificate)?, AuthMethod::Certificate),
+            (Some(token), _) => self.judge_token(now, entity, token)?,
+            (None, Some(certificate)) => (judge_certificate(now, entity, certificate)?, AuthMethod::Certificate),
             (None, None) => return Err("there is neither a SAS token nor a certificate".into()),
         };
         if !device.identity.enabled {
@@ -80,9 +81,9 @@ impl<R> Hub<R> {
         Ok(proof)
     }
 
-    fn judge_token(&self, now: Now, device: &Device, text: &str) -> Result<Proof, Denial> {
+    fn judge_token(&self, now: Now, entity: &Entity, text: &str) -> Result<Proof, Denial> {
         let token = Token::parse(text).map_err(|_| "the password is no SAS token")?;
-        let signed = match (token.policy(), &device.identity.authentication) {
+        let signed = match (token.policy(), &entity.identity.authentication) {
             (None, Authentication::Sas { primary, secondary }) => {
                 token.signed_by(primary) || token.signed_by(secondary)
             }
@@ -99,18 +100,18 @@ impl<R> Hub<R> {
         if token.is_expired(now.wall) {
             return Err("the token has expired".into());
         }
-        if !token.covers_device(&device.identity.device_id) {
+        if !token.covers(&entity.identity.address) {
             return Err("the token is for another resource".into());
         }
         // A token made to last forever is no error: it is cut at the end of time.
         let expiry = DateTime::from_timestamp(token.expiry(), 0).unwrap_or(DateTime::<Utc>::MAX_UTC);
-        let method = if token.policy().is_some() { AuthMethod::PolicyKey } else { AuthMethod::DeviceKey };
+        let method = if token.policy().is_some() { AuthMethod::PolicyKey } else { AuthMethod::OwnKey };
         Ok((expiry, method))
     }
 }
 
-fn judge_certificate(now: Now, device: &Device, certificate: &ClientCertificate) -> Result<DateTime<Utc>, Denial> {
-    match &device.identity.authentication {
+fn judge_certificate(now: Now, entity: &Entity, certificate: &ClientCertificate) -> Result<DateTime<Utc>, Denial> {
+    match &entity.identity.authentication {
         Authentication::Sas { .. } => return Err("the device connects with a SAS token, not with a certificate".into()),
         Authentication::SelfSigned { primary, secondary } => {
             let known = [primary.as_ref(), secondary.as_ref()];
@@ -124,8 +125,9 @@ fn judge_certificate(now: Now, device: &Device, certificate: &ClientCertificate)
                     "the certificate leads to no authority of this hub, or one on the way is not valid now".into()
                 );
             }
-            if certificate.common_name.as_deref() != Some(device.identity.device_id.as_str()) {
-                return Err("the certificate's common name is not the device's id".into());
+            let expected = entity.identity.address.to_string();
+            if certificate.common_name.as_deref() != Some(expected.as_str()) {
+                return Err("the certificate's common name is not the id of the device, or device/module".into());
             }
         }
     }

@@ -1,9 +1,10 @@
-//! Devices connect, subscribe, publish and go.
+//! Devices and modules connect, subscribe, publish and go.
 
 use bytes::Bytes;
 use chrono::DateTime;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::id::RequestId;
 use iothub_protocol::topic::{FromDevice, Subscription, ToDevice, decode_bag};
 use serde_json::{Map, Value};
 
@@ -13,9 +14,9 @@ use crate::events::{AuthMethod, HubEvent, Sender, TwinChange};
 /// Most bytes of a message: its body, the values of system properties, names and values of the others.
 const MAX_MESSAGE: usize = 256 * 1024;
 
-/// A connected device.
+/// A connected device or module.
 pub(super) struct Link {
-    device: DeviceId,
+    address: Address,
     expiry: DateTime<chrono::Utc>,
     will: Option<(FromDevice, Bytes)>,
     auth: AuthMethod,
@@ -27,74 +28,74 @@ impl<R> Hub<R> {
             return self.connect(now, link, *request);
         }
         // A link that was cut may still have said something; it is no longer anybody's.
-        let Some(device) = self.links.get(&link).map(|link| link.device.clone()) else { return };
-        self.heard(now, &device);
+        let Some(address) = self.links.get(&link).map(|link| link.address.clone()) else { return };
+        self.heard(now, &address);
         match input {
             LinkInput::Connect(_) => {}
-            LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &device, pkid, &filters),
-            LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &device, pkid, &subscriptions),
+            LinkInput::Subscribe { pkid, filters } => self.subscribe(now, link, &address, pkid, &filters),
+            LinkInput::Unsubscribe { pkid, subscriptions } => self.unsubscribe(link, &address, pkid, &subscriptions),
             LinkInput::Published { message, payload, packet_id } => {
                 let is_message = matches!(message, FromDevice::Telemetry { .. });
-                self.published(now, link, &device, message, &payload);
+                self.published(now, link, &address, message, &payload);
                 if let Some(packet_id) = packet_id.filter(|_| self.links.contains_key(&link)) {
                     // Behind what came of it, and like that only once all of it is durable.
                     self.gated.push_back(Output::Link(link, LinkOutput::PubAck { packet_id, is_message }));
                 }
             }
-            LinkInput::Acknowledged { packet_id } => self.message_acknowledged(now, link, &device, packet_id),
+            LinkInput::Acknowledged { packet_id } => self.message_acknowledged(now, link, &address, packet_id),
             LinkInput::Closed { graceful } => self.closed(now, link, graceful),
         }
     }
 
     fn connect(&mut self, now: Now, link: LinkId, request: ConnectRequest) {
-        let (expiry, auth) = match self.authenticate(now, &request.device, &request.credentials) {
+        let (expiry, auth) = match self.authenticate(now, &request.address, &request.credentials) {
             Ok(proof) => proof,
             Err(reason) => {
-                tracing::info!(device = %request.device, %reason, "connection refused");
+                tracing::info!(device = %request.address, %reason, "connection refused");
                 return self.immediate.push_back(Output::Link(link, LinkOutput::Refused));
             }
         };
-        let Some(device) = self.devices.get(&request.device) else { return };
+        let Some(entity) = self.entities.get(&request.address) else { return };
         // The newer connection wins. The device is never shown as disconnected in between.
-        if let Some(older) = device.link {
+        if let Some(older) = entity.link {
             if let Some(ended) = self.forget(older) {
-                self.send_will(now, &request.device, ended.auth, ended.will);
+                self.send_will(now, &request.address, ended.auth, ended.will);
             }
-            self.end_calls_to(&request.device, &taken_over());
-            self.release_messages(now, &request.device, older);
+            self.end_calls_to(&request.address, &taken_over());
+            self.release_messages(now, &request.address, older);
             let reason = "the device connected again elsewhere";
             self.immediate.push_back(Output::Link(older, LinkOutput::Close { reason }));
         } else {
-            self.gated.push_back(Output::Event(HubEvent::connected(request.device.clone(), now.wall)));
+            self.gated.push_back(Output::Event(HubEvent::connected(request.address.clone(), now.wall)));
         }
-        let Some(device) = self.devices.get_mut(&request.device) else { return };
-        device.link = Some(link);
-        device.is_clean = request.clean_session;
-        let had_subscriptions = !device.subscriptions.is_empty();
-        let has_new_model = request.model.is_some() && device.twin.model_id != request.model;
+        let Some(entity) = self.entities.get_mut(&request.address) else { return };
+        entity.link = Some(link);
+        entity.is_clean = request.clean_session;
+        let had_subscriptions = !entity.subscriptions.is_empty();
+        let has_new_model = request.model.is_some() && entity.twin.model_id != request.model;
         if has_new_model {
-            device.twin.model_id = request.model;
+            entity.twin.model_id = request.model;
         }
         if request.clean_session {
-            device.subscriptions.clear();
+            entity.subscriptions.clear();
         }
         if has_new_model {
-            self.unwritten(&request.device).twin = true;
+            self.unwritten(&request.address).twin = true;
         }
         if request.clean_session && had_subscriptions {
-            self.unwritten(&request.device).subscriptions = true;
+            self.unwritten(&request.address).subscriptions = true;
         }
-        self.heard(now, &request.device);
+        self.heard(now, &request.address);
         let session_present = !request.clean_session && had_subscriptions;
         self.expiries.insert((expiry, link));
-        self.links.insert(link, Link { device: request.device.clone(), expiry, will: request.will, auth });
+        self.links.insert(link, Link { address: request.address.clone(), expiry, will: request.will, auth });
         self.immediate.push_back(Output::Link(link, LinkOutput::Accepted { session_present }));
         // Calls and messages that waited for the device can go if its subscriptions were kept.
-        self.release_waiting_calls(now, &request.device);
-        self.attend_queue(now, &request.device);
+        self.release_waiting_calls(now, &request.address);
+        self.attend_queue(now, &request.address);
     }
 
-    fn subscribe(&mut self, now: Now, link: LinkId, id: &DeviceId, pkid: u16, filters: &[(Subscription, Granted)]) {
+    fn subscribe(&mut self, now: Now, link: LinkId, id: &Address, pkid: u16, filters: &[(Subscription, Granted)]) {
         self.change_subscriptions(id, |kept| kept.extend(filters.iter().copied()));
         let granted = filters.iter().map(|(_, granted)| *granted).collect();
         self.gated.push_back(Output::Link(link, LinkOutput::SubAck { pkid, granted }));
@@ -102,32 +103,32 @@ impl<R> Hub<R> {
         self.attend_queue(now, id);
     }
 
-    fn unsubscribe(&mut self, link: LinkId, id: &DeviceId, pkid: u16, subscriptions: &[Subscription]) {
+    fn unsubscribe(&mut self, link: LinkId, id: &Address, pkid: u16, subscriptions: &[Subscription]) {
         self.change_subscriptions(id, |kept| kept.retain(|subscription, _| !subscriptions.contains(subscription)));
         self.gated.push_back(Output::Link(link, LinkOutput::UnsubAck { pkid }));
     }
 
-    fn change_subscriptions(&mut self, id: &DeviceId, change: impl FnOnce(&mut Subscriptions)) {
-        let Some(device) = self.devices.get_mut(id) else { return };
-        let before = device.subscriptions.clone();
-        change(&mut device.subscriptions);
-        if device.subscriptions != before && !device.is_clean {
+    fn change_subscriptions(&mut self, id: &Address, change: impl FnOnce(&mut Subscriptions)) {
+        let Some(entity) = self.entities.get_mut(id) else { return };
+        let before = entity.subscriptions.clone();
+        change(&mut entity.subscriptions);
+        if entity.subscriptions != before && !entity.is_clean {
             self.unwritten(id).subscriptions = true;
         }
     }
 
-    fn published(&mut self, now: Now, link: LinkId, id: &DeviceId, message: FromDevice, payload: &Bytes) {
+    fn published(&mut self, now: Now, link: LinkId, id: &Address, message: FromDevice, payload: &Bytes) {
         match message {
             FromDevice::Telemetry { bag } => {
-                let auth = self.links.get(&link).map_or(AuthMethod::DeviceKey, |link| link.auth);
+                let auth = self.links.get(&link).map_or(AuthMethod::OwnKey, |link| link.auth);
                 if let Err(reason) = self.telemetry(now, id, auth, &bag, payload, None) {
                     self.cut(now, link, reason);
                 }
             }
             FromDevice::MethodResponse { status, rid } => self.method_answered(id, &rid, status, payload),
             FromDevice::TwinGet { rid } => {
-                let Some(device) = self.devices.get(id) else { return };
-                let body = device.twin.device_json().to_string().into();
+                let Some(entity) = self.entities.get(id) else { return };
+                let body = entity.twin.device_json().to_string().into();
                 self.twin_response(link, 200, rid, None, body);
             }
             FromDevice::ReportedPatch { rid, version } => self.reported(now, link, id, rid, version, payload),
@@ -138,7 +139,7 @@ impl<R> Hub<R> {
     fn telemetry(
         &mut self,
         now: Now,
-        id: &DeviceId,
+        id: &Address,
         auth: AuthMethod,
         bag: &str,
         body: &[u8],
@@ -149,13 +150,13 @@ impl<R> Hub<R> {
             return Err("a message with its properties is larger than 256 KiB");
         }
         properties.extend(kind.map(|kind| ("iothub-MessageType".to_owned(), kind.to_owned())));
-        let generation_id = self.devices.get(id).map_or(0, |device| device.identity.generation_id);
+        let generation_id = self.entities.get(id).map_or(0, |entity| entity.identity.generation_id);
         let sender = Sender { generation_id, auth };
         self.gated.push_back(Output::Event(HubEvent::telemetry(id.clone(), now.wall, properties, body, sender)));
         Ok(())
     }
 
-    fn send_will(&mut self, now: Now, id: &DeviceId, auth: AuthMethod, will: Option<(FromDevice, Bytes)>) {
+    fn send_will(&mut self, now: Now, id: &Address, auth: AuthMethod, will: Option<(FromDevice, Bytes)>) {
         if let Some((FromDevice::Telemetry { bag }, body)) = will
             && let Err(reason) = self.telemetry(now, id, auth, &bag, &body, Some("Will"))
         {
@@ -167,20 +168,20 @@ impl<R> Hub<R> {
         &mut self,
         now: Now,
         link: LinkId,
-        id: &DeviceId,
+        id: &Address,
         rid: RequestId,
         expected: Option<u64>,
         payload: &[u8],
     ) {
-        let Some(device) = self.devices.get_mut(id) else { return };
+        let Some(entity) = self.entities.get_mut(id) else { return };
         let patch = match serde_json::from_slice::<Value>(payload) {
             Ok(Value::Object(patch)) => Ok(patch),
             Ok(_) => Err(HubError::new(ErrorCode::ArgumentInvalid, "the reported patch is not a JSON object")),
             Err(e) => Err(HubError::new(ErrorCode::ArgumentInvalid, format!("the reported patch is not JSON: {e}"))),
         };
         let result: Result<(u64, Value), HubError> = patch.and_then(|patch: Map<String, Value>| {
-            let version = device.twin.report(&patch, expected, now.wall)?;
-            Ok((version, device.twin.reported_body(&patch)))
+            let version = entity.twin.report(&patch, expected, now.wall)?;
+            Ok((version, entity.twin.reported_body(&patch)))
         });
         match result {
             Ok((version, body)) => {
@@ -211,7 +212,7 @@ impl<R> Hub<R> {
 
     fn closed(&mut self, now: Now, link: LinkId, graceful: bool) {
         let Some(ended) = self.forget(link) else { return };
-        let id = ended.device;
+        let id = ended.address;
         self.send_will(now, &id, ended.auth, ended.will.filter(|_| !graceful));
         self.end_calls_to(&id, &connection_closed());
         self.release_messages(now, &id, link);
@@ -221,15 +222,15 @@ impl<R> Hub<R> {
     fn forget(&mut self, link: LinkId) -> Option<Link> {
         let ended = self.links.remove(&link)?;
         self.expiries.remove(&(ended.expiry, link));
-        if let Some(device) = self.devices.get_mut(&ended.device)
-            && device.link == Some(link)
+        if let Some(entity) = self.entities.get_mut(&ended.address)
+            && entity.link == Some(link)
         {
-            device.link = None;
-            if std::mem::take(&mut device.is_clean) {
-                device.subscriptions.clear();
+            entity.link = None;
+            if std::mem::take(&mut entity.is_clean) {
+                entity.subscriptions.clear();
             }
-            self.show(&ended.device);
-            self.used(&ended.device);
+            self.show(&ended.address);
+            self.used(&ended.address);
         }
         Some(ended)
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::feedback::{FeedbackRecord, MessageEnd};
 use iothub_protocol::id::DeviceId;
@@ -18,7 +19,7 @@ use iothub_protocol::topic::{Subscription, cloud_message_topic};
 use serde_json::{Value, json};
 
 use super::links::properties_size;
-use super::{Answer, Credentials, Device, Granted, Hub, LinkId, LinkOutput, Now, Output, not_found};
+use super::{Answer, Credentials, Entity, Granted, Hub, LinkId, LinkOutput, Now, Output, not_found};
 use crate::events::{HubEvent, body_member};
 use crate::queue::{Disposition, MAX_DEPTH, Queued, Settled};
 
@@ -38,16 +39,16 @@ const MAX_QUEUED_BYTES: usize = 256 * 1024 * 1024;
 const MESSAGE_OVERHEAD: usize = 512;
 
 /// Who waits for which message of which device to end. There is one for each message at most.
-pub(super) type Waiters<R> = BTreeMap<(DeviceId, u64), R>;
+pub(super) type Waiters<R> = BTreeMap<(Address, u64), R>;
 
 /// When which device's queue is next to be attended to.
 #[derive(Default)]
 pub(super) struct Schedule {
     /// The next message expires.
-    by_wall: BTreeSet<(DateTime<Utc>, DeviceId)>,
+    by_wall: BTreeSet<(DateTime<Utc>, Address)>,
     /// The next lock runs out.
-    by_steady: BTreeSet<(Instant, DeviceId)>,
-    of_device: HashMap<DeviceId, (Option<DateTime<Utc>>, Option<Instant>)>,
+    by_steady: BTreeSet<(Instant, Address)>,
+    of_device: HashMap<Address, (Option<DateTime<Utc>>, Option<Instant>)>,
 }
 
 impl Schedule {
@@ -59,13 +60,13 @@ impl Schedule {
         self.by_steady.first().map(|(due, _)| *due)
     }
 
-    fn due(&self, now: Now) -> Option<DeviceId> {
+    fn due(&self, now: Now) -> Option<Address> {
         let by_wall = self.by_wall.first().filter(|(due, _)| *due <= now.wall).map(|(_, id)| id);
         let by_steady = self.by_steady.first().filter(|(due, _)| *due <= now.steady).map(|(_, id)| id);
         by_wall.or(by_steady).cloned()
     }
 
-    fn set(&mut self, id: &DeviceId, wall: Option<DateTime<Utc>>, steady: Option<Instant>) {
+    fn set(&mut self, id: &Address, wall: Option<DateTime<Utc>>, steady: Option<Instant>) {
         if let Some((old_wall, old_steady)) = self.of_device.remove(id) {
             old_wall.map(|due| self.by_wall.remove(&(due, id.clone())));
             old_steady.map(|due| self.by_steady.remove(&(due, id.clone())));
@@ -81,15 +82,15 @@ impl Schedule {
 impl<R> Hub<R> {
     /// Count and schedule what was stored.
     pub(super) fn take_up_queues(&mut self) {
-        for (id, device) in self.devices.iter().filter(|(_, device)| !device.queue.is_empty()) {
-            let sizes = device.queue.messages().iter().map(|queued| held_size(&queued.message));
+        for (id, entity) in self.entities.iter().filter(|(_, entity)| !entity.queue.is_empty()) {
+            let sizes = entity.queue.messages().iter().map(|queued| held_size(&queued.message));
             self.queued_bytes += sizes.sum::<usize>();
-            self.schedule.set(id, device.queue.next_expiry(), None);
+            self.schedule.set(id, entity.queue.next_expiry(), None);
         }
     }
 
     /// Queue a message. The answer comes when it is stored, or when it has ended.
-    pub(super) fn send_message(&mut self, now: Now, reply: R, id: &DeviceId, message: CloudMessage, wait: bool) {
+    pub(super) fn send_message(&mut self, now: Now, reply: R, id: &Address, message: CloudMessage, wait: bool) {
         // What has expired must not stand in the way.
         self.attend_queue(now, id);
         match self.enqueue(now, id, message) {
@@ -102,11 +103,11 @@ impl<R> Hub<R> {
         self.attend_queue(now, id);
     }
 
-    fn enqueue(&mut self, now: Now, id: &DeviceId, message: CloudMessage) -> Result<(u64, Value), HubError> {
-        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
-        check(id, &message)?;
+    fn enqueue(&mut self, now: Now, id: &Address, message: CloudMessage) -> Result<(u64, Value), HubError> {
+        let entity = self.entities.get_mut(id).ok_or_else(|| not_found(id))?;
+        check(id.device(), &message)?;
         let expiry = expiry(now.wall, &message)?;
-        if device.queue.is_full() {
+        if entity.queue.is_full() {
             let text = format!(
                 "the queue of the device holds {MAX_DEPTH} messages: wait until the device has completed some, or purge it"
             );
@@ -118,9 +119,9 @@ impl<R> Hub<R> {
             return Err(HubError::new(ErrorCode::IotHubQuotaExceeded, text));
         }
         self.queued_bytes += size;
-        device.residence.is_behind();
-        let queued = device.queue.push(Arc::new(message), now.wall, expiry);
-        let (sequence, document) = (queued.sequence, summary(id, queued));
+        entity.residence.is_behind();
+        let queued = entity.queue.push(Arc::new(message), now.wall, expiry);
+        let (sequence, document) = (queued.sequence, summary(id.device(), queued));
         let event = HubEvent::queued(id.clone(), now.wall, queued.message.message_id.clone(), sequence);
         self.unwritten(id).messages.insert(sequence);
         self.gated.push_back(Output::Event(event));
@@ -129,17 +130,17 @@ impl<R> Hub<R> {
 
     /// Bring a device's queue up to the moment: make visible what was held for too long, end what has expired, send what
     /// may go.
-    pub(super) fn attend_queue(&mut self, now: Now, id: &DeviceId) {
-        let expired = match self.devices.get_mut(id) {
-            Some(device) if !device.queue.is_empty() => device.queue.tidy(now.wall, now.steady),
+    pub(super) fn attend_queue(&mut self, now: Now, id: &Address) {
+        let expired = match self.entities.get_mut(id) {
+            Some(entity) if !entity.queue.is_empty() => entity.queue.tidy(now.wall, now.steady),
             _ => return self.schedule.set(id, None, None),
         };
         for queued in expired {
             self.end_message(now, id, &queued, MessageEnd::Expired);
         }
         self.deliver(now, id);
-        if let Some(device) = self.devices.get(id) {
-            self.schedule.set(id, device.queue.next_expiry(), device.queue.next_unlock());
+        if let Some(entity) = self.entities.get(id) {
+            self.schedule.set(id, entity.queue.next_expiry(), entity.queue.next_unlock());
         }
     }
 
@@ -150,44 +151,44 @@ impl<R> Hub<R> {
     }
 
     /// Gated, as what goes must be stored, and the subscription that it waited for is acknowledged first.
-    fn deliver(&mut self, now: Now, id: &DeviceId) {
-        let Some(device) = self.devices.get_mut(id) else { return };
-        let Some(link) = device.listening(Subscription::DeviceBound) else { return };
-        if device.subscriptions.get(&Subscription::DeviceBound) == Some(&Granted::AtMostOnce) {
+    fn deliver(&mut self, now: Now, id: &Address) {
+        let Some(entity) = self.entities.get_mut(id) else { return };
+        let Some(link) = entity.listening(Subscription::DeviceBound) else { return };
+        if entity.subscriptions.get(&Subscription::DeviceBound) == Some(&Granted::AtMostOnce) {
             // Nobody will acknowledge it, so that it goes is all that can be known.
-            for queued in device.queue.deliver_for_good() {
-                let (topic, payload) = packet(id, &queued.message);
+            for queued in entity.queue.deliver_for_good() {
+                let (topic, payload) = packet(id.device(), &queued.message);
                 self.gated.push_back(Output::Link(link, LinkOutput::Publish { topic, payload }));
                 self.end_message(now, id, &queued, MessageEnd::Success);
             }
             return;
         }
-        for delivery in device.queue.deliver(now.steady, link) {
-            let (topic, payload) = packet(id, &delivery.message);
+        for delivery in entity.queue.deliver(now.steady, link) {
+            let (topic, payload) = packet(id.device(), &delivery.message);
             let (packet_id, is_repeated) = (delivery.packet_id, delivery.is_repeated);
             let output = LinkOutput::Message { packet_id, is_repeated, topic, payload };
             self.gated.push_back(Output::Link(link, output));
         }
     }
 
-    pub(super) fn message_acknowledged(&mut self, now: Now, link: LinkId, id: &DeviceId, packet_id: u16) {
-        let Some(device) = self.devices.get_mut(id) else { return };
+    pub(super) fn message_acknowledged(&mut self, now: Now, link: LinkId, id: &Address, packet_id: u16) {
+        let Some(entity) = self.entities.get_mut(id) else { return };
         // There is none if it was purged meanwhile.
-        let Some(queued) = device.queue.acknowledge(link, packet_id) else { return };
+        let Some(queued) = entity.queue.acknowledge(link, packet_id) else { return };
         self.end_message(now, id, &queued, MessageEnd::Success);
         self.attend_queue(now, id);
     }
 
     /// The link is gone or taken over: what the device had in hand is back in its queue.
-    pub(super) fn release_messages(&mut self, now: Now, id: &DeviceId, link: LinkId) {
-        let Some(device) = self.devices.get_mut(id) else { return };
-        for settled in device.queue.release(link) {
+    pub(super) fn release_messages(&mut self, now: Now, id: &Address, link: LinkId) {
+        let Some(entity) = self.entities.get_mut(id) else { return };
+        for settled in entity.queue.release(link) {
             self.message_settled(now, id, &settled);
         }
         self.attend_queue(now, id);
     }
 
-    fn message_settled(&mut self, now: Now, id: &DeviceId, settled: &Settled) {
+    fn message_settled(&mut self, now: Now, id: &Address, settled: &Settled) {
         match settled {
             Settled::Ended(queued, ended) => self.end_message(now, id, queued, *ended),
             Settled::Kept(sequence) => {
@@ -197,11 +198,11 @@ impl<R> Hub<R> {
     }
 
     /// Tell whoever wants to know how a message ended that has left its queue.
-    fn end_message(&mut self, now: Now, id: &DeviceId, queued: &Queued, ended: MessageEnd) {
+    fn end_message(&mut self, now: Now, id: &Address, queued: &Queued, ended: MessageEnd) {
         self.queued_bytes = self.queued_bytes.saturating_sub(held_size(&queued.message));
         self.unwritten(id).messages.insert(queued.sequence);
         if let Some(reply) = self.waiters.remove(&(id.clone(), queued.sequence)) {
-            let mut document = summary(id, queued);
+            let mut document = summary(id.device(), queued);
             document["statusCode"] = json!(ended.name());
             document["endedTimeUtc"] = json!(time::format(now.wall));
             self.gated.push_back(Output::Reply(reply, Ok(Answer::Document(document))));
@@ -216,7 +217,7 @@ impl<R> Hub<R> {
     fn give_feedback(
         &mut self,
         now: Now,
-        id: &DeviceId,
+        id: &Address,
         queued: &Queued,
         ended: MessageEnd,
     ) -> Option<(u64, FeedbackRecord)> {
@@ -224,28 +225,28 @@ impl<R> Hub<R> {
             message_id: queued.message.message_id.clone(),
             time: now.wall,
             ended,
-            device_id: id.clone(),
-            generation_id: self.devices.get(id)?.identity.generation_id,
+            device_id: id.device().clone(),
+            generation_id: self.entities.get(id)?.identity.generation_id,
         };
         let (sequence, dropped) = self.feedback.push(record.clone());
         self.unwritten_feedback.extend(dropped.into_iter().chain([sequence]));
         Some((sequence, record))
     }
 
-    pub(super) fn purge_messages(&mut self, now: Now, id: &DeviceId) -> Result<Answer, HubError> {
-        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
-        let purged = device.queue.purge();
+    pub(super) fn purge_messages(&mut self, now: Now, id: &Address) -> Result<Answer, HubError> {
+        let entity = self.entities.get_mut(id).ok_or_else(|| not_found(id))?;
+        let purged = entity.queue.purge();
         for queued in &purged {
             self.end_message(now, id, queued, MessageEnd::Purged);
         }
         self.schedule.set(id, None, None);
-        Ok(Answer::Document(json!({"totalMessagesPurged": purged.len(), "deviceId": id, "moduleId": null})))
+        Ok(Answer::Document(json!({"totalMessagesPurged": purged.len(), "deviceId": id.device(), "moduleId": null})))
     }
 
     pub(super) fn receive_message(
         &mut self,
         now: Now,
-        id: &DeviceId,
+        id: &Address,
         credentials: &Credentials,
         token: u128,
         lock: Duration,
@@ -253,8 +254,8 @@ impl<R> Hub<R> {
         self.admit(now, id, credentials)?;
         // What has expired is not handed out.
         self.attend_queue(now, id);
-        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
-        let received = device.queue.receive(now.steady, token, lock).cloned();
+        let entity = self.entities.get_mut(id).ok_or_else(|| not_found(id))?;
+        let received = entity.queue.receive(now.steady, token, lock).cloned();
         self.attend_queue(now, id);
         Ok(received.map_or(Answer::Done, |queued| Answer::Message(Box::new(queued))))
     }
@@ -262,22 +263,22 @@ impl<R> Hub<R> {
     pub(super) fn settle_message(
         &mut self,
         now: Now,
-        id: &DeviceId,
+        id: &Address,
         credentials: &Credentials,
         token: u128,
         disposition: Disposition,
     ) -> Result<Answer, HubError> {
         self.admit(now, id, credentials)?;
         self.attend_queue(now, id);
-        let device = self.devices.get_mut(id).ok_or_else(|| not_found(id))?;
-        let settled = device.queue.settle(token, disposition).ok_or_else(lock_lost)?;
+        let entity = self.entities.get_mut(id).ok_or_else(|| not_found(id))?;
+        let settled = entity.queue.settle(token, disposition).ok_or_else(lock_lost)?;
         self.message_settled(now, id, &settled);
         self.attend_queue(now, id);
         Ok(Answer::Done)
     }
 
     /// Whether a request over HTTPS is the device's own.
-    fn admit(&mut self, now: Now, id: &DeviceId, credentials: &Credentials) -> Result<(), HubError> {
+    fn admit(&mut self, now: Now, id: &Address, credentials: &Credentials) -> Result<(), HubError> {
         self.authenticate(now, id, credentials).map_err(|reason| {
             tracing::info!(device = %id, %reason, "request refused");
             reason.answer()
@@ -287,25 +288,25 @@ impl<R> Hub<R> {
     }
 
     /// The device is being deleted: its queue goes, and the feedback on what was in it.
-    pub(super) fn drop_messages(&mut self, id: &DeviceId) {
-        let Some(device) = self.devices.get_mut(id) else { return };
-        for queued in device.queue.purge() {
+    pub(super) fn drop_messages(&mut self, id: &Address) {
+        let Some(entity) = self.entities.get_mut(id) else { return };
+        for queued in entity.queue.purge() {
             self.queued_bytes = self.queued_bytes.saturating_sub(held_size(&queued.message));
             if let Some(reply) = self.waiters.remove(&(id.clone(), queued.sequence)) {
                 self.gated.push_back(Output::Reply(reply, Err(not_found(id))));
             }
         }
         self.schedule.set(id, None, None);
-        self.unwritten_feedback.extend(self.feedback.forget(id));
+        self.unwritten_feedback.extend(self.feedback.forget(id.device()));
     }
 
     /// Whether somebody waits for a message of this device to end.
-    pub(super) fn has_waiters(&self, id: &DeviceId) -> bool {
+    pub(super) fn has_waiters(&self, id: &Address) -> bool {
         self.waiters.range((id.clone(), 0)..=(id.clone(), u64::MAX)).next().is_some()
     }
 
     /// The device leaves memory; whoever reads the store sees to its queue.
-    pub(super) fn schedule_none(&mut self, id: &DeviceId) {
+    pub(super) fn schedule_none(&mut self, id: &Address) {
         self.schedule.set(id, None, None);
     }
 
@@ -343,10 +344,10 @@ impl<R> Hub<R> {
 }
 
 /// A queue as its operator sees it.
-pub(super) fn list(device: &Device) -> Answer {
-    let messages = device.queue.messages().iter().map(|queued| {
+pub(super) fn list(entity: &Entity) -> Answer {
+    let messages = entity.queue.messages().iter().map(|queued| {
         let message = &queued.message;
-        let mut document = summary(&device.identity.device_id, queued);
+        let mut document = summary(entity.identity.address.device(), queued);
         document["state"] = json!(if queued.is_invisible() { "invisible" } else { "enqueued" });
         document["correlationId"] = json!(message.correlation_id);
         document["userId"] = json!(message.user_id);

@@ -1,21 +1,24 @@
-//! Which devices are in memory.
+//! Which devices and modules are in memory.
 //!
 //! A device is put there from the store before an input reaches the hub that concerns it, and leaves once nothing goes on
 //! with it, everything of it is durable and it has not been asked for in a while. That there is no device of a name is
 //! known in the same way: from the store, or from a deletion, until that is durable.
+//!
+//! A module comes and goes in the same way, for itself. Which modules there are is known from their device, which is in
+//! memory first, and which stays until the changes to its modules are durable.
 
 use std::collections::{HashMap, VecDeque};
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 
-use super::{Device, Hub, Input, LinkInput, Now, Operation, Presence, Seen};
+use super::{Entity, Hub, Input, LinkInput, Now, Presence, Seen};
 
-/// Devices that stay in memory though nothing goes on with them, since they may be asked for again. Reading one takes far
+/// Devices and modules that stay in memory though nothing goes on with them, since they may be asked for again. Reading one takes far
 /// less than a commit, so there need not be many.
 pub(crate) const MAX_IDLE: usize = 1000;
 
-/// What is known of a device's stay, or of that of the knowledge that there is none.
+/// What is known of its stay, or of that of the knowledge that there is none.
 #[derive(Debug, Default)]
 pub(super) struct Residence {
     /// It is in the line of those who may have to leave.
@@ -31,8 +34,8 @@ pub(super) struct Residence {
 /// The line of those who may have to leave. Whoever was asked for since gets to its end again.
 #[derive(Default)]
 pub(super) struct Residency {
-    absent: HashMap<DeviceId, Residence>,
-    line: VecDeque<DeviceId>,
+    absent: HashMap<Address, Residence>,
+    line: VecDeque<Address>,
     /// The number of the last changes.
     batch: u64,
 }
@@ -49,42 +52,19 @@ impl Residency {
     }
 
     /// There is a device of that name now.
-    pub(super) fn is_there(&mut self, id: &DeviceId) {
+    pub(super) fn is_there(&mut self, id: &Address) {
         self.absent.remove(id);
     }
 }
 
 impl<R> Input<R> {
-    /// The device whose state the hub needs for this. What a connection says after its CONNECT concerns a device that is in
-    /// memory for as long as it is connected.
-    pub fn device(&self) -> Option<&DeviceId> {
+    /// Whose state the hub needs for this. What a connection says after its CONNECT concerns one that is in memory for as
+    /// long as it is connected.
+    pub fn address(&self) -> Option<Address> {
         match self {
-            Input::Link(_, LinkInput::Connect(request)) => Some(&request.device),
+            Input::Link(_, LinkInput::Connect(request)) => Some(request.address.clone()),
             Input::Link(..) => None,
-            Input::Request { operation, .. } => operation.device(),
-        }
-    }
-}
-
-impl Operation {
-    fn device(&self) -> Option<&DeviceId> {
-        match self {
-            Operation::GetDevice(id)
-            | Operation::GetTwin(id)
-            | Operation::ListMessages(id)
-            | Operation::PurgeMessages(id)
-            | Operation::PutDevice { id, .. }
-            | Operation::DeleteDevice { id, .. }
-            | Operation::PatchTwin { id, .. }
-            | Operation::ReplaceTwin { id, .. }
-            | Operation::Configure { id, .. }
-            | Operation::CallMethod { id, .. }
-            | Operation::SendMessage { id, .. }
-            | Operation::Authenticate { id, .. }
-            | Operation::ReceiveMessage { id, .. }
-            | Operation::SettleMessage { id, .. } => Some(id),
-            Operation::ImportDevice(device) => Some(&device.identity.device_id),
-            Operation::ListFeedback | Operation::ReceiveFeedback { .. } | Operation::SettleFeedback { .. } => None,
+            Input::Request { operation, .. } => operation.address(),
         }
     }
 }
@@ -101,27 +81,47 @@ impl<R> Hub<R> {
         self.presence.clone()
     }
 
-    /// Whether the device is in memory, or known not to exist.
-    pub fn knows(&self, id: &DeviceId) -> bool {
-        self.devices.contains_key(id) || self.residency.absent.contains_key(id)
+    /// What has to be read from the store before the hub can deal with this device or module; `None` if nothing has. For a
+    /// module that is its device first, which tells whether there is such a module.
+    pub fn lacks(&self, address: &Address) -> Option<Address> {
+        let Some(module) = address.module() else {
+            return (!self.knows(address)).then(|| address.clone());
+        };
+        let device = Address::from(address.device());
+        match self.entities.get(&device) {
+            Some(device) if device.modules.contains(module) => (!self.knows(address)).then(|| address.clone()),
+            Some(_) => None,
+            None => (!self.knows(&device)).then_some(device),
+        }
     }
 
-    /// Put what is stored of a device into memory; `None` if nothing is. Its queue is brought up to the moment.
-    pub fn take_in(&mut self, now: Now, id: &DeviceId, stored: Option<Device>) {
-        if self.knows(id) {
+    /// Whether it is in memory, or a device that is known not to exist.
+    fn knows(&self, address: &Address) -> bool {
+        self.entities.contains_key(address) || self.residency.absent.contains_key(address)
+    }
+
+    /// Put what is stored of a device or a module into memory; `None` if nothing is. A queue is brought up to the moment.
+    pub fn take_in(&mut self, now: Now, id: &Address, stored: Option<Entity>) {
+        // What the hub does not ask for any more has changed since it was read.
+        if self.lacks(id).as_ref() != Some(id) {
             return;
         }
-        match stored {
-            None => self.is_absent(id),
-            Some(device) => {
-                self.devices.insert(id.clone(), device);
+        match (stored, id.module()) {
+            (Some(entity), _) => {
+                self.entities.insert(id.clone(), entity);
                 self.attend_queue(now, id);
                 self.used(id);
+            }
+            (None, None) => self.is_absent(id),
+            (None, Some(module)) => {
+                if let Some(device) = self.entities.get_mut(&id.device().into()) {
+                    device.modules.remove(module);
+                }
             }
         }
     }
 
-    /// Let devices go that were not used for longest, down to [`MAX_IDLE`]. `durable` is the number of the last changes that
+    /// Let those go that were not used for longest, down to [`MAX_IDLE`]. `durable` is the number of the last changes that
     /// are. Gives the first time at which a message in a queue of theirs expires.
     pub fn let_go(&mut self, durable: u64) -> Option<DateTime<Utc>> {
         self.let_go_beyond(MAX_IDLE, durable)
@@ -137,8 +137,8 @@ impl<R> Hub<R> {
                 Verdict::LeavesTheLine => {}
                 Verdict::Goes => {
                     self.residency.absent.remove(&id);
-                    if let Some(device) = self.devices.remove(&id) {
-                        next_expiry = [next_expiry, device.queue.next_expiry()].into_iter().flatten().min();
+                    if let Some(entity) = self.entities.remove(&id) {
+                        next_expiry = [next_expiry, entity.queue.next_expiry()].into_iter().flatten().min();
                         self.schedule_none(&id);
                     }
                     self.presence.forget(&id);
@@ -148,24 +148,24 @@ impl<R> Hub<R> {
         next_expiry
     }
 
-    fn verdict(&mut self, id: &DeviceId, durable: u64) -> Verdict {
+    fn verdict(&mut self, id: &Address, durable: u64) -> Verdict {
         let is_busy = self.unwritten.contains_key(id) || self.has_calls(id) || self.has_waiters(id);
-        let Some(device) = self.devices.get_mut(id) else {
+        let Some(entity) = self.entities.get_mut(id) else {
             return match self.residency.absent.get_mut(id) {
                 None => Verdict::LeavesTheLine,
                 Some(residence) => residence.verdict(is_busy, durable),
             };
         };
-        if device.link.is_some() {
+        if entity.link.is_some() {
             // It comes back when the connection ends.
-            device.residence.in_line = false;
+            entity.residence.in_line = false;
             return Verdict::LeavesTheLine;
         }
         // Locks are in memory only.
-        let is_busy = is_busy || device.queue.next_unlock().is_some();
-        let verdict = device.residence.verdict(is_busy, durable);
-        if matches!(verdict, Verdict::Goes) && device.residence.is_behind {
-            device.residence.is_behind = false;
+        let is_busy = is_busy || entity.queue.next_unlock().is_some();
+        let verdict = entity.residence.verdict(is_busy, durable);
+        if matches!(verdict, Verdict::Goes) && entity.residence.is_behind {
+            entity.residence.is_behind = false;
             self.unwritten(id).activity = true;
             return Verdict::Stays;
         }
@@ -174,9 +174,9 @@ impl<R> Hub<R> {
 
     /// Have everything written that was kept for later, since the hub is about to stop.
     pub fn settle_up(&mut self) {
-        let behind = self.devices.iter_mut().filter(|(_, device)| device.residence.is_behind);
-        let behind = behind.map(|(id, device)| {
-            device.residence.is_behind = false;
+        let behind = self.entities.iter_mut().filter(|(_, entity)| entity.residence.is_behind);
+        let behind = behind.map(|(id, entity)| {
+            entity.residence.is_behind = false;
             id.clone()
         });
         for id in behind.collect::<Vec<_>>() {
@@ -184,11 +184,14 @@ impl<R> Hub<R> {
         }
     }
 
-    /// The device, or that there is none, was asked for.
-    pub(super) fn used(&mut self, id: &DeviceId) {
-        let residence = match self.devices.get_mut(id) {
-            Some(device) if device.link.is_some() => return,
-            Some(device) => &mut device.residence,
+    /// It was asked for, or that there is none. A module with its device.
+    pub(super) fn used(&mut self, id: &Address) {
+        if id.is_module() {
+            self.used(&id.device().into());
+        }
+        let residence = match self.entities.get_mut(id) {
+            Some(entity) if entity.link.is_some() => return,
+            Some(entity) => &mut entity.residence,
             None => match self.residency.absent.get_mut(id) {
                 Some(residence) => residence,
                 None => return,
@@ -200,33 +203,36 @@ impl<R> Hub<R> {
         }
     }
 
-    /// The device has just been heard of.
-    pub(super) fn heard(&mut self, now: Now, id: &DeviceId) {
-        if let Some(device) = self.devices.get_mut(id) {
-            device.last_activity = Some(now.wall);
-            device.residence.is_behind = true;
+    /// It has just been heard of.
+    pub(super) fn heard(&mut self, now: Now, id: &Address) {
+        if let Some(entity) = self.entities.get_mut(id) {
+            entity.last_activity = Some(now.wall);
+            entity.residence.is_behind = true;
         }
         self.show(id);
     }
 
-    /// Let those who read past the hub see what is not stored of the device.
-    pub(super) fn show(&self, id: &DeviceId) {
-        if let Some(device) = self.devices.get(id) {
-            self.presence.set(id, Seen { connected: device.link.is_some(), last_activity: device.last_activity });
+    /// Let those who read past the hub see what is not stored of it.
+    pub(super) fn show(&self, id: &Address) {
+        if let Some(entity) = self.entities.get(id) {
+            self.presence.set(id, Seen { connected: entity.link.is_some(), last_activity: entity.last_activity });
         }
     }
 
     /// There is no device of that name.
-    pub(super) fn is_absent(&mut self, id: &DeviceId) {
+    pub(super) fn is_absent(&mut self, id: &Address) {
         self.residency.absent.insert(id.clone(), Residence::default());
         self.presence.forget(id);
         self.used(id);
     }
 
-    /// The device is among the changes of that number.
-    pub(super) fn changed_in(&mut self, id: &DeviceId, batch: u64) {
-        let device = self.devices.get_mut(id).map(|device| &mut device.residence);
-        if let Some(residence) = device.or_else(|| self.residency.absent.get_mut(id)) {
+    /// It is among the changes of that number. A module with its device, which knows of it.
+    pub(super) fn changed_in(&mut self, id: &Address, batch: u64) {
+        if id.is_module() {
+            self.changed_in(&id.device().into(), batch);
+        }
+        let entity = self.entities.get_mut(id).map(|entity| &mut entity.residence);
+        if let Some(residence) = entity.or_else(|| self.residency.absent.get_mut(id)) {
             residence.batch = batch;
         }
     }
@@ -239,7 +245,7 @@ enum Verdict {
 }
 
 impl Residence {
-    /// Something of the device is to be written before it leaves.
+    /// Something of it is to be written before it leaves.
     pub(super) fn is_behind(&mut self) {
         self.is_behind = true;
     }

@@ -2,12 +2,17 @@
 
 mod credentials;
 mod messages;
+mod modules;
 mod residency;
 
 use std::time::Duration;
 
-use iothub_protocol::id::MethodName;
-use iothub_protocol::id::RequestId;
+use iothub_protocol::id::{MethodName, RequestId};
+use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::link::CloudMessage;
+use iothub_protocol::method::DirectMethod;
+use iothub_protocol::sas::SharedKey;
+use iothub_protocol::twin::TwinPatch;
 use serde_json::json;
 
 use super::*;
@@ -23,7 +28,12 @@ struct Fixture {
     changes: Vec<String>,
 }
 
-fn id(text: &str) -> DeviceId {
+fn id(text: &str) -> Address {
+    Address::parse(text).expect("an address")
+}
+
+/// Of what only devices have.
+fn device_id(text: &str) -> DeviceId {
     DeviceId::parse(text).expect("an id")
 }
 
@@ -54,8 +64,10 @@ impl Fixture {
         };
         for (name, byte) in [("a", 1), ("b", 2)] {
             let request = IdentityRequest::default();
-            fixture
-                .request(0, Operation::PutDevice { id: id(name), request, if_match: None, keys: [key(byte), key(3)] });
+            fixture.request(
+                0,
+                Operation::PutIdentity { id: id(name), request, if_match: None, keys: [key(byte), key(3)] },
+            );
         }
         fixture.outputs.clear();
         fixture.events.clear();
@@ -71,7 +83,7 @@ impl Fixture {
     fn collect(&mut self) {
         let outcome = self.hub.take_outcome();
         self.changes.extend(outcome.changes.iter().map(|change| match change {
-            Change::Identity(identity) => format!("identity {}", identity.device_id),
+            Change::Identity(identity) => format!("identity {}", identity.address),
             Change::Twin(id, twin) => format!("twin {id} {}", twin.desired.version),
             Change::Subscriptions(id, subscriptions) => format!("subscriptions {id} {}", subscriptions.len()),
             Change::Activity(id, _, last_sequence) => format!("activity {id} {last_sequence}"),
@@ -101,7 +113,7 @@ impl Fixture {
         let credentials = with_token(password);
         self.connect_as(
             link,
-            ConnectRequest { device: id(device), credentials, clean_session: false, will: None, model: None },
+            ConnectRequest { address: id(device), credentials, clean_session: false, will: None, model: None },
         );
     }
 
@@ -116,12 +128,12 @@ impl Fixture {
 
     fn token(&self, device: &str, byte: u8) -> String {
         let expiry = self.now.wall + Duration::from_secs(3600);
-        key(byte).sign(&format!("localhost/devices/{device}"), None, expiry)
+        key(byte).sign(&format!("localhost/{}", id(device).path()), None, expiry)
     }
 
     fn put(&mut self, reply: u32, device: &str, if_match: Option<&str>) {
         let (request, if_match) = (IdentityRequest::default(), if_match.map(str::to_owned));
-        self.request(reply, Operation::PutDevice { id: id(device), request, if_match, keys: [key(5), key(6)] });
+        self.request(reply, Operation::PutIdentity { id: id(device), request, if_match, keys: [key(5), key(6)] });
     }
 
     fn publish(&mut self, link: u64, bag: &str, size: usize) {
@@ -305,7 +317,7 @@ fn an_expired_token_and_a_disabled_device_cut_the_link() {
     hub.connect_well(2, "a", 1);
     hub.heard();
     let request = IdentityRequest { disabled: true, ..IdentityRequest::default() };
-    let update = Operation::PutDevice { id: id("a"), request, if_match: Some("*".into()), keys: [key(5), key(6)] };
+    let update = Operation::PutIdentity { id: id("a"), request, if_match: Some("*".into()), keys: [key(5), key(6)] };
     hub.request(1, update);
     let heard = hub.heard();
     assert!(heard.iter().any(|line| line.contains("disabled")), "{heard:?}");
@@ -319,7 +331,7 @@ fn a_device_is_made_once_and_forgotten_whole() {
     hub.put(1, "a", None);
     hub.put(2, "a", Some("\"nonsense\""));
     hub.put(3, "a", Some("*"));
-    hub.request(4, Operation::DeleteDevice { id: id("a"), if_match: Some("*".into()) });
+    hub.request(4, Operation::DeleteIdentity { id: id("a"), if_match: Some("*".into()) });
     hub.request(5, Operation::GetTwin(id("a")));
     hub.put(6, "a", Some("*"));
     assert_eq!(
@@ -362,7 +374,7 @@ fn a_clean_session_begins_and_ends_without_subscriptions() {
     let mut hub = Fixture::new();
     let connect = |hub: &mut Fixture, link, clean_session| {
         let credentials = with_token(hub.token("a", 1));
-        hub.connect_as(link, ConnectRequest { device: id("a"), credentials, clean_session, will: None, model: None });
+        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session, will: None, model: None });
         hub.heard().into_iter().find(|line| line.contains("Accepted")).expect("accepted")
     };
     assert!(connect(&mut hub, 1, false).contains("false"));
@@ -404,7 +416,7 @@ fn a_will_is_sent_unless_the_device_took_its_leave() {
     let connect = |hub: &mut Fixture, link, bag: &str| {
         let will = Some((FromDevice::Telemetry { bag: bag.to_owned() }, Bytes::new()));
         let credentials = with_token(hub.token("a", 1));
-        hub.connect_as(link, ConnectRequest { device: id("a"), credentials, clean_session: false, will, model: None });
+        hub.connect_as(link, ConnectRequest { address: id("a"), credentials, clean_session: false, will, model: None });
         hub.events.clear();
     };
     connect(&mut hub, 1, "");
@@ -437,8 +449,8 @@ fn many_changes_of_a_device_make_one_row() {
 
     // Changed, deleted and made anew at once: nothing of the old may be left.
     let request = IdentityRequest::default();
-    let put = Operation::PutDevice { id: id("a"), request, if_match: None, keys: [key(5), key(6)] };
-    for operation in [Operation::DeleteDevice { id: id("a"), if_match: None }, put] {
+    let put = Operation::PutIdentity { id: id("a"), request, if_match: None, keys: [key(5), key(6)] };
+    for operation in [Operation::DeleteIdentity { id: id("a"), if_match: None }, put] {
         hub.hub.handle(now, Input::Request { reply: 1, operation });
     }
     hub.collect();
@@ -449,11 +461,11 @@ fn many_changes_of_a_device_make_one_row() {
 #[test]
 fn an_etag_does_not_match_a_device_made_anew() {
     let mut hub = Fixture::new();
-    let etag = hub.hub.devices[&id("a")].identity.etag();
-    hub.request(1, Operation::DeleteDevice { id: id("a"), if_match: Some(etag.clone()) });
+    let etag = hub.hub.entities[&id("a")].identity.etag();
+    hub.request(1, Operation::DeleteIdentity { id: id("a"), if_match: Some(etag.clone()) });
     hub.advance(1);
     hub.put(2, "a", None);
-    hub.request(3, Operation::DeleteDevice { id: id("a"), if_match: Some(etag) });
+    hub.request(3, Operation::DeleteIdentity { id: id("a"), if_match: Some(etag) });
     assert_eq!(hub.heard(), ["reply 1 ok", "reply 2 ok", "reply 3 412001"]);
 }
 
@@ -462,9 +474,9 @@ fn no_secret_is_shown() {
     let mut hub = Fixture::new();
     let password = hub.token("a", 1);
     let credentials = with_token(password.clone());
-    let request = ConnectRequest { device: id("a"), credentials, clean_session: true, will: None, model: None };
+    let request = ConnectRequest { address: id("a"), credentials, clean_session: true, will: None, model: None };
     let input: Input<u32> = Input::Link(LinkId(1), LinkInput::Connect(Box::new(request)));
-    hub.request(1, Operation::GetDevice(id("a")));
+    hub.request(1, Operation::GetIdentity(id("a")));
     let shown = format!("{input:?} {:?}", hub.outputs);
     assert!(!shown.contains("sig="), "{shown}");
     assert!(!shown.contains(&key(1).to_base64()), "{shown}");

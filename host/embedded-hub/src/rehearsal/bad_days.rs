@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 
 use super::pattern::DevicePattern;
 use crate::hub::Now;
@@ -156,8 +156,9 @@ impl Plan {
     }
 
     /// Whether the device is among those that are hit.
-    fn hits(&self, device: &DeviceId) -> bool {
-        self.devices.matches(device) && below(draw(self.seed, device.as_str(), CHOICE, 0), 100) < self.percent.into()
+    fn hits(&self, device: &Address) -> bool {
+        self.devices.matches(device)
+            && below(draw(self.seed, &device.to_string(), CHOICE, 0), 100) < self.percent.into()
     }
 }
 
@@ -173,7 +174,7 @@ pub struct Day {
     start: Instant,
     end: Instant,
     /// How many decisions each device has had. Back ends together are the one without a name.
-    decisions: HashMap<Option<DeviceId>, u64>,
+    decisions: HashMap<Option<Address>, u64>,
 }
 
 /// What is to happen to a link.
@@ -240,7 +241,7 @@ impl BadDays {
 
     /// What happens next to a link that is there since `since`. A link that came later than its device's moment is
     /// spared. The same answer each time, until a day begins or ends.
-    pub fn strike(&self, device: &DeviceId, since: Instant) -> Option<Strike> {
+    pub fn strike(&self, device: &Address, since: Instant) -> Option<Strike> {
         let strikes = self.days.iter().filter_map(|day| {
             let at = day.moment(device)?;
             let what = match day.plan.what {
@@ -257,7 +258,7 @@ impl BadDays {
 
     /// Until when the hub says nothing to this device, or to back ends; with the day. Only a silence for all devices is
     /// one for back ends and for connections that have not said who they are.
-    pub fn silence(&self, device: Option<&DeviceId>) -> Option<(u64, Instant)> {
+    pub fn silence(&self, device: Option<&Address>) -> Option<(u64, Instant)> {
         let silent = |day: &&Day| {
             day.plan.what == BadDay::Silence
                 && match device {
@@ -269,25 +270,25 @@ impl BadDays {
     }
 
     /// Whether the PUBACK that is due now is lost.
-    pub fn loses_puback(&mut self, device: &DeviceId) -> bool {
+    pub fn loses_puback(&mut self, device: &Address) -> bool {
         self.loses(BadDay::LostPubacks, device)
     }
 
     /// Whether the notice of desired properties that is due now is lost.
-    pub fn loses_notice(&mut self, device: &DeviceId) -> bool {
+    pub fn loses_notice(&mut self, device: &Address) -> bool {
         self.loses(BadDay::LostNotices, device)
     }
 
     /// How late the answer that is due now is, to a device or to a back end. Only a slow hub for all devices is one for
     /// back ends.
-    pub fn delay(&mut self, device: Option<&DeviceId>) -> Option<Duration> {
+    pub fn delay(&mut self, device: Option<&Address>) -> Option<Duration> {
         let mut longest = None;
         for day in self.days.iter_mut().filter(|day| day.plan.what == BadDay::SlowHub) {
             let concerns = device.map_or(day.plan.devices.is_all(), |device| day.plan.devices.matches(device));
             if concerns && day.decide(device) {
                 let (from, to) = day.plan.delay;
                 let number = day.decisions.get(&device.cloned()).copied().unwrap_or_default();
-                let roll = draw(day.plan.seed, name_of(device), LATENESS, number);
+                let roll = draw(day.plan.seed, &name_of(device), LATENESS, number);
                 let delay = from + (to - from).mul_f64(fraction(roll));
                 longest = longest.max(Some(delay));
             }
@@ -302,7 +303,7 @@ impl BadDays {
         }
     }
 
-    fn loses(&mut self, what: BadDay, device: &DeviceId) -> bool {
+    fn loses(&mut self, what: BadDay, device: &Address) -> bool {
         let days = self.days.iter_mut().filter(|day| day.plan.what == what && day.plan.devices.matches(device));
         // Each day decides, so that one does not change what another does.
         days.fold(false, |lost, day| day.decide(Some(device)) | lost)
@@ -315,13 +316,13 @@ impl Day {
     }
 
     /// When it is the device's turn, if it has one.
-    fn moment(&self, device: &DeviceId) -> Option<Instant> {
+    fn moment(&self, device: &Address) -> Option<Instant> {
         if !self.plan.hits(device) {
             return None;
         }
         let spread = match self.plan.what {
             BadDay::TokenCut | BadDay::TakeOver => {
-                self.plan.length.mul_f64(fraction(draw(self.plan.seed, device.as_str(), MOMENT, 0)))
+                self.plan.length.mul_f64(fraction(draw(self.plan.seed, &device.to_string(), MOMENT, 0)))
             }
             _ => Duration::ZERO,
         };
@@ -329,17 +330,17 @@ impl Day {
     }
 
     /// Whether this one of many is lost or late, and count it.
-    fn decide(&mut self, device: Option<&DeviceId>) -> bool {
+    fn decide(&mut self, device: Option<&Address>) -> bool {
         let number = self.decisions.entry(device.cloned()).or_default();
         *number += 1;
-        let is_hit = below(draw(self.plan.seed, name_of(device), LOSS, *number), 100) < self.plan.percent.into();
+        let is_hit = below(draw(self.plan.seed, &name_of(device), LOSS, *number), 100) < self.plan.percent.into();
         self.count += u64::from(is_hit);
         is_hit
     }
 }
 
-fn name_of(device: Option<&DeviceId>) -> &str {
-    device.map(DeviceId::as_str).unwrap_or_default()
+fn name_of(device: Option<&Address>) -> String {
+    device.map(Address::to_string).unwrap_or_default()
 }
 
 // What a draw is for, so that one says nothing of another.
@@ -378,8 +379,8 @@ fn fraction(roll: u64) -> f64 {
 mod tests {
     use super::*;
 
-    fn id(text: &str) -> DeviceId {
-        DeviceId::parse(text).expect("an id")
+    fn id(text: &str) -> Address {
+        Address::parse(text).expect("an address")
     }
 
     fn now() -> Now {
@@ -398,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_decides_the_same_however_devices_are_mixed() {
-        let devices: Vec<DeviceId> = (0..20).map(|n| id(&format!("door-{n}"))).collect();
+        let devices: Vec<Address> = (0..20).map(|n| id(&format!("door-{n}"))).collect();
         let run = |seed, one_after_another: bool| {
             let mut days = days(now(), BadDay::LostPubacks, seed, Wishes::default());
             let mut lost: Vec<Vec<bool>> = vec![vec![]; devices.len()];

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::Utc;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::{DeviceId, RequestId};
+use iothub_protocol::id::RequestId;
 use iothub_protocol::topic::{FromDevice, ToDevice, decode_bag};
 use tokio::sync::watch;
 
@@ -47,9 +48,9 @@ pub(crate) struct Gate {
     rehearsal: Rehearsal,
     changes: watch::Receiver<u64>,
     /// Who it says it is, until the hub has accepted it: what is counted by device is so of real ones only.
-    claimed: Option<DeviceId>,
+    claimed: Option<Address>,
     /// Who it is, and since when.
-    device: Option<(DeviceId, Instant)>,
+    device: Option<(Address, Instant)>,
     strike: Option<Strike>,
     is_taken_over: bool,
     /// The day whose hit on this link was counted last.
@@ -96,8 +97,8 @@ impl Gate {
     /// unless it has to wait: then it goes.
     pub(crate) fn passage(&mut self, input: &LinkInput, is_known: bool) -> Passage {
         if let LinkInput::Connect(request) = input {
-            self.claimed = Some(request.device.clone());
-            if let Some((_, until)) = self.rehearsal.silence(Some(&request.device)) {
+            self.claimed = Some(request.address.clone());
+            if let Some((_, until)) = self.rehearsal.silence(Some(&request.address)) {
                 return Passage::WaitUntil(until);
             }
         }

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 
-use crate::events::filter::matches;
+use crate::events::filter::covers;
 
-/// A pattern for whole device ids: `*` stands for any text, `?` for any one character.
+/// A pattern for whole device ids, and so for their modules, or for `device/module`: `*` stands for any text, `?` for any
+/// one character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DevicePattern(String);
 
@@ -34,8 +35,8 @@ impl DevicePattern {
         self.0 == "*"
     }
 
-    pub fn matches(&self, device: &DeviceId) -> bool {
-        matches(&self.0, device.as_str())
+    pub fn matches(&self, address: &Address) -> bool {
+        covers(&self.0, address)
     }
 }
 
@@ -61,9 +62,12 @@ mod tests {
             ("door-1", "door-1", true),
             ("door", "door-1", false),
             ("?", "?", true),
+            ("door-1", "door-1/m1", true),
+            ("door-1/*", "door-1/m1", true),
+            ("door-1/*", "door-1", false),
         ] {
             let parsed = DevicePattern::parse(pattern).expect("a pattern");
-            assert_eq!(parsed.matches(&DeviceId::parse(id).expect("an id")), expected, "{pattern} {id}");
+            assert_eq!(parsed.matches(&Address::parse(id).expect("an address")), expected, "{pattern} {id}");
         }
         assert!(DevicePattern::parse("").is_err() && DevicePattern::parse(&"a".repeat(257)).is_err());
     }

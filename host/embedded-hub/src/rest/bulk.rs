@@ -7,8 +7,9 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use chrono::Utc;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::id::{DeviceId, ModuleId};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::twin::{Twin, TwinPatch};
 use serde_json::{Value, json};
@@ -26,12 +27,13 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
     state.authorize(&headers, Rights::REGISTRY_WRITE)?;
     let items = read_items(&read_body(body).await?)?;
     let mut errors = Vec::new();
-    // All at once, so that they share commits: no two are of one device.
+    // All at once, so that they share commits; they reach the hub in order, a device before its modules.
     let applied = futures_util::future::join_all(items.iter().map(|item| apply(&state, item))).await;
     for (item, applied) in items.iter().zip(applied) {
         if let Err(error) = applied {
             errors.push(json!({
                 "deviceId": item["id"],
+                "moduleId": module_of(item),
                 "errorCode": error.code.name(),
                 "errorStatus": error.message,
             }));
@@ -50,21 +52,33 @@ fn read_items(body: &[u8]) -> Result<Vec<Value>, HubError> {
         return Err(HubError::new(ErrorCode::TooManyDevices, text));
     }
     let mut seen = BTreeSet::new();
-    match items.iter().filter_map(|item| item["id"].as_str()).find(|id| !seen.insert(*id)) {
-        Some(id) => {
-            Err(HubError::new(ErrorCode::DeviceDefinedMultipleTimes, format!("the device {id:?} is there twice")))
+    let names = items.iter().filter_map(|item| Some((item["id"].as_str()?, module_of(item))));
+    match names.into_iter().find(|name| !seen.insert(*name)) {
+        Some((id, None)) => {
+            let text = format!("the device {id:?} is there twice");
+            Err(HubError::new(ErrorCode::DeviceDefinedMultipleTimes, text))
+        }
+        Some((id, Some(module))) => {
+            let text = format!("the module {module:?} of the device {id:?} is there twice");
+            Err(HubError::new(ErrorCode::DeviceDefinedMultipleTimes, text))
         }
         None => Ok(items),
     }
 }
 
+/// The module that an item is of; clients send nulls and empty texts for none.
+fn module_of(item: &Value) -> Option<&str> {
+    item["moduleId"].as_str().filter(|module| !module.is_empty())
+}
+
 async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
     let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
     let id = item["id"].as_str().ok_or_else(|| invalid("an item has no id".into()))?;
-    let id = DeviceId::parse(id).map_err(|e| invalid(e.to_string()))?;
-    if item.get("moduleId").is_some_and(|module| !module.is_null()) {
-        return Err(invalid("modules are not supported by this hub".into()));
-    }
+    let id = match module_of(item) {
+        None => DeviceId::parse(id).map(Address::from),
+        Some(module) => DeviceId::parse(id).and_then(|device| Ok(Address::of_module(device, ModuleId::parse(module)?))),
+    };
+    let id = id.map_err(|e| invalid(e.to_string()))?;
     let etag = |name: &str| match etag_of(item, name) {
         Some(etag) => Ok(Some(etag.to_owned())),
         None => Err(HubError::new(ErrorCode::ArgumentNull, format!("{name} is missing"))),
@@ -97,24 +111,25 @@ fn etag_of<'a>(item: &'a Value, name: &str) -> Option<&'a str> {
     etag.as_str().filter(|etag| !etag.is_empty())
 }
 
-async fn put(state: &RestState, id: &DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
+async fn put(state: &RestState, id: &Address, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
     let identity = json!({
         "status": item["status"],
         "statusReason": item["statusReason"],
+        "managedBy": item["managedBy"],
         "authentication": item["authentication"],
     });
     let request = IdentityRequest::from_json(id, identity.to_string().as_bytes())?;
     let keys = [random_key(), random_key()];
-    state.hub.request(Operation::PutDevice { id: id.clone(), request, if_match, keys }).await?;
+    state.hub.request(Operation::PutIdentity { id: id.clone(), request, if_match, keys }).await?;
     Ok(())
 }
 
-async fn delete(state: &RestState, id: DeviceId, if_match: Option<String>) -> Result<(), HubError> {
-    state.hub.request(Operation::DeleteDevice { id, if_match }).await?;
+async fn delete(state: &RestState, id: Address, if_match: Option<String>) -> Result<(), HubError> {
+    state.hub.request(Operation::DeleteIdentity { id, if_match }).await?;
     Ok(())
 }
 
-async fn patch_twin(state: &RestState, id: DeviceId, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
+async fn patch_twin(state: &RestState, id: Address, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
     let patch = twin_patch(item)?;
     state.hub.request(Operation::PatchTwin { id, patch, if_match }).await?;
     Ok(())
@@ -148,5 +163,10 @@ mod tests {
         let refused = read_items(Value::Array(many).to_string().as_bytes()).expect_err("too many");
         assert_eq!(refused.code, ErrorCode::TooManyDevices);
         assert!(read_items(b"{}").is_err());
+        let items = br#"[{"id":"a"},{"id":"a","moduleId":"m"},{"id":"a","moduleId":"n"},{"id":"b","moduleId":"m"}]"#;
+        assert!(read_items(items).is_ok());
+        let twice = read_items(br#"[{"id":"a","moduleId":"m"},{"id":"a","moduleId":"m"}]"#).expect_err("twice");
+        assert_eq!(twice.code, ErrorCode::DeviceDefinedMultipleTimes);
+        assert!(read_items(br#"[{"id":"a"},{"id":"a","moduleId":""}]"#).is_err(), "an empty text is no module");
     }
 }

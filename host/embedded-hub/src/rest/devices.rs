@@ -1,4 +1,4 @@
-//! `/devices` and `/statistics`: the identity registry.
+//! `/devices`, `/devices/{id}/modules` and `/statistics`: the identity registry.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::RestState;
-use super::extract::{Path, Query};
+use super::extract::{Path, Query, Target};
 use super::reply::{Refusal, if_match, json as json_reply, read_body};
 use crate::hub::{Answer, Operation};
 use crate::policy::{Rights, random_key};
@@ -25,35 +25,35 @@ pub(super) struct ListQuery {
 
 pub(super) async fn put(
     State(state): State<RestState>,
-    Path(id): Path,
+    target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_WRITE)?;
-    let id = DeviceId::parse(&id)?;
+    let id = target.address()?;
     let request = IdentityRequest::from_json(&id, &read_body(body).await?)?;
     let keys = [random_key(), random_key()];
-    let operation = Operation::PutDevice { id, request, if_match: if_match(&headers), keys };
+    let operation = Operation::PutIdentity { id, request, if_match: if_match(&headers), keys };
     document(&state, operation).await
 }
 
 pub(super) async fn get(
     State(state): State<RestState>,
-    Path(id): Path,
+    target: Target,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_READ)?;
-    document(&state, Operation::GetDevice(DeviceId::parse(&id)?)).await
+    document(&state, Operation::GetIdentity(target.address()?)).await
 }
 
 pub(super) async fn delete(
     State(state): State<RestState>,
-    Path(id): Path,
+    target: Target,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::REGISTRY_WRITE)?;
-    let id = DeviceId::parse(&id)?;
-    state.hub.request(Operation::DeleteDevice { id, if_match: if_match(&headers) }).await?;
+    let id = target.address()?;
+    state.hub.request(Operation::DeleteIdentity { id, if_match: if_match(&headers) }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -69,6 +69,17 @@ pub(super) async fn list(
     let devices = state.hub.list_devices(None, limit).await?;
     let devices: Vec<Value> = devices.into_iter().map(|(_, device)| device).collect();
     Ok(json_reply(&Value::Array(devices)))
+}
+
+/// `GET /devices/{id}/modules`: all of them, as a device has few.
+pub(super) async fn list_modules(
+    State(state): State<RestState>,
+    Path(id): Path,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    state.authorize(&headers, Rights::REGISTRY_READ)?;
+    let modules = state.hub.list_modules(DeviceId::parse(&id)?).await?;
+    Ok(json_reply(&Value::Array(modules.into_iter().map(|(_, module)| module).collect())))
 }
 
 pub(super) async fn statistics(State(state): State<RestState>, headers: HeaderMap) -> Result<Response, Refusal> {

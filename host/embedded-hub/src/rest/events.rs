@@ -261,7 +261,7 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, TimeDelta, Utc};
-    use iothub_protocol::id::DeviceId;
+    use iothub_protocol::address::Address;
 
     use super::*;
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn event(second: usize) -> HubEvent {
-        HubEvent::connected(DeviceId::parse(&format!("d{}", second % 2)).expect("an id"), at(second))
+        HubEvent::connected(Address::parse(&format!("d{}", second % 2)).expect("an address"), at(second))
     }
 
     fn start(after: Option<String>, since: Option<&str>, follow: bool) -> Start {

@@ -1,4 +1,4 @@
-//! `/devices/query`: pages of rows, found by walking the devices in order of their ids.
+//! `/devices/query`: pages of rows, found by walking the devices or modules in order of their ids.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::query::{Executor, GroupKey, Query, Source};
 use ring::digest;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ struct QueryBody {
 /// Where a page ended. Holds nothing of the hub's memory, so that it outlives restarts and edits.
 #[derive(Serialize, Deserialize, Default)]
 struct Token {
-    /// The last device looked at; for jobs, the position that the engine named.
+    /// The last device or module looked at; for jobs, the position that the engine named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     after: Option<String>,
     /// Of a query with groups: the last one given.
@@ -54,11 +54,11 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
     let limit = page_size(&headers);
     let item_type = query.item_type();
     let (rows, next) = match query.source() {
-        Source::Devices if query.is_aggregate() => group_page(&state.hub, Arc::new(query), token, limit).await?,
-        Source::Devices => device_page(&state.hub, &query, token, limit).await?,
         Source::Jobs => job_page(&state, &query, token, limit).await?,
-        // Modules are not supported, so there are none.
-        Source::Modules => (Executor::new(&query).finish(), None),
+        Source::Devices | Source::Modules if query.is_aggregate() => {
+            group_page(&state.hub, Arc::new(query), token, limit).await?
+        }
+        Source::Devices | Source::Modules => twin_page(&state.hub, &query, token, limit).await?,
     };
     let mut response = json(&Value::Array(rows));
     response.headers_mut().insert(ITEM_TYPE, HeaderValue::from_static(item_type.name()));
@@ -69,7 +69,7 @@ pub(super) async fn run(State(state): State<RestState>, headers: HeaderMap, body
     Ok(response)
 }
 
-async fn device_page(
+async fn twin_page(
     hub: &HubHandle,
     query: &Query,
     token: Token,
@@ -79,8 +79,8 @@ async fn device_page(
     let mut rows = Vec::new();
     let mut given = token.given;
     let invalid = |_| HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub");
-    let after = token.after.map(|id| DeviceId::parse(&id).map_err(invalid)).transpose()?;
-    let mut walk = Walk::of_query(hub, query, after, limit);
+    let after = token.after.map(|id| Address::parse(&id).map_err(invalid)).transpose()?;
+    let mut walk = Walk::of_query(hub, query, after.as_ref(), limit);
     while let Some(chunk) = walk.next().await? {
         let mut chunk = chunk.into_iter().peekable();
         while let Some((id, twin)) = chunk.next() {

@@ -106,7 +106,7 @@ fn asker(class: Class, request: &Request) -> Asker {
 async fn may_ask(state: &RestState, asker: Asker, headers: HeaderMap) -> bool {
     match asker {
         Asker::Policy(rights) => state.authorize(&headers, rights).is_ok(),
-        Asker::Device(id, credentials) => state.hub.admits(id, credentials).await,
+        Asker::Device(id, credentials) => state.hub.admits(id.into(), credentials).await,
         Asker::Nobody => false,
     }
 }
@@ -151,8 +151,8 @@ enum Creation {
 fn creation(class: Class, method: &Method, path: &str, has_if_match: bool) -> Option<Creation> {
     let depth = path.trim_matches('/').split('/').count();
     match (class, method, depth) {
-        // With a condition it is an update.
-        (Class::Registry, &Method::PUT, 2) if !has_if_match => Some(Creation::Device),
+        // With a condition it is an update. A module counts as a device.
+        (Class::Registry, &Method::PUT, 2 | 4) if !has_if_match => Some(Creation::Device),
         (Class::Registry, &Method::POST, 1) => Some(Creation::Devices),
         (Class::Jobs, &Method::PUT, 3) => Some(Creation::Job),
         _ => None,
@@ -174,16 +174,17 @@ async fn has_room(state: &RestState, sku: Sku, creation: Creation, body: &Bytes)
 
 async fn has_room_for_devices(state: &RestState, sku: Sku, more: usize) -> Result<(), HubError> {
     let counts = state.hub.counts().await?;
-    if more == 0 || counts.total + more <= sku.devices() {
+    let present = counts.total + counts.modules;
+    if more == 0 || present + more <= sku.devices() {
         return Ok(());
     }
-    Err(too_many_devices(sku, counts.total))
+    Err(too_many_devices(sku, present))
 }
 
-/// 413002, for a hub that has so many devices.
+/// 413002, for a hub that has so many devices and modules.
 pub(super) fn too_many_devices(sku: Sku, count: usize) -> HubError {
     let (tier, most) = (sku.tier(), sku.devices());
-    let text = format!("a hub of the tier {tier} has at most {most} devices, and this one has {count}");
+    let text = format!("a hub of the tier {tier} has at most {most} devices and modules, and this one has {count}");
     HubError::new(ErrorCode::TooManyDevices, text)
 }
 

@@ -1,4 +1,4 @@
-//! What the operator's socket serves of the hub's store: declared indexes, and devices in bulk.
+//! What the operator's socket serves of the hub's store: declared indexes, and devices and modules in bulk.
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -8,8 +8,8 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::stream::{self, StreamExt as _};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::DeviceId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use super::operator::OperatorError;
 use super::rehearse::too_many_devices;
 use crate::driver::HubHandle;
 use crate::hub::{Operation, already_exists};
-use crate::import::NewDevice;
+use crate::import::NewIdentity;
 use crate::rehearsal::tier::Sku;
 
 /// Largest request: so many lines of devices with twins of the usual size; who has larger ones sends fewer lines.
@@ -29,8 +29,8 @@ const MAX_LINES: usize = 10_000;
 const AT_ONCE: usize = 1024;
 
 /// The routes:
-/// `GET`, `POST` and `DELETE /store/indexes?path=…`; `POST /store/devices` with lines of devices, answered with how many
-/// were made and what is wrong with the others.
+/// `GET`, `POST` and `DELETE /store/indexes?path=…`; `POST /store/devices` with lines of devices and modules, answered with
+/// how many were made, how many of them are modules, and what is wrong with the others.
 pub(super) fn router() -> Router<HubHandle> {
     Router::new()
         .route("/store/indexes", get(list_indexes).post(add_index).delete(remove_index))
@@ -63,21 +63,27 @@ async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, O
     // One after the other, so that two requests do not both see the last free place.
     let _turn = hub.rehearsal().turn().await;
     let mut room = match hub.rehearsal().sku() {
-        Some(sku) => Some((sku, sku.devices().saturating_sub(hub.counts().await?.total))),
+        Some(sku) => {
+            let counts = hub.counts().await?;
+            Some((sku, sku.devices().saturating_sub(counts.total + counts.modules)))
+        }
         None => None,
     };
     let mut lines = parsed.into_iter().peekable();
-    let (mut created, mut errors) = (0, Vec::new());
+    let (mut created, mut modules, mut errors) = (0, 0_u64, Vec::new());
     while lines.peek().is_some() {
         // As many as there is room for; of the others each is looked at.
         let next = room.map_or(usize::MAX, |(_, room)| room.max(1));
         let full_tier = room.filter(|(_, room)| *room == 0).map(|(sku, _)| sku);
-        let made = lines.by_ref().take(next).map(|(number, device)| {
+        let made = lines.by_ref().take(next).map(|(number, new)| {
             let hub = hub.clone();
             async move {
-                let made = match (device, full_tier) {
-                    (Ok(device), Some(sku)) => Err(full(&hub, sku, device.identity.device_id).await),
-                    (Ok(device), None) => hub.request(Operation::ImportDevice(Box::new(device))).await.map(drop),
+                let made = match (new, full_tier) {
+                    (Ok(new), Some(sku)) => Err(full(&hub, sku, new.identity.address).await),
+                    (Ok(new), None) => {
+                        let is_module = new.identity.address.is_module();
+                        hub.request(Operation::Import(Box::new(new))).await.map(|_| is_module)
+                    }
                     (Err(error), _) => Err(error),
                 };
                 (number, made)
@@ -86,8 +92,9 @@ async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, O
         let mut made = stream::iter(made).buffered(AT_ONCE);
         while let Some((number, made)) = made.next().await {
             match made {
-                Ok(()) => {
+                Ok(is_module) => {
                     created += 1;
+                    modules += u64::from(is_module);
                     room = room.map(|(sku, room)| (sku, room.saturating_sub(1)));
                 }
                 Err(error) => {
@@ -96,20 +103,23 @@ async fn import(State(hub): State<HubHandle>, body: Bytes) -> Result<Response, O
             }
         }
     }
-    Ok((StatusCode::OK, Json(json!({"created": created, "errors": Value::Array(errors)}))).into_response())
+    Ok((StatusCode::OK, Json(json!({"created": created, "modules": modules, "errors": Value::Array(errors)})))
+        .into_response())
 }
 
-/// Why a device is not made on a hub that has as many as its tier allows: if it is there already, that.
-async fn full(hub: &HubHandle, sku: Sku, id: DeviceId) -> HubError {
-    match hub.request(Operation::GetDevice(id.clone())).await {
-        Ok(_) => already_exists(&id),
-        Err(error) if error.code == ErrorCode::DeviceNotFound => too_many_devices(sku, sku.devices()),
+/// Why a device or a module is not made on a hub that has as many as its tier allows: if it is there already, that.
+async fn full(hub: &HubHandle, sku: Sku, address: Address) -> HubError {
+    match hub.request(Operation::GetIdentity(address.clone())).await {
+        Ok(_) => already_exists(&address),
+        Err(error) if matches!(error.code, ErrorCode::DeviceNotFound | ErrorCode::ModuleNotFound) => {
+            too_many_devices(sku, sku.devices())
+        }
         Err(error) => error,
     }
 }
 
 /// The number of a line, and what is in it.
-type NumberedLine = (usize, Result<NewDevice, HubError>);
+type NumberedLine = (usize, Result<NewIdentity, HubError>);
 
 /// Each line with its number, from 1; empty ones are left out.
 fn read_lines(body: &[u8]) -> Result<Vec<NumberedLine>, HubError> {
@@ -120,5 +130,5 @@ fn read_lines(body: &[u8]) -> Result<Vec<NumberedLine>, HubError> {
         let text = format!("at most {MAX_LINES} lines go in one request");
         return Err(HubError::new(ErrorCode::ArgumentInvalid, text));
     }
-    Ok(lines.into_iter().map(|(index, line)| (index + 1, NewDevice::from_json(line, now))).collect())
+    Ok(lines.into_iter().map(|(index, line)| (index + 1, NewIdentity::from_json(line, now))).collect())
 }

@@ -1,60 +1,67 @@
-//! Which way leads to the devices for which a condition can hold.
+//! Which way leads to the devices or modules for which a condition can hold.
 //!
 //! SQLite only preselects: the whole condition is held against every row that it finds, so a way may lead to too many
 //! devices and never to too few. Where SQLite's idea of a value could differ from the query language's, bounds are widened or
 //! the way is not taken.
 
 use durable_store::sql::types::Value as SqlValue;
+use iothub_protocol::address::Address;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::query::{Condition, Demand, Operand, Parts, Requirement};
 use serde_json::json;
 
-use crate::store::{Access, DeclaredIndex, MAX_ROWS, Selection, TwinPath};
+use crate::store::{Access, DeclaredIndex, Kind, MAX_ROWS, Selection, TwinPath, modules_of};
 
 /// Numbers up to this are the same in SQLite, JSON and the query language.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 /// By how much the bound of a range of numbers is widened, as SQLite may read the last digit of a fraction otherwise.
 const SLACK: f64 = 1e-9;
 
-/// `connected` gives the ids of those who are, sorted.
+/// `connected` gives those who are.
 pub(super) fn selection(
     condition: &Condition,
     parts: Parts,
     most: usize,
     indexes: &[DeclaredIndex],
-    connected: impl FnOnce() -> Vec<DeviceId>,
+    connected: impl FnOnce(Kind) -> Vec<Address>,
 ) -> Selection {
+    let kind = Kind::of_source(condition.source());
     let requirements = condition.requirements();
-    let access = access(&requirements, indexes, connected);
+    let access = match kind {
+        Kind::Devices => access(&requirements, indexes, || connected(kind)),
+        Kind::Modules => access_to_modules(&requirements, || connected(kind)),
+    };
     let needles = requirements.iter().filter_map(needles).collect();
-    Selection { condition: condition.clone(), parts, access, most: most.min(MAX_ROWS), needles }
+    Selection { kind, condition: condition.clone(), parts, access, most: most.min(MAX_ROWS), needles }
 }
 
-/// These devices, which are sorted.
-pub(super) fn selection_of(devices: Vec<DeviceId>, parts: Parts, most: usize) -> Selection {
-    let access = Access::Ids(devices.into());
-    Selection { condition: Condition::all(), parts, access, most, needles: Vec::new() }
+/// These.
+pub(super) fn selection_of(kind: Kind, addresses: &[Address], parts: Parts, most: usize) -> Selection {
+    let access = by_keys(addresses.iter().map(Address::to_string).collect());
+    Selection { kind, condition: Condition::all(), parts, access, most, needles: Vec::new() }
+}
+
+fn by_keys(mut keys: Vec<String>) -> Access {
+    keys.sort_unstable();
+    keys.dedup();
+    Access::Keys(keys.into())
 }
 
 /// The way that is likely to lead to the fewest.
 fn access(
     requirements: &[Requirement<'_>],
     indexes: &[DeclaredIndex],
-    connected: impl FnOnce() -> Vec<DeviceId>,
+    connected: impl FnOnce() -> Vec<Address>,
 ) -> Access {
     let texts_of = |name| requirements.iter().find_map(|required| required.root_texts(name));
     if let Some(names) = texts_of("deviceId") {
-        // What is no id is no device's.
-        let mut ids: Vec<_> = names.into_iter().filter_map(|name| DeviceId::parse(name).ok()).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        return Access::Ids(ids.into());
+        return by_keys(ids(names).map(|id| id.to_string()).collect());
     }
     if let Some(access) = requirements.iter().find_map(|required| by_value(required, indexes)) {
         return access;
     }
     if texts_of("connectionState").is_some_and(|states| states == ["Connected"]) {
-        return Access::Ids(connected().into());
+        return by_keys(connected().iter().map(Address::to_string).collect());
     }
     if texts_of("status").is_some_and(|states| states == ["disabled"]) {
         return Access::Disabled;
@@ -64,6 +71,33 @@ fn access(
         return range;
     }
     indexes.iter().find_map(|index| by_range(requirements, index)).unwrap_or(range)
+}
+
+/// As [`access`], without indexes, which are of devices' twins. Of one device there are few modules; of several, those
+/// between the first and the last are looked at.
+fn access_to_modules(requirements: &[Requirement<'_>], connected: impl FnOnce() -> Vec<Address>) -> Access {
+    let texts_of = |name| requirements.iter().find_map(|required| required.root_texts(name));
+    if let (Some(devices), Some(modules)) = (texts_of("deviceId"), texts_of("moduleId")) {
+        let keys = devices.iter().flat_map(|device| modules.iter().map(move |module| format!("{device}/{module}")));
+        return by_keys(keys.filter(|key| Address::parse(key).is_ok()).collect());
+    }
+    if let Some(names) = texts_of("deviceId") {
+        let ranges = ids(names).map(|id| modules_of(id.as_str()));
+        let whole = ranges.reduce(|(from, below), (least, limit)| (from.min(least), below.max(limit)));
+        return match whole {
+            Some((from, below)) => Access::Range { from, below: Some(below) },
+            None => by_keys(Vec::new()),
+        };
+    }
+    if texts_of("connectionState").is_some_and(|states| states == ["Connected"]) {
+        return by_keys(connected().iter().map(Address::to_string).collect());
+    }
+    Access::Range { from: String::new(), below: None }
+}
+
+/// What is no id is no device's.
+fn ids(names: Vec<&str>) -> impl Iterator<Item = DeviceId> {
+    names.into_iter().filter_map(|name| DeviceId::parse(name).ok())
 }
 
 /// By an index that holds what must be equal.

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::import::NewDevice;
+use crate::import::NewIdentity;
 use crate::presence::Seen;
-use crate::store::Access;
+use crate::store::{Access, Created};
 
 /// Values of all kinds, and such as SQLite could take for others.
 fn values() -> Vec<Value> {
@@ -46,11 +46,11 @@ struct Fixture {
     _folder: tempfile::TempDir,
     store: Store,
     presence: Presence,
-    devices: Vec<(DeviceId, Value)>,
+    twins: Vec<(Address, Value)>,
 }
 
 impl Fixture {
-    /// A device for each value, which is in a tag and in a reported property, and one without.
+    /// A device for each value, which is in a tag and in a reported property, and one without. The first have modules.
     async fn new() -> Fixture {
         let folder = tempfile::tempdir().expect("a folder");
         let store = store::open(&folder.path().join("hub.db")).expect("a store");
@@ -65,19 +65,27 @@ impl Fixture {
                 "properties": {"reported": {"deep": {"v": value}}, "desired": {"n": number}},
             })
         });
-        let lines = lines.chain([json!({"id": "plain"}), json!({"id": "d"})]).map(|line| line.to_string());
-        let devices: Vec<NewDevice> = lines
+        let modules = (0..5).flat_map(|number| ["lock", "sensor"].map(|module| (number, module)));
+        let modules = modules.map(|(number, module)| {
+            let tags = json!({"v": values()[number + 1], "other": number});
+            json!({"id": format!("d{number:02}"), "moduleId": module, "tags": tags})
+        });
+        let lines = lines.chain([json!({"id": "plain"}), json!({"id": "d"}), json!({"id": "d", "moduleId": "lock"})]);
+        let lines = lines.chain(modules).map(|line| line.to_string());
+        let devices: Vec<NewIdentity> = lines
             .map(|line| {
-                NewDevice::from_json(line.as_bytes(), DateTime::UNIX_EPOCH).unwrap_or_else(|e| panic!("{e} {line}"))
+                NewIdentity::from_json(line.as_bytes(), DateTime::UNIX_EPOCH).unwrap_or_else(|e| panic!("{e} {line}"))
             })
             .collect();
         let presence = Presence::default();
         let seen = Seen { connected: true, last_activity: DateTime::from_timestamp(1_800_000_000, 0) };
-        presence.set(&DeviceId::parse("d03").expect("an id"), seen);
+        for connected in ["d03", "d02/lock"] {
+            presence.set(&Address::parse(connected).expect("an address"), seen);
+        }
         let mut rows: Vec<_> = devices
             .iter()
             .map(|device| {
-                let id = device.identity.device_id.clone();
+                let id = device.identity.address.clone();
                 let seen = presence.seen(&id);
                 let (connected, last_activity) = seen.map_or((false, None), |seen| (true, seen.last_activity));
                 let facts = crate::hub::facts(&device.identity, connected, last_activity, 0);
@@ -87,9 +95,9 @@ impl Fixture {
         rows.sort_by(|(a, _), (b, _)| a.cmp(b));
         let devices: Vec<_> = devices.iter().map(|device| device.rows().expect("rows")).collect();
         let created = store.write(move |tx| devices.iter().map(|device| device.create(tx)).collect()).await;
-        let created: Vec<bool> = created.expect("written");
-        assert!(created.into_iter().all(|created| created));
-        Fixture { _folder: folder, store, presence, devices: rows }
+        let created: Vec<Created> = created.expect("written");
+        assert!(created.into_iter().all(|created| created == Created::Made));
+        Fixture { _folder: folder, store, presence, twins: rows }
     }
 
     async fn declare(&self, path: &'static str) {
@@ -101,7 +109,9 @@ impl Fixture {
     }
 
     fn selection(&self, query: &Query, indexes: &[DeclaredIndex], most: usize) -> Selection {
-        plan::selection(query.condition(), query.parts(), most, indexes, || self.presence.connected())
+        plan::selection(query.condition(), query.parts(), most, indexes, |kind| {
+            self.presence.connected(kind == Kind::Modules)
+        })
     }
 
     /// The answer of a query by the way that is planned for it, in chunks of so many rows.
@@ -128,7 +138,9 @@ impl Fixture {
     }
 
     fn expected(&self, text: &str) -> Vec<Value> {
-        Query::parse(text).expect(text).run(self.devices.iter().map(|(_, twin)| twin))
+        let query = Query::parse(text).expect(text);
+        let kind = Kind::of_source(query.source());
+        query.run(self.twins.iter().filter(|(id, _)| Kind::of(id) == kind).map(|(_, twin)| twin))
     }
 }
 
@@ -220,8 +232,8 @@ async fn what_an_index_can_tell_is_asked_of_it() {
         ("status = 'disabled' AND tags.v = 'a'", "Index"),
         ("tags.v IN ['a', 'b']", "Index"),
         ("tags.v > 5", "IndexRange"),
-        ("deviceId = 'a' AND tags.v = 'a'", "Ids"),
-        ("connectionState = 'Connected'", "Ids"),
+        ("deviceId = 'a' AND tags.v = 'a'", "Keys"),
+        ("connectionState = 'Connected'", "Keys"),
         ("status = 'disabled'", "Disabled"),
         ("tags.v = null", "Range"),
         ("tags.v = 0.5", "Range"),
@@ -242,6 +254,40 @@ async fn what_an_index_can_tell_is_asked_of_it() {
         connection.query_row(query, [], |row| row.get::<_, String>(3))
     });
     assert_eq!(plan.await.expect("a plan"), "SEARCH twins USING COVERING INDEX declared_1 (<expr>=? AND id>?)");
+}
+
+#[tokio::test]
+async fn every_way_to_modules_leads_to_the_same() {
+    let fixture = Fixture::new().await;
+    fixture.declare("tags.v").await;
+    let indexes = fixture.indexes().await;
+    for (condition, way, count) in [
+        ("true", "Range", 11),
+        ("deviceId = 'd02'", "Range", 2),
+        ("deviceId = 'd'", "Range", 1),
+        ("deviceId IN ['d', 'd03', 'd01', 'nobody', 'no id']", "Range", 5),
+        ("deviceId = 'd02' AND moduleId = 'lock'", "Keys", 1),
+        ("deviceId IN ['d01', 'd02'] AND moduleId IN ['lock', 'a b']", "Keys", 2),
+        ("deviceId IN []", "Keys", 0),
+        ("moduleId = 'sensor'", "Range", 5),
+        ("connectionState = 'Connected'", "Keys", 1),
+        ("connectionState != 'Connected'", "Range", 10),
+        ("status = 'disabled'", "Range", 0),
+        ("tags.v = true", "Range", 2),
+        ("STARTSWITH(deviceId, 'd0') AND tags.other > 2", "Range", 4),
+    ] {
+        let text = format!("SELECT * FROM devices.modules WHERE {condition}");
+        let Ok(query) = Query::parse(&text) else { panic!("{text}") };
+        let found = format!("{:?}", fixture.selection(&query, &indexes, 10).access);
+        assert!(found.starts_with(way), "{condition}: {found}");
+        for most in [1, 3, 1000] {
+            let answer = fixture.answer(&text, &indexes, most).await;
+            assert_eq!(answer, fixture.expected(&text), "{condition}");
+            assert_eq!(answer.len(), count, "{condition}");
+        }
+    }
+    let text = "SELECT moduleId, COUNT() AS n FROM devices.modules GROUP BY moduleId";
+    assert_eq!(fixture.answer(text, &indexes, 2).await, fixture.expected(text));
 }
 
 #[tokio::test]
@@ -294,7 +340,7 @@ proptest! {
             format!("tags.v {comparison} '{asked}'"), format!("tags.v {comparison} {number:?}"),
         ]) {
             let Ok(query) = Query::parse(&format!("SELECT * FROM devices WHERE {condition}")) else { continue };
-            let selection = plan::selection(query.condition(), Parts::ALL, 9, std::slice::from_ref(&index), Vec::new);
+            let selection = plan::selection(query.condition(), Parts::ALL, 9, std::slice::from_ref(&index), |_| Vec::new());
             let (place, bounds) = match selection.access {
                 Access::Index { expression, values, .. } => (expression, vec![("=", values[0].clone())]),
                 Access::IndexRange { expression, least, most, .. } => {

@@ -155,6 +155,7 @@ fn moment(row: &Row<'_>, column: usize) -> sql::Result<DateTime<Utc>> {
 #[cfg(test)]
 mod tests {
     use durable_store::{Durability, Store};
+    use iothub_protocol::address::Address;
     use iothub_protocol::twin::{Twin, TwinPatch};
 
     use super::*;
@@ -210,7 +211,7 @@ mod tests {
         let expected = (1..).zip(records).skip(1).chain([(9, record(None, MessageEnd::Success))]);
         assert_eq!(kept, expected.collect::<Vec<_>>());
 
-        store.write(|tx| store::apply(tx, &Change::Deleted(id()))).await.expect("written");
+        store.write(|tx| store::apply(tx, &Change::Deleted(id().into()))).await.expect("written");
         assert!(store.read(|connection| load_queue(connection, &id(), 0)).await.expect("readable").is_empty());
         store.close().await;
     }
@@ -266,11 +267,46 @@ mod tests {
         rows.await.expect("written");
         old.close().await;
         let store = store::open(&path).expect("a store");
-        let device = store.read(|connection| store::load_device(connection, &id())).await.expect("readable");
+        let device = store.read(|connection| store::load(connection, &id().into())).await.expect("readable");
         let device = device.expect("it is there");
         let subscriptions: Vec<_> = device.subscriptions.values().copied().collect();
         assert_eq!((subscriptions, device.queue.len()), (vec![Granted::AtLeastOnce], 0));
         assert_eq!(device.twin, twin(), "taken apart without a loss");
+        store.close().await;
+    }
+
+    /// What main had before there were modules.
+    const BEFORE_MODULES: usize = 6;
+
+    #[tokio::test]
+    async fn a_store_from_before_there_were_modules_is_taken_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("hub.db");
+        let old = Store::open(&path, &MIGRATIONS[..BEFORE_MODULES], Durability::Process).expect("a store");
+        let rows = old.write(|tx| {
+            let key = crate::policy::random_key().to_base64();
+            let device = "INSERT INTO devices (id, generation, revision, enabled, primary_key, secondary_key)
+                          VALUES ('d1', 1, 1, 1, ?1, ?1)";
+            tx.execute(device, [key])?;
+            store::twins::TwinRow::new(&twin())?.put(tx, &id().into())
+        });
+        rows.await.expect("written");
+        old.close().await;
+        let store = store::open(&path).expect("a store");
+        let line = br#"{"id":"d1","moduleId":"m1","managedBy":"ops"}"#;
+        let module = crate::import::NewIdentity::from_json(line, DateTime::UNIX_EPOCH).expect("a module");
+        let address = module.identity.address.clone();
+        let rows = module.rows().expect("rows");
+        let made = store.write(move |tx| rows.create(tx)).await.expect("written");
+        assert_eq!(made, store::Created::Made);
+        let (device, module) = (Address::from(id()), address.clone());
+        let found =
+            store.read(move |connection| Ok((store::load(connection, &device)?, store::load(connection, &module)?)));
+        let (Some(device), Some(module)) = found.await.expect("readable") else { panic!("both are there") };
+        assert_eq!((device.twin, module.identity.managed_by.as_deref()), (twin(), Some("ops")));
+        store.write(|tx| store::apply(tx, &Change::Deleted(id().into()))).await.expect("written");
+        let gone = store.read(move |connection| store::load(connection, &address)).await.expect("readable");
+        assert!(gone.is_none(), "it went with its device");
         store.close().await;
     }
 }

@@ -1,17 +1,19 @@
 //! Reading many devices: chunks of rows for queries and lists, as they are committed.
 //!
-//! What is in memory only, whether a device is connected and when it was last heard of, comes from [`Presence`].
+//! What is in memory only, who is connected and when they were last heard of, comes from [`Presence`]. Rows come in the order
+//! of their keys: ids of devices, addresses of modules.
 
 use std::sync::Arc;
 
 use durable_store::sql::{self, params_from_iter, types::Value as SqlValue};
+use iothub_protocol::address::Address;
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::query::{Condition, Parts};
 use iothub_protocol::time;
 use serde_json::Value;
 
 use super::indexes::TwinPath;
-use super::{identity, parsed, twins};
+use super::{Kind, identity, modules_of, parsed, twins};
 use crate::hub::{Counts, facts};
 use crate::presence::Presence;
 
@@ -24,12 +26,13 @@ const MAX_LOOKED_AT: usize = 20_000;
 /// A range of an index is used if it holds at most so many devices: they must be sorted by their ids.
 const MAX_RANGE: usize = 10_000;
 
-/// A device with its twin as a query sees it.
-pub(crate) type Row = (DeviceId, Value);
+/// A device or a module with its twin as a query sees it.
+pub(crate) type Row = (Address, Value);
 
-/// Which devices are wanted, and what of them.
+/// Which devices or modules are wanted, and what of them.
 #[derive(Debug)]
 pub(crate) struct Selection {
+    pub(crate) kind: Kind,
     pub(crate) condition: Condition,
     pub(crate) parts: Parts,
     pub(crate) access: Access,
@@ -39,14 +42,14 @@ pub(crate) struct Selection {
     pub(crate) needles: Vec<(TwinPath, Vec<String>)>,
 }
 
-/// The way to the rows. Each leads to all devices for which the condition can hold, in order of their ids; which of them it
-/// does hold for is seen from the row.
+/// The way to the rows. Each leads to all for which the condition can hold, in order of their keys; which of them it does hold
+/// for is seen from the row. Indexes are of devices' twins.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Access {
-    /// Ids from `from` on, below `below`.
+    /// Keys from `from` on, below `below`.
     Range { from: String, below: Option<String> },
-    /// These, sorted.
-    Ids(Arc<[DeviceId]>),
+    /// These keys, sorted.
+    Keys(Arc<[String]>),
     /// Disabled devices.
     Disabled,
     /// Devices for which the index holds one of these values.
@@ -99,7 +102,7 @@ fn has_index(connection: &sql::Connection, access: &Access) -> sql::Result<bool>
             let query = "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1";
             connection.prepare_cached(query)?.exists([name])
         }
-        Access::Range { .. } | Access::Ids(_) | Access::Disabled => Ok(true),
+        Access::Range { .. } | Access::Keys(_) | Access::Disabled => Ok(true),
     }
 }
 
@@ -152,10 +155,9 @@ impl ChunkReader<'_> {
         let access = if has_index(connection, &self.selection.access)? { &self.selection.access } else { &EVERYTHING };
         match access {
             Access::Range { from, below } => self.read_range(connection, after, from, below.as_deref()),
-            Access::Ids(ids) => {
-                let begin = ids.partition_point(|id| id.as_str() <= after);
-                let ids = ids[begin..].iter().take(MAX_ROWS).map(|id| id.as_str().to_owned());
-                self.read_ids(connection, ids.collect())
+            Access::Keys(keys) => {
+                let begin = keys.partition_point(|key| key.as_str() <= after);
+                self.read_ids(connection, keys[begin..].iter().take(MAX_ROWS).cloned().collect())
             }
             Access::Disabled => {
                 let query =
@@ -242,13 +244,15 @@ impl ChunkReader<'_> {
             column("t.model_id", parts.rest),
         ];
         let twin = twin.join(", ");
+        let kind = self.selection.kind;
+        let twins = kind.twins();
         if !parts.rest {
-            return format!("SELECT t.id, {twin} FROM twins t");
+            return format!("SELECT t.id, {twin} FROM {twins} t");
         }
+        let (identities, identity) = (kind.identities(), identity::columns(kind));
         format!(
-            "SELECT t.id, {twin}, {}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = t.id)
-             FROM twins t CROSS JOIN devices d ON d.id = t.id LEFT JOIN activity a ON a.id = t.id",
-            identity::COLUMNS
+            "SELECT t.id, {twin}, {identity}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = t.id)
+             FROM {twins} t CROSS JOIN {identities} d ON d.id = t.id LEFT JOIN activity a ON a.id = t.id"
         )
     }
 
@@ -258,7 +262,7 @@ impl ChunkReader<'_> {
         if self.is_hopeless(row)? {
             return Ok(());
         }
-        let id = parsed(row, 0, DeviceId::parse)?;
+        let id = parsed(row, 0, Address::parse)?;
         let twin = twins::twin(row, 1)?;
         let document = if self.selection.parts.rest {
             let identity = identity::read(row, OWN)?;
@@ -303,38 +307,68 @@ fn text(text: &str) -> SqlValue {
     SqlValue::Text(text.to_owned())
 }
 
-/// Identities in order of their ids, after `after`, as the registry shows them.
-pub(crate) fn identities(
+/// Devices in order of their ids, after `after`, as the registry shows them.
+pub(crate) fn devices(
     connection: &sql::Connection,
     after: &str,
     limit: usize,
     presence: &Presence,
 ) -> sql::Result<Vec<Row>> {
-    let mut select = connection.prepare_cached(&format!(
-        "SELECT {}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = d.id)
-         FROM devices d LEFT JOIN activity a ON a.id = d.id WHERE d.id > ?1 ORDER BY d.id LIMIT ?2",
-        identity::COLUMNS
-    ))?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = select.query_map(sql::params![after, limit], |row| {
+    identities(connection, Kind::Devices, "d.id > ?1 ORDER BY d.id LIMIT ?2", sql::params![after, limit], presence)
+}
+
+/// The modules of a device in order of their ids, as the registry shows them; `None` if there is no such device.
+pub(crate) fn modules(
+    connection: &sql::Connection,
+    device: &DeviceId,
+    presence: &Presence,
+) -> sql::Result<Option<Vec<Row>>> {
+    if !connection.prepare_cached("SELECT 1 FROM devices WHERE id = ?1")?.exists([device.as_str()])? {
+        return Ok(None);
+    }
+    let (from, below) = modules_of(device.as_str());
+    let condition = "d.id >= ?1 AND d.id < ?2 ORDER BY d.id";
+    identities(connection, Kind::Modules, condition, sql::params![from, below], presence).map(Some)
+}
+
+fn identities(
+    connection: &sql::Connection,
+    kind: Kind,
+    condition: &str,
+    parameters: impl sql::Params,
+    presence: &Presence,
+) -> sql::Result<Vec<Row>> {
+    let (table, columns) = (kind.identities(), identity::columns(kind));
+    let mut select = connection.prepare_cached(&format!(
+        "SELECT {columns}, a.last_activity, (SELECT COUNT(*) FROM messages m WHERE m.device = d.id)
+         FROM {table} d LEFT JOIN activity a ON a.id = d.id WHERE {condition}"
+    ))?;
+    let rows = select.query_map(parameters, |row| {
         let identity = identity::read(row, 0)?;
         let stored = row.get::<_, Option<String>>(identity::COUNT)?.and_then(|text| time::parse(&text));
-        let seen = presence.seen(&identity.device_id);
+        let seen = presence.seen(&identity.address);
         let last_activity = seen.map_or(stored, |seen| seen.last_activity);
         let message_count = usize::try_from(row.get::<_, i64>(identity::COUNT + 1)?).unwrap_or_default();
         let connected = seen.is_some_and(|seen| seen.connected);
         let document = identity.to_json(connected, last_activity, message_count);
-        Ok((identity.device_id, document))
+        Ok((identity.address, document))
     })?;
     rows.collect()
 }
 
-/// How many devices there are, and how many are disabled; who is connected is not stored.
+/// How many devices there are, how many of them are disabled, and how many modules there are; who is connected is not stored.
 pub(crate) fn counts(connection: &sql::Connection) -> sql::Result<Counts> {
-    let count = |condition: &str| {
-        let query = format!("SELECT COUNT(*) FROM devices INDEXED BY devices_by_status WHERE {condition}");
-        connection.prepare_cached(&query)?.query_row([], |row| row.get::<_, i64>(0))
+    let count = |table: &str| {
+        let query = format!("SELECT COUNT(*) FROM {table}");
+        let count: i64 = connection.prepare_cached(&query)?.query_row([], |row| row.get(0))?;
+        Ok::<_, sql::Error>(usize::try_from(count).unwrap_or_default())
     };
-    let number = |count: i64| usize::try_from(count).unwrap_or_default();
-    Ok(Counts { total: number(count("enabled >= 0")?), disabled: number(count("enabled = 0")?), connected: 0 })
+    let devices = |condition: &str| count(&format!("devices INDEXED BY devices_by_status WHERE {condition}"));
+    Ok(Counts {
+        total: devices("enabled >= 0")?,
+        disabled: devices("enabled = 0")?,
+        modules: count("modules")?,
+        connected: 0,
+    })
 }

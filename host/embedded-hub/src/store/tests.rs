@@ -11,10 +11,6 @@ use super::*;
 const BEFORE_CERTIFICATES: usize = 3;
 const BEFORE_PARTS: usize = 4;
 
-fn id(text: &str) -> DeviceId {
-    DeviceId::parse(text).expect("an id")
-}
-
 /// A store of an earlier version, in which these statements were carried out, as this version opens it.
 async fn earlier(folder: &Path, migrations: usize, rows: Vec<String>) -> Store {
     let path = folder.join(FILE);
@@ -24,9 +20,9 @@ async fn earlier(folder: &Path, migrations: usize, rows: Vec<String>) -> Store {
     open(&path).expect("it is brought up to date")
 }
 
-async fn device(store: &Store, name: &str) -> Device {
-    let id = id(name);
-    store.read(move |connection| load_device(connection, &id)).await.expect("read").expect("a device")
+async fn device(store: &Store, name: &str) -> Entity {
+    let id = Address::parse(name).expect("an id");
+    store.read(move |connection| load(connection, &id)).await.expect("read").expect("a device")
 }
 
 fn twin() -> String {

@@ -1,15 +1,16 @@
-//! Twins in their columns, and when devices were last heard of.
+//! Twins in their columns, and when devices and modules were last heard of.
 
 use chrono::{DateTime, Utc};
 use durable_store::sql::{self, OptionalExtension as _, Row, Transaction, params};
+use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationMarks;
-use iothub_protocol::id::{DeviceId, ModelId};
+use iothub_protocol::id::ModelId;
 use iothub_protocol::time;
 use iothub_protocol::twin::{Section, Twin};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{number, parsed};
+use super::{Kind, number, parsed};
 
 /// The models that devices have announced; the empty text for none.
 pub(super) const MODELS: &str = "ALTER TABLE twins ADD COLUMN model_id TEXT NOT NULL DEFAULT '';";
@@ -51,7 +52,7 @@ fn object(row: &Row<'_>, column: usize) -> sql::Result<Map<String, Value>> {
     }
 }
 
-/// A twin as it stands in the table, beside the device's id.
+/// A twin as it stands in the table, beside its key.
 #[derive(Debug)]
 pub(super) struct TwinRow {
     version: i64,
@@ -59,7 +60,7 @@ pub(super) struct TwinRow {
     desired: SectionRow,
     reported: SectionRow,
     configurations: String,
-    /// Empty for none.
+    /// Empty if there is none.
     model_id: String,
 }
 
@@ -78,16 +79,18 @@ impl TwinRow {
             desired: SectionRow::new(&twin.desired)?,
             reported: SectionRow::new(&twin.reported)?,
             configurations: text(&twin.configurations)?,
-            model_id: twin.model_id.as_ref().map_or_else(String::new, ModelId::to_string),
+            model_id: twin.model_id.as_ref().map_or_else(String::new, ToString::to_string),
         })
     }
 
-    pub(super) fn put(&self, tx: &Transaction<'_>, id: &DeviceId) -> sql::Result<()> {
+    pub(super) fn put(&self, tx: &Transaction<'_>, id: &Address) -> sql::Result<()> {
         let TwinRow { version, tags, desired, reported, configurations, model_id } = self;
-        let mut put =
-            tx.prepare_cached("INSERT OR REPLACE INTO twins VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?;
+        let table = Kind::of(id).twins();
+        let mut put = tx.prepare_cached(&format!(
+            "INSERT OR REPLACE INTO {table} VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)"
+        ))?;
         put.execute(params![
-            id.as_str(),
+            id.to_string(),
             version,
             tags,
             desired.version,
@@ -117,10 +120,10 @@ fn text(value: &impl Serialize) -> sql::Result<String> {
     serde_json::to_string(value).map_err(|e| sql::Error::ToSqlConversionFailure(e.into()))
 }
 
-/// When the device was last heard of, and the number of the last message that was queued for it.
-pub(super) fn activity(connection: &sql::Connection, id: &DeviceId) -> sql::Result<(Option<DateTime<Utc>>, u64)> {
+/// When it was last heard of, and the number of the last message that was queued for it.
+pub(super) fn activity(connection: &sql::Connection, id: &Address) -> sql::Result<(Option<DateTime<Utc>>, u64)> {
     let mut select = connection.prepare_cached("SELECT last_activity, last_sequence FROM activity WHERE id = ?1")?;
-    let found = select.query_row([id.as_str()], |row| {
+    let found = select.query_row([id.to_string()], |row| {
         let last_activity = row.get::<_, Option<String>>(0)?.and_then(|text| time::parse(&text));
         Ok((last_activity, u64::try_from(row.get::<_, i64>(1)?).unwrap_or_default()))
     });
@@ -129,12 +132,12 @@ pub(super) fn activity(connection: &sql::Connection, id: &DeviceId) -> sql::Resu
 
 pub(super) fn put_activity(
     tx: &Transaction<'_>,
-    id: &DeviceId,
+    id: &Address,
     last_activity: Option<DateTime<Utc>>,
     last_sequence: u64,
 ) -> sql::Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO activity VALUES (?1, ?2, ?3)")?.execute(params![
-        id.as_str(),
+        id.to_string(),
         last_activity.map(time::format),
         number(last_sequence)
     ])?;

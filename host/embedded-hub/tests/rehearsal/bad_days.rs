@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use embedded_hub::hub::Now;
 use embedded_hub::rehearsal::bad_days::{BadDay, BadDays, Plan, Wishes};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 use rumqttc::mqttbytes::v4::{Packet, PubAck};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,7 +29,7 @@ fn lasting(milliseconds: u64) -> Wishes {
 
 /// A seed with which `d1` is struck within the first thousandth of the day.
 fn early_seed(what: BadDay) -> u64 {
-    let (device, now) = (DeviceId::parse("d1").expect("an id"), Now { wall: Utc::now(), steady: Instant::now() });
+    let (device, now) = (Address::parse("d1").expect("an address"), Now { wall: Utc::now(), steady: Instant::now() });
     let is_early = |seed: &u64| {
         let mut days = BadDays::default();
         days.begin(now, Plan::new(what, *seed, lasting(100_000)).expect("a plan")).expect("a day");

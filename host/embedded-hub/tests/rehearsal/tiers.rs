@@ -188,6 +188,12 @@ async fn a_tier_runs_so_many_jobs_and_has_so_many_devices() {
     assert!(made.iter().all(Result::is_ok));
     let refused = rest(&hub, "PUT /devices/d501", r#"{"deviceId":"d501"}"#).await;
     assert_eq!((refused.status, refused.header("iothub-errorcode")), (413, Some("toomanydevices")));
+    let refused = rest(&hub, "PUT /devices/d1/modules/m1", "{}").await;
+    assert_eq!(
+        (refused.status, refused.header("iothub-errorcode")),
+        (413, Some("toomanydevices")),
+        "a module is one more"
+    );
     let refused = rest(&hub, "POST /devices", r#"[{"id":"d501"},{"id":"d1","importMode":"update"}]"#).await;
     assert_eq!(refused.status, 413);
     let updated = rest(&hub, "POST /devices", r#"[{"id":"d1","importMode":"update"}]"#).await;

@@ -38,7 +38,7 @@ impl Session {
     }
 
     fn send_telemetry(&mut self, now: Instant, token: u64, message: TelemetryMessage) {
-        let topic = telemetry_topic(&self.settings.device_id, &message);
+        let topic = telemetry_topic(&self.address(), &message);
         if fits(&topic, &message.body) {
             if let Phase::Online(link) = &mut self.phase {
                 link.telemetry_sent(token, now);
@@ -55,7 +55,7 @@ impl Session {
 
     pub(super) fn answer(&mut self, rid: RequestId, status: i32, payload: String) {
         let topic = FromDevice::MethodResponse { status, rid: rid.clone() };
-        if fits(&topic.format(&self.settings.device_id), payload.as_bytes()) {
+        if fits(&topic.format(&self.address()), payload.as_bytes()) {
             self.publish(&topic, payload.into_bytes());
         } else {
             let text = r#"{"message":"the answer is larger than a packet may be"}"#;
@@ -65,9 +65,10 @@ impl Session {
 
     fn report(&mut self, now: Instant, token: u64, patch: String) {
         let (number, rid) = self.request_id();
-        let Phase::Online(link) = &mut self.phase else { return };
         let topic = FromDevice::ReportedPatch { rid, version: None };
-        let refusal = if !fits(&topic.format(&self.settings.device_id), patch.as_bytes()) {
+        let is_too_large = !fits(&topic.format(&self.address()), patch.as_bytes());
+        let Phase::Online(link) = &mut self.phase else { return };
+        let refusal = if is_too_large {
             Some((413, "the patch is larger than a packet may be"))
         } else if link.reports.len() >= MAX_REPORTS {
             Some((429, "too many patches without an answer"))

@@ -197,7 +197,7 @@ fn a_connect_subscribes_gets_the_twin_and_is_ready() {
     assert!(credentials.username.starts_with("localhost:18883/d1/?api-version=2021-04-12&DeviceClientType=latch%2F"));
     let token = Token::parse(&credentials.password).expect("a token");
     assert!(token.signed_by(&SharedKey::parse(KEY).expect("a key")));
-    assert!(token.covers_device(&DeviceId::parse("d1").expect("an id")) && !token.covers_hub());
+    assert!(token.covers(&Address::parse("d1").expect("an address")) && !token.covers_hub());
     assert_eq!(token.expiry(), 1_900_003_600);
     assert!(!format!("{outputs:?}").contains("SharedAccessSignature"));
 

@@ -56,6 +56,36 @@ fn a_configuration_is_shown_as_azure_shows_it() {
 }
 
 #[test]
+fn a_configuration_may_be_for_modules() {
+    let body = json!({
+        "content": {"moduleContent": {"properties.desired.bolts": 2}},
+        "targetCondition": "FROM devices.modules WHERE moduleId = 'lock'",
+        "metrics": {"queries": {"m": "SELECT moduleId FROM devices.modules WHERE properties.reported.bolts = 2"}},
+    });
+    let made = Configuration::new(id(), request(&body).expect("a request"), DateTime::UNIX_EPOCH);
+    assert_eq!((made.subject, made.settings().len()), (Subject::Modules, 1));
+    let shown = made.to_json(&ConfigurationResults::default());
+    assert_eq!(shown["content"], body["content"]);
+    let queries = &shown["systemMetrics"]["queries"];
+    let targeted = "select deviceId, moduleId FROM devices.modules WHERE moduleId = 'lock'";
+    assert_eq!(queries["targetedCount"], targeted);
+    for query in ["targetedCount", "appliedCount"] {
+        let query = metric(queries[query].as_str().expect("a query")).expect("it can be asked");
+        assert_eq!(query.source(), Source::Modules);
+    }
+    // What was got can be sent back; what is for devices cannot take its place.
+    assert!(made.update(request(&shown).expect("a request"), DateTime::UNIX_EPOCH).is_ok());
+    let devices = request(&json!({"targetCondition": "*"})).expect("a request");
+    assert!(made.update(devices, DateTime::UNIX_EPOCH).is_err());
+    let content = request(&json!({"content": {"deviceContent": {"properties.desired.bolts": 2}}})).expect("a request");
+    assert!(made.update(content, DateTime::UNIX_EPOCH).is_err(), "the same settings for others are another content");
+    let old = r#"{"id":"c1","schema_version":"1.0","labels":null,"content":{},"target_condition":"","priority":0,
+        "metrics":{},"created":"2026-11-24T00:00:00Z","updated":"2026-11-24T00:00:00Z","revision":1}"#;
+    let old: Configuration = serde_json::from_str(old).expect("one of before there were modules");
+    assert_eq!(old.subject, Subject::Devices);
+}
+
+#[test]
 fn what_is_left_out_is_as_azure_has_it() {
     let made = Configuration::new(id(), request(&json!({})).expect("a request"), DateTime::UNIX_EPOCH);
     let shown = made.to_json(&ConfigurationResults::default());
@@ -100,7 +130,10 @@ fn what_is_wrong_is_named() {
         ("targetCondition", json!("SELECT * FROM devices"), "targetCondition: SQL query parse failed"),
         ("content", json!([]), "content must"),
         ("content", json!({"deviceContent": 1}), "content.deviceContent must"),
-        ("content", json!({"modulesContent": {}}), "configures devices only"),
+        ("content", json!({"modulesContent": {}}), "deploys to IoT Edge"),
+        ("content", json!({"moduleContent": {}}), "content.moduleContent is for modules"),
+        ("content", json!({"moduleContent": {}, "deviceContent": {}}), "not both"),
+        ("targetCondition", json!("FROM devices.modules WHERE moduleId = 'm'"), "modules take content.moduleContent"),
         ("content", json!({"deviceContent": {"tags.site": 1}}), "does not begin with properties.desired"),
         ("content", json!({"deviceContent": {"properties.reported.a": 1}}), "does not begin with properties.desired"),
         ("content", json!({"deviceContent": {"properties.desired.a..b": 1}}), "an empty part"),
@@ -145,7 +178,7 @@ fn queries_can_be_tried_beforehand() {
 
 #[test]
 fn settings_lie_over_each_other_and_come_out_again() {
-    let setting = |path: &str, value: Value| Setting::parse(path, &value).expect("a setting");
+    let setting = |path: &str, value: Value| Setting::parse(Subject::Devices, path, &value).expect("a setting");
     let mut patch = Map::new();
     for (path, value) in [
         ("properties.desired.a", json!({"b": 1, "c": {"d": 2}})),

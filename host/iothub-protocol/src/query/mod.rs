@@ -163,7 +163,12 @@ impl Query {
 impl Condition {
     /// Holds for every device.
     pub fn all() -> Condition {
-        Condition { source: Source::Devices, expression: None }
+        Condition::all_of(Source::Devices)
+    }
+
+    /// Holds for every row of the source.
+    pub fn all_of(source: Source) -> Condition {
+        Condition { source, expression: None }
     }
 
     /// Read the `queryCondition` of a job: `*` for all devices, else what would follow `WHERE`. One over modules names

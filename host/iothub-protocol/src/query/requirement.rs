@@ -120,7 +120,7 @@ impl Path {
         let mut names = self.0.iter().map(String::as_str);
         let none = Parts::default();
         match (names.next(), names.next(), names.next()) {
-            (Some("deviceId"), ..) => none,
+            (Some("deviceId" | "moduleId"), ..) => none,
             (Some("tags"), ..) => Parts { tags: true, ..none },
             (Some("properties"), Some("desired"), third) => {
                 Parts { desired: true, metadata: third.is_none_or(|name| name == "$metadata"), ..none }

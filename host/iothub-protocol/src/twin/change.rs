@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Section, Twin, TwinPatch};
-use crate::id::DeviceId;
+use crate::address::Address;
 
 impl Twin {
     /// The body of `updateTwin` after a back end's change: what `patch` names, as it was sent, with its metadata and
@@ -19,13 +19,16 @@ impl Twin {
     }
 
     /// The body of `replaceTwin`, `createDeviceIdentity` and `deleteDeviceIdentity`: the twin whole.
-    pub fn whole_body(&self, device: &DeviceId) -> Value {
+    pub fn whole_body(&self, address: &Address) -> Value {
         let mut body = json!({
-            "deviceId": device,
+            "deviceId": address.device(),
             "etag": self.etag(),
             "version": self.version,
             "properties": {"desired": self.desired.to_json(), "reported": self.reported.to_json()},
         });
+        if let Some(module) = address.module() {
+            body["moduleId"] = json!(module);
+        }
         if !self.tags.is_empty() {
             body["tags"] = json!(self.tags);
         }
@@ -130,13 +133,15 @@ mod tests {
 
     #[test]
     fn the_whole_twin_stands_in_a_replacement() {
-        let body = twin().whole_body(&DeviceId::parse("d1").expect("an id"));
+        let body = twin().whole_body(&Address::parse("d1").expect("an address"));
         assert_eq!(
             (&body["deviceId"], &body["etag"], &body["version"]),
             (&json!("d1"), &json!("AAAAAAAAAAI="), &json!(2))
         );
         assert_eq!(body["properties"]["desired"]["a"], json!({"b": 1, "c": 2}));
         assert_eq!(body["properties"]["reported"]["$version"], json!(1));
-        assert!(body.get("tags").is_none());
+        assert!(body.get("tags").is_none() && body.get("moduleId").is_none());
+        let of_module = twin().whole_body(&Address::parse("d1/m1").expect("an address"));
+        assert_eq!((&of_module["deviceId"], &of_module["moduleId"]), (&json!("d1"), &json!("m1")));
     }
 }

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::address::Address;
 use crate::configuration::{self, ConfigurationMarks};
 use crate::error::{ErrorCode, HubError};
 use crate::id::ModelId;
@@ -27,7 +28,7 @@ pub use section::Section;
 use merge::replacement;
 use section::Stamped;
 
-/// A device's twin as the hub keeps it.
+/// The twin of a device or a module as the hub keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Twin {
     pub tags: Map<String, Value>,
@@ -51,11 +52,13 @@ pub struct TwinPatch {
     pub desired: Option<Map<String, Value>>,
 }
 
-/// What the hub knows of a device beside its twin, shown together with it.
+/// What the hub knows of a device or a module beside its twin, shown together with it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TwinFacts {
-    pub device_id: crate::id::DeviceId,
+    pub address: Address,
+    /// Of the identity.
     pub device_etag: String,
+    /// A module is always: it has no status of its own.
     pub enabled: bool,
     pub status_reason: Option<String>,
     pub status_updated: Option<DateTime<Utc>>,
@@ -161,7 +164,7 @@ impl Twin {
     pub fn to_json(&self, facts: &TwinFacts) -> Value {
         let when = |time: Option<DateTime<Utc>>| time.map_or_else(|| time::NEVER.to_owned(), time::format);
         let mut twin = json!({
-            "deviceId": facts.device_id,
+            "deviceId": facts.address.device(),
             "etag": self.etag(),
             "deviceEtag": facts.device_etag,
             "status": if facts.enabled { "enabled" } else { "disabled" },
@@ -176,8 +179,11 @@ impl Twin {
             "version": self.version,
             "tags": self.tags,
             "properties": {"desired": self.desired.to_json(), "reported": self.reported.to_json()},
-            "capabilities": {"iotEdge": false},
         });
+        match facts.address.module() {
+            None => twin["capabilities"] = json!({"iotEdge": false}),
+            Some(module) => twin["moduleId"] = json!(module),
+        }
         if !self.configurations.is_empty() {
             twin["configurations"] = configuration::marks_to_json(&self.configurations);
         }

@@ -87,8 +87,8 @@ fn client(host: &str, roots: &RootCertStore) -> ServiceClient {
     ServiceClient::new(ServiceConnectionString::parse(&text).expect("a string"), Arc::new(tls)).expect("a client")
 }
 
-fn device() -> DeviceId {
-    DeviceId::parse("d1").expect("an id")
+fn device() -> Address {
+    Address::parse("d1").expect("an address")
 }
 
 fn problem(error: ServiceError) -> Problem {
@@ -122,7 +122,7 @@ async fn calls_share_a_connection_and_errors_keep_their_code() {
     assert!(matches!(invoked, Err(ServiceError::Hub(error)) if error == offline));
     let invoked = client.invoke_method(&device(), &method).await.expect("an answer");
     assert_eq!(invoked, MethodResponse { status: 500, payload: Value::Null });
-    client.delete_device(&device(), None).await.expect("deleted");
+    client.delete_identity(&device(), None).await.expect("deleted");
     let first = client.list_devices(&PageRequest::default()).await.expect("a page");
     let expected = Page {
         items: vec![json!({"deviceId": "d1"})],
@@ -212,13 +212,17 @@ fn a_token_is_used_for_most_of_its_hour() {
 }
 
 #[test]
-fn an_identity_makes_a_device_connection() {
-    let identity = json!({"deviceId": "d1", "authentication": {"symmetricKey": {"primaryKey": KEY}}});
+fn an_identity_makes_a_connection_string() {
+    let authentication = json!({"symmetricKey": {"primaryKey": KEY}});
+    let identity = json!({"deviceId": "d1", "authentication": authentication});
     let host = HostName { name: "localhost".into(), port: Some(18883) };
-    let connection = device_connection(&identity, host.clone()).expect("a connection");
-    assert_eq!(connection.reveal(), format!("HostName=localhost:18883;DeviceId=d1;SharedAccessKey={KEY}"));
-    assert!(device_connection(&json!({"deviceId": "d1"}), host.clone()).is_err());
+    let connection = client_connection(&identity, &host).expect("a connection");
+    assert_eq!(connection, format!("HostName=localhost:18883;DeviceId=d1;SharedAccessKey={KEY}"));
+    assert!(client_connection(&json!({"deviceId": "d1"}), &host).is_err());
     let identity = json!({"deviceId": "d1", "authentication": {"type": "selfSigned"}});
-    let connection = device_connection(&identity, host).expect("a connection");
-    assert_eq!(connection.reveal(), "HostName=localhost:18883;DeviceId=d1;x509=true");
+    let connection = client_connection(&identity, &host).expect("a connection");
+    assert_eq!(connection, "HostName=localhost:18883;DeviceId=d1;x509=true");
+    let identity = json!({"deviceId": "d1", "moduleId": "m1", "authentication": authentication});
+    let connection = client_connection(&identity, &host).expect("a connection");
+    assert_eq!(connection, format!("HostName=localhost:18883;DeviceId=d1;ModuleId=m1;SharedAccessKey={KEY}"));
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use chrono::Utc;
 use durable_store::{Store, StoreError};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, JobAction, TwinUpdate};
 use iothub_protocol::plugin_report;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -200,7 +201,7 @@ impl<F: Fleet> Task<F> {
     }
 }
 
-async fn send<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, attempt: u32, action: Arc<JobAction>) -> Input {
+async fn send<F: Fleet>(fleet: Arc<F>, job: JobId, device: Address, attempt: u32, action: Arc<JobAction>) -> Input {
     let result = match &*action {
         JobAction::Method(method) => fleet.call_method(&device, method).await.map(DeviceJobOutcome::Method),
         JobAction::UpdateTwin(update) => {
@@ -210,7 +211,7 @@ async fn send<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, attempt: u3
     Input::Outcome { job, device, attempt, result }
 }
 
-async fn unpin<F: Fleet>(fleet: Arc<F>, job: JobId, device: DeviceId, plugin: String) -> Input {
+async fn unpin<F: Fleet>(fleet: Arc<F>, job: JobId, device: Address, plugin: String) -> Input {
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::unpin(&plugin)) };
     let result = fleet.patch_twin(&device, &update).await;
     if let Err(error) = &result {

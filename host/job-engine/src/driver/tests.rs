@@ -3,7 +3,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use durable_store::Durability;
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, SuccessRule};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatus, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -17,8 +17,8 @@ use crate::testing::{condition, device, job_id, method_job, recount, twin_job};
 struct Scripted {
     size: usize,
     answer: fn(usize) -> Answer,
-    asked: Mutex<Vec<DeviceId>>,
-    patched: Mutex<Vec<(DeviceId, TwinUpdate)>>,
+    asked: Mutex<Vec<Address>>,
+    patched: Mutex<Vec<(Address, TwinUpdate)>>,
 }
 
 enum Answer {
@@ -33,7 +33,7 @@ impl Scripted {
         Arc::new(Scripted { size, answer, asked: Mutex::default(), patched: Mutex::default() })
     }
 
-    fn asked(&self) -> Vec<DeviceId> {
+    fn asked(&self) -> Vec<Address> {
         let mut asked = self.asked.lock().expect("no panic holds the lock").clone();
         asked.sort();
         asked
@@ -41,11 +41,11 @@ impl Scripted {
 }
 
 impl Fleet for Scripted {
-    async fn select(&self, condition: &Condition) -> Result<Vec<DeviceId>, HubError> {
-        Ok((0..self.size).map(device).filter(|id| condition.matches(&json!({"deviceId": id}))).collect())
+    async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
+        Ok((0..self.size).map(device).filter(|id| condition.matches(&json!({"deviceId": id.to_string()}))).collect())
     }
 
-    async fn call_method(&self, id: &DeviceId, method: &DirectMethod) -> Result<MethodResponse, HubError> {
+    async fn call_method(&self, id: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
         self.asked.lock().expect("no panic holds the lock").push(id.clone());
         match (self.answer)(number(id)) {
             Answer::Status(status) => Ok(MethodResponse { status, payload: json!(method.method_name) }),
@@ -55,13 +55,13 @@ impl Fleet for Scripted {
         }
     }
 
-    async fn patch_twin(&self, id: &DeviceId, update: &TwinUpdate) -> Result<(), HubError> {
+    async fn patch_twin(&self, id: &Address, update: &TwinUpdate) -> Result<(), HubError> {
         self.patched.lock().expect("no panic holds the lock").push((id.clone(), update.clone()));
         Ok(())
     }
 
-    async fn pin_states(&self, plugin: &str, devices: &[DeviceId]) -> Result<HashMap<DeviceId, PinState>, HubError> {
-        let state = |id: &DeviceId| {
+    async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
+        let state = |id: &Address| {
             let status = match (self.answer)(number(id)) {
                 Answer::Status(_) => plugin_report::ACTIVE,
                 _ => plugin_report::FAILING,
@@ -78,8 +78,8 @@ impl Fleet for Scripted {
     }
 }
 
-fn number(id: &DeviceId) -> usize {
-    id.as_str().trim_start_matches("door-").parse().expect("a number")
+fn number(id: &Address) -> usize {
+    id.to_string().trim_start_matches("door-").parse().expect("a number")
 }
 
 struct Running {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::SuccessRule;
 use iothub_protocol::plugin_report::{PinState, Standing};
 
@@ -19,9 +19,9 @@ pub(super) struct Awaited {
     version: String,
     soak: TimeDelta,
     timeout: TimeDelta,
-    waits: HashMap<DeviceId, Wait>,
+    waits: HashMap<Address, Wait>,
     /// Those to look at, in this order. May name devices that are awaited no longer.
-    turns: VecDeque<DeviceId>,
+    turns: VecDeque<Address>,
     /// When to look; `None` while a look is out or nobody waits.
     next_look: Option<DateTime<Utc>>,
 }
@@ -60,7 +60,7 @@ impl Awaited {
     }
 
     /// Wait for a device whose twin was updated at `since`, but until `at_least` in any case.
-    pub(super) fn add(&mut self, now: DateTime<Utc>, device: DeviceId, since: DateTime<Utc>, at_least: DateTime<Utc>) {
+    pub(super) fn add(&mut self, now: DateTime<Utc>, device: Address, since: DateTime<Utc>, at_least: DateTime<Utc>) {
         if self.waits.is_empty() {
             self.next_look = Some(now + LOOK_EVERY);
         }
@@ -69,7 +69,7 @@ impl Awaited {
         self.waits.insert(device, Wait { until, runs_since: None });
     }
 
-    pub(super) fn remove(&mut self, device: &DeviceId) {
+    pub(super) fn remove(&mut self, device: &Address) {
         self.waits.remove(device);
         if self.waits.is_empty() {
             self.turns.clear();
@@ -82,7 +82,7 @@ impl Awaited {
     }
 
     /// The devices to look at now; their answer goes to [`Awaited::seen`].
-    pub(super) fn look(&mut self, now: DateTime<Utc>) -> Option<Vec<DeviceId>> {
+    pub(super) fn look(&mut self, now: DateTime<Utc>) -> Option<Vec<Address>> {
         self.next_look.take_if(|at| *at <= now)?;
         let mut devices = Vec::new();
         while devices.len() < LOOK
@@ -105,9 +105,9 @@ impl Awaited {
     pub(super) fn seen(
         &mut self,
         now: DateTime<Utc>,
-        devices: Vec<DeviceId>,
-        found: Option<&HashMap<DeviceId, PinState>>,
-    ) -> Vec<(DeviceId, Verdict)> {
+        devices: Vec<Address>,
+        found: Option<&HashMap<Address, PinState>>,
+    ) -> Vec<(Address, Verdict)> {
         let mut verdicts = Vec::new();
         for device in devices {
             let Some(wait) = self.waits.get_mut(&device) else { continue };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 use iothub_protocol::job::JobAction;
 use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, Stage};
 
@@ -21,7 +21,7 @@ pub(super) struct Course {
     /// Of each stage's own devices. One, if the policy has none.
     stages: Vec<Count>,
     /// The devices of stages to come.
-    held: Vec<VecDeque<DeviceId>>,
+    held: Vec<VecDeque<Address>>,
     /// The stage that is under way, counted from 0.
     current: usize,
     /// Since when it has gone well enough for the next one.
@@ -36,7 +36,7 @@ pub(super) struct Course {
     is_throttled: bool,
     pub(super) awaited: Option<Awaited>,
     /// The devices to which anything was sent, where they are to be unpinned if the job is aborted.
-    pub(super) reached: BTreeSet<DeviceId>,
+    pub(super) reached: BTreeSet<Address>,
     /// How many could not be.
     pub(super) not_unpinned: usize,
 }
@@ -86,7 +86,7 @@ impl Course {
 
     /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. A stage has at
     /// least the first device, however few there are.
-    pub(super) fn arrange(&self, mut devices: Vec<DeviceId>) -> Vec<(DeviceId, u32)> {
+    pub(super) fn arrange(&self, mut devices: Vec<Address>) -> Vec<(Address, u32)> {
         devices.sort_by_cached_key(|device| (device.rollout_place(), device.clone()));
         devices.dedup();
         let count = devices.len();
@@ -98,7 +98,7 @@ impl Course {
     }
 
     /// Take a device of a stage, counted from 1, that has no outcome. Tells whether its turn has come.
-    pub(super) fn add(&mut self, device: &DeviceId, stage: u32) -> bool {
+    pub(super) fn add(&mut self, device: &Address, stage: u32) -> bool {
         let place = self.place(stage);
         self.stages[place].devices += 1;
         if place > self.current {
@@ -133,7 +133,7 @@ impl Course {
     }
 
     /// Why the last device failed, for the reason that an abort gives.
-    pub(super) fn failed_because(&mut self, device: &DeviceId, reason: &str) {
+    pub(super) fn failed_because(&mut self, device: &Address, reason: &str) {
         let reason: String = reason.chars().take(SHOWN).collect();
         self.last_failure = Some(format!("{device}: {reason}"));
     }
@@ -180,7 +180,7 @@ impl Course {
     }
 
     /// Begin the next stage: its devices.
-    pub(super) fn next_stage(&mut self) -> VecDeque<DeviceId> {
+    pub(super) fn next_stage(&mut self) -> VecDeque<Address> {
         self.good_since = None;
         self.current = (self.current + 1).min(self.stages.len() - 1);
         std::mem::take(&mut self.held[self.current])
@@ -193,7 +193,7 @@ impl Course {
     }
 
     /// Remember that something was sent to the device.
-    pub(super) fn reach(&mut self, device: &DeviceId) {
+    pub(super) fn reach(&mut self, device: &Address) {
         if self.unpins() {
             self.reached.insert(device.clone());
         }

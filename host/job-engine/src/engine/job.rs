@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use iothub_protocol::id::DeviceId;
+use iothub_protocol::address::Address;
 use iothub_protocol::job::{DeviceJobStatus, JobAction, JobStatistics};
 
 use super::course::Course;
@@ -30,10 +30,10 @@ pub(super) struct Job {
     pub(super) course: Option<Box<Course>>,
     pub(super) statistics: JobStatistics,
     /// The devices that have not ended.
-    pub(super) targets: HashMap<DeviceId, Target>,
+    pub(super) targets: HashMap<Address, Target>,
     /// Devices to start next. Those in [`State::Ready`], and none twice.
-    pub(super) ready: VecDeque<DeviceId>,
-    offline: BTreeSet<(DateTime<Utc>, DeviceId)>,
+    pub(super) ready: VecDeque<Address>,
+    offline: BTreeSet<(DateTime<Utc>, Address)>,
     /// How many devices are starting or sent.
     pub(super) in_flight: usize,
 }
@@ -130,7 +130,7 @@ impl Job {
     }
 
     /// Whether it is a new one. `stage` is 0 without a policy.
-    pub(super) fn add_target(&mut self, device: DeviceId, attempt: u32, stage: u32) -> bool {
+    pub(super) fn add_target(&mut self, device: Address, attempt: u32, stage: u32) -> bool {
         if self.targets.contains_key(&device) {
             return false;
         }
@@ -148,7 +148,7 @@ impl Job {
     pub(super) fn add_awaited(
         &mut self,
         now: DateTime<Utc>,
-        device: DeviceId,
+        device: Address,
         (attempt, stage): (u32, u32),
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
     ) {
@@ -161,7 +161,7 @@ impl Job {
     }
 
     /// A sent device has its update, and succeeds or fails by what it reports. `false` if the update is all there is.
-    pub(super) fn wait_for_report(&mut self, now: DateTime<Utc>, device: &DeviceId) -> bool {
+    pub(super) fn wait_for_report(&mut self, now: DateTime<Utc>, device: &Address) -> bool {
         let awaited = self.course.as_mut().and_then(|course| course.awaited.as_mut());
         let (Some(awaited), Some(target)) = (awaited, self.targets.get_mut(device)) else { return false };
         awaited.add(now, device.clone(), now, now);
@@ -225,7 +225,7 @@ impl Job {
     }
 
     /// A sent device was offline: pending again, until its next try.
-    pub(super) fn wait_for(&mut self, now: DateTime<Utc>, device: &DeviceId) {
+    pub(super) fn wait_for(&mut self, now: DateTime<Utc>, device: &Address) {
         let Some(target) = self.targets.get_mut(device) else { return };
         // Beyond 2^8 the longest wait rules anyway.
         let wait = (FIRST_WAIT * 2_i32.pow(target.offline.min(8))).min(LONGEST_WAIT);
@@ -237,7 +237,7 @@ impl Job {
     }
 
     /// A device has its end. Counted by the state that it was in.
-    pub(super) fn end(&mut self, now: DateTime<Utc>, device: &DeviceId, status: DeviceJobStatus) {
+    pub(super) fn end(&mut self, now: DateTime<Utc>, device: &Address, status: DeviceJobStatus) {
         let Some(target) = self.targets.remove(device) else { return };
         if let Some(course) = &mut self.course {
             if let Some(awaited) = &mut course.awaited {
@@ -273,20 +273,20 @@ impl Job {
         self.count(status, pending);
     }
 
-    pub(super) fn in_state(&self, state: State) -> Vec<DeviceId> {
+    pub(super) fn in_state(&self, state: State) -> Vec<Address> {
         let found = self.targets.iter().filter(|(_, target)| target.state == state);
         found.map(|(device, _)| device.clone()).collect()
     }
 
     /// Pending devices that had an attempt: offline, or in doubt after a restart.
-    pub(super) fn tried_and_pending(&self) -> Vec<DeviceId> {
+    pub(super) fn tried_and_pending(&self) -> Vec<Address> {
         let is_pending = |state| !matches!(state, State::Starting | State::Sent | State::Awaited);
         let tried = self.targets.iter().filter(|(_, target)| target.attempt > 0 && is_pending(target.state));
         tried.map(|(device, _)| device.clone()).collect()
     }
 
     /// The devices for which anything was begun, and what they lack of an end.
-    pub(super) fn begun_targets(&self) -> Vec<(DeviceId, Lack)> {
+    pub(super) fn begun_targets(&self) -> Vec<(Address, Lack)> {
         let begun = self.targets.iter().filter(|(_, target)| target.attempt > 0);
         begun.map(|(device, target)| (device.clone(), target.lack())).collect()
     }

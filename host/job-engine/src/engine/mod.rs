@@ -30,11 +30,12 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::{Condition, Source};
+use iothub_protocol::query::Condition;
 
 pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{Job, Lack, Phase, State};
@@ -69,13 +70,13 @@ pub enum Input {
     /// A new job is in the journal.
     Created(Box<SavedJob>),
     /// The answer to [`Output::Select`].
-    Selected { job: JobId, result: Result<Vec<DeviceId>, HubError> },
+    Selected { job: JobId, result: Result<Vec<Address>, HubError> },
     /// A record is durable.
     Recorded(Arc<Record>),
     /// The answer to [`Output::Send`].
-    Outcome { job: JobId, device: DeviceId, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
+    Outcome { job: JobId, device: Address, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
     /// The answer to [`Output::Look`]: how each of the devices that exist stands.
-    Seen { job: JobId, devices: Vec<DeviceId>, result: Result<HashMap<DeviceId, PinState>, HubError> },
+    Seen { job: JobId, devices: Vec<Address>, result: Result<HashMap<Address, PinState>, HubError> },
     /// The answer to [`Output::Unpin`].
     Unpinned { job: JobId, result: Result<(), HubError> },
     /// Time has passed.
@@ -90,7 +91,7 @@ pub enum Output {
     },
     Send {
         job: JobId,
-        device: DeviceId,
+        device: Address,
         attempt: u32,
         action: Arc<JobAction>,
     },
@@ -98,12 +99,12 @@ pub enum Output {
     Look {
         job: JobId,
         plugin: String,
-        devices: Vec<DeviceId>,
+        devices: Vec<Address>,
     },
     /// Remove a device's pin of a plugin. It waits for no other call to the device.
     Unpin {
         job: JobId,
-        device: DeviceId,
+        device: Address,
         plugin: String,
     },
 }
@@ -130,9 +131,9 @@ pub struct Engine {
     /// Jobs that select or run.
     active: BTreeSet<JobId>,
     /// The call of each device that has one: there is one at a time, over all jobs.
-    busy: HashMap<DeviceId, Call>,
+    busy: HashMap<Address, Call>,
     /// Jobs that want a busy device, first come first served. May name jobs that no longer do.
-    blocked: HashMap<DeviceId, VecDeque<JobId>>,
+    blocked: HashMap<Address, VecDeque<JobId>>,
     draining: bool,
     changes: Vec<Change>,
     outputs: VecDeque<Output>,
@@ -327,23 +328,19 @@ impl Engine {
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
         match Condition::parse_job(&job.condition) {
-            Ok(condition) if condition.source() == Source::Modules => {
-                let reason = "jobs over modules are not supported by this hub: select devices";
-                self.finish(now, id, JobStatus::Failed, Some(reason.to_owned()));
-            }
             Ok(condition) => self.outputs.push_back(Output::Select { job: id.clone(), condition }),
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }
     }
 
-    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<DeviceId>, HubError>) {
+    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<Address>, HubError>) {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.phase == Phase::Selecting) else { return };
         let devices = match result {
             Ok(devices) => devices,
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
-        let devices: Vec<(DeviceId, u32)> = match &job.course {
+        let devices: Vec<(Address, u32)> = match &job.course {
             Some(course) => course.arrange(devices),
             None => devices.into_iter().map(|device| (device, 0)).collect(),
         };
@@ -409,7 +406,7 @@ impl Engine {
         }
     }
 
-    fn send(&mut self, id: &JobId, device: &DeviceId, attempt: u32) {
+    fn send(&mut self, id: &JobId, device: &Address, attempt: u32) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let Some(target) = job.targets.get_mut(device) else { return };
         // It may have been stopped while it was being recorded.
@@ -434,7 +431,7 @@ impl Engine {
         &mut self,
         now: DateTime<Utc>,
         id: &JobId,
-        device: &DeviceId,
+        device: &Address,
         attempt: u32,
         result: Result<DeviceJobOutcome, HubError>,
     ) {
@@ -473,7 +470,7 @@ impl Engine {
     }
 
     /// A device is free: the next job that waits for it may have it.
-    fn release(&mut self, now: DateTime<Utc>, device: &DeviceId) {
+    fn release(&mut self, now: DateTime<Utc>, device: &Address) {
         self.busy.remove(device);
         let Some(mut queue) = self.blocked.remove(device) else { return };
         while let Some(id) = queue.pop_front() {
@@ -496,7 +493,7 @@ impl Engine {
     fn stop_sending(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let outcome = job.aborted.as_ref().map(|_| skipped());
-        let unsent: Vec<DeviceId> = job.in_state(State::Starting);
+        let unsent: Vec<Address> = job.in_state(State::Starting);
         for device in &unsent {
             job.end(now, device, DeviceJobStatus::Canceled);
             let (status, outcome) = (DeviceJobStatus::Canceled, outcome.clone());

@@ -1,14 +1,14 @@
 //! How devices end that do not succeed.
 
+use iothub_protocol::address::Address;
 use iothub_protocol::error::ErrorCode;
-use iothub_protocol::id::DeviceId;
 use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus};
 
 use super::What;
 use super::job::Lack;
 
-pub(super) fn failed(device: &DeviceId, code: ErrorCode, text: &str) -> What {
+pub(super) fn failed(device: &Address, code: ErrorCode, text: &str) -> What {
     let outcome = Some(error_outcome(code, text));
     What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus};
 use iothub_protocol::plugin_report::PinState;
@@ -32,8 +33,8 @@ impl Engine {
         &mut self,
         now: DateTime<Utc>,
         id: &JobId,
-        devices: Vec<DeviceId>,
-        found: Option<&HashMap<DeviceId, PinState>>,
+        devices: Vec<Address>,
+        found: Option<&HashMap<Address, PinState>>,
     ) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let awaited = job.course.as_mut().and_then(|course| course.awaited.as_mut());
@@ -125,7 +126,7 @@ pub(super) fn skipped() -> DeviceJobOutcome {
 }
 
 /// Something was sent to the device, but nobody waits any more for what comes of it.
-pub(super) fn ended_unknown(device: &DeviceId, is_aborted: bool) -> What {
+pub(super) fn ended_unknown(device: &Address, is_aborted: bool) -> What {
     let (outcome, how) = match is_aborted {
         true => (PolicyOutcome::JobAborted, "aborted"),
         false => (PolicyOutcome::JobCancelled, "cancelled"),

@@ -62,6 +62,11 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE device_jobs ADD COLUMN stage INTEGER;
     ALTER TABLE device_jobs ADD COLUMN awaited INTEGER;
 ",
+    r"
+    -- Rows of a module stand under device/module, and are found by their device, too.
+    DROP INDEX device_jobs_by_device;
+    CREATE INDEX device_jobs_of_device ON device_jobs (substr(device, 1, instr(device || '/', '/') - 1));
+",
 ];
 
 /// Some of a list, and where the next page begins.

@@ -3,7 +3,8 @@
 use chrono::{DateTime, Utc};
 use durable_store::sql::types::Value;
 use durable_store::sql::{self, Connection, OptionalExtension, Row, params, params_from_iter};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{
     DeviceJob, DeviceJobOutcome, DeviceJobStatus, JobRequest, JobResponse, JobStatistics, JobStatus,
 };
@@ -87,7 +88,7 @@ pub fn device_rows(
         }
         scanned += 1;
         if items.len() < limit {
-            last = Some(Position { job: row.get("job")?, device: device_job.device_id.clone() });
+            last = Some(Position { job: row.get("job")?, device: device_job.address.clone() });
         }
         if is_match {
             items.push(device_job);
@@ -100,14 +101,14 @@ pub fn device_rows(
 #[derive(Debug, Clone, PartialEq)]
 pub struct Position {
     job: i64,
-    device: DeviceId,
+    device: Address,
 }
 
 impl Position {
     /// `None` if the text is no continuation.
     pub fn parse(text: &str) -> Option<Position> {
         let (job, device) = text.split_once('/')?;
-        Some(Position { job: job.parse().ok()?, device: DeviceId::parse(device).ok()? })
+        Some(Position { job: job.parse().ok()?, device: Address::parse(device).ok()? })
     }
 }
 
@@ -133,7 +134,7 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
     }
     if let Some(devices) = condition.one_of("deviceId") {
         let places = vec!["?"; devices.len()].join(", ");
-        query.push_str(&format!(" AND d.device IN ({places})"));
+        query.push_str(&format!(" AND {DEVICE_OF_ROW} IN ({places})"));
         values.extend(devices.into_iter().map(|device| Value::from(device.to_owned())));
     }
     if let Some(Position { job, device }) = after {
@@ -144,6 +145,9 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
     (query, values)
 }
 
+/// The device's id of a row, which is of that device or of a module of it: what [`super::MIGRATIONS`] has an index of.
+const DEVICE_OF_ROW: &str = "substr(d.device, 1, instr(d.device || '/', '/') - 1)";
+
 fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
     let query = "SELECT device, attempt, status, stage, awaited FROM device_jobs
                  WHERE job = ?1 AND ended IS NULL ORDER BY device";
@@ -153,7 +157,7 @@ fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<Save
         let awaited = time(row, "awaited")?;
         let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running) && awaited.is_none();
         let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
-        Ok(SavedTarget { device: device_id(row)?, attempt: row.get("attempt")?, in_doubt, awaited, stage })
+        Ok(SavedTarget { device: address(row)?, attempt: row.get("attempt")?, in_doubt, awaited, stage })
     })?;
     targets.collect()
 }
@@ -172,7 +176,7 @@ fn course(connection: &Connection, job: i64, stage: u32) -> sql::Result<SavedCou
     let ended = ended.collect::<sql::Result<_>>()?;
     let query = "SELECT device FROM device_jobs WHERE job = ?1 AND attempt > 0 ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
-    let reached = statement.query_map([job], device_id)?.collect::<sql::Result<_>>()?;
+    let reached = statement.query_map([job], address)?.collect::<sql::Result<_>>()?;
     Ok(SavedCourse { stage, ended, reached })
 }
 
@@ -226,7 +230,7 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
     let status: String = row.get("status")?;
     let status = DeviceJobStatus::by_name(&status).ok_or_else(|| unreadable(2, Unknown(status)))?;
     Ok(DeviceJob {
-        device_id: device_id(row)?,
+        address: address(row)?,
         job_id: JobId::parse(&id).map_err(|error| unreadable(0, error))?,
         job_type: if job_type == METHOD { METHOD } else { TWIN },
         status,
@@ -257,9 +261,9 @@ fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Resul
     Ok(is_updated.then_some(DeviceJobOutcome::TwinUpdated))
 }
 
-fn device_id(row: &Row<'_>) -> sql::Result<DeviceId> {
+fn address(row: &Row<'_>) -> sql::Result<Address> {
     let device: String = row.get("device")?;
-    DeviceId::parse(&device).map_err(|error| unreadable(1, error))
+    Address::parse(&device).map_err(|error| unreadable(1, error))
 }
 
 fn time(row: &Row<'_>, column: &str) -> sql::Result<Option<DateTime<Utc>>> {

@@ -1,5 +1,6 @@
 use chrono::TimeDelta;
 use durable_store::sql::{Connection, params};
+use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::JobPolicy;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest};
 use iothub_protocol::method::MethodResponse;
@@ -111,6 +112,32 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
 }
 
 #[test]
+fn rows_of_modules_name_them_and_are_found_by_their_device() {
+    let mut connection = database();
+    write(&mut connection, |tx| insert(tx, twin_job("m"), at(1))).expect("a new id");
+    let address = |text: &str| Address::parse(text).expect("an address");
+    let targets = ["d", "d/m1", "d/m2", "d1/m1", "d0"].map(|text| (address(text), None)).to_vec();
+    change(&mut connection, "m", What::Begun { targets });
+    change(&mut connection, "m", What::Started { device: address("d/m1"), attempt: 1 });
+    let found = |text: &str, after: Option<&Position>| {
+        let page = device_rows(&connection, &condition(text), 2, after).expect("rows");
+        let shown = page.items.iter().map(|row| row.address.to_string()).collect::<Vec<_>>();
+        (shown, page.continuation.and_then(|text| Position::parse(&text)))
+    };
+    let (first, next) = found("deviceId = 'd'", None);
+    assert_eq!(first, ["d", "d/m1"]);
+    assert_eq!(found("deviceId = 'd'", next.as_ref()), (vec!["d/m2".to_owned()], None), "a page may end at a module");
+    assert_eq!(found("deviceId = 'd' AND moduleId = 'm1' AND status = 'running'", None).0, ["d/m1"]);
+    assert_eq!(found("moduleId = 'm1'", None).0, ["d/m1", "d1/m1"]);
+    let row = rows(&connection, &job_id("m"))[1].to_json();
+    assert_eq!((&row["deviceId"], &row["moduleId"]), (&json!("d"), &json!("m1")));
+    assert!(rows(&connection, &job_id("m"))[0].to_json().get("moduleId").is_none());
+    let plan = "EXPLAIN QUERY PLAN SELECT * FROM device_jobs d WHERE substr(d.device, 1, instr(d.device || '/', '/') - 1) IN ('d')";
+    let plan: String = connection.query_row(plan, [], |row| row.get(3)).expect("a plan");
+    assert!(plan.contains("device_jobs_of_device"), "{plan}");
+}
+
+#[test]
 fn a_journal_of_before_policies_is_read() {
     let mut connection = Connection::open_in_memory().expect("a database");
     connection.execute_batch(MIGRATIONS[0]).expect("the first version");
@@ -119,8 +146,10 @@ fn a_journal_of_before_policies_is_read() {
     let values = params!["old", request.action.job_type(), request.to_json().to_string(), "running"];
     connection.execute(row, values).expect("a job");
     let row = "INSERT INTO device_jobs (job, device, status, attempt, created, updated) VALUES (1, ?1, ?2, 1, 1, 1)";
-    connection.execute(row, params![device(1).as_str(), "running"]).expect("a row");
-    connection.execute_batch(MIGRATIONS[1]).expect("the next version");
+    connection.execute(row, params![device(1).to_string(), "running"]).expect("a row");
+    for migration in &MIGRATIONS[1..] {
+        connection.execute_batch(migration).expect("the next versions");
+    }
     let saved = unfinished(&connection).expect("jobs").remove(0);
     assert_eq!((saved.request, saved.course, saved.aborted), (request, None, None));
     assert_eq!((saved.targets[0].in_doubt, saved.targets[0].awaited, saved.targets[0].stage), (true, None, 0));
@@ -145,7 +174,7 @@ fn device_rows_come_in_pages_by_any_condition() {
             loop {
                 let page = device_rows(&connection, &condition(text), limit, after.as_ref()).expect(text);
                 assert!(page.items.len() == limit || page.continuation.is_none(), "{text}");
-                found.extend(page.items.iter().map(|row| format!("{}{}", row.job_id, &row.device_id.as_str()[8..])));
+                found.extend(page.items.iter().map(|row| format!("{}{}", row.job_id, &row.address.to_string()[8..])));
                 match page.continuation {
                     None => break,
                     Some(text) => after = Some(Position::parse(&text).expect("a position")),

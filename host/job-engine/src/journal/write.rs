@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use durable_store::sql::{self, OptionalExtension, Transaction, params};
-use iothub_protocol::id::{DeviceId, JobId};
+use iothub_protocol::address::Address;
+use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
 use super::millis;
@@ -93,25 +94,25 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5)
                        WHERE job = ?1 AND device = ?2";
             let status = DeviceJobStatus::Running.name();
-            tx.prepare_cached(row)?.execute(params![job, device.as_str(), status, attempt, at]).map(drop)
+            tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, attempt, at]).map(drop)
         }
         What::Waiting { device } => {
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4 WHERE job = ?1 AND device = ?2";
             let status = DeviceJobStatus::Pending.name();
-            tx.prepare_cached(row)?.execute(params![job, device.as_str(), status, at]).map(drop)
+            tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at]).map(drop)
         }
         What::Stage { number } => {
             tx.execute("UPDATE jobs SET stage = ?2 WHERE number = ?1", params![job, number]).map(drop)
         }
         What::Awaited { device } => {
             let row = "UPDATE device_jobs SET awaited = ?3, updated = ?3 WHERE job = ?1 AND device = ?2";
-            tx.prepare_cached(row)?.execute(params![job, device.as_str(), at]).map(drop)
+            tx.prepare_cached(row)?.execute(params![job, device.to_string(), at]).map(drop)
         }
         What::Ended { device, status, outcome } => {
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
                        answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND device = ?2";
             let Outcome { answer, payload, error, description } = columns(outcome.as_ref());
-            let values = params![job, device.as_str(), status.name(), at, answer, payload, error, description];
+            let values = params![job, device.to_string(), status.name(), at, answer, payload, error, description];
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::PendingEnded { status, outcome } => {
@@ -133,13 +134,13 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
     }
 }
 
-fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[(DeviceId, Option<u32>)]) -> sql::Result<()> {
+fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[(Address, Option<u32>)]) -> sql::Result<()> {
     set_status(tx, job, JobStatus::Running)?;
     tx.execute("UPDATE jobs SET begun = ?2 WHERE number = ?1", [job, at])?;
     let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage) VALUES (?1, ?2, ?3, ?4, ?4, ?5)";
     let mut insert = tx.prepare_cached(row)?;
     for (device, stage) in targets {
-        insert.execute(params![job, device.as_str(), DeviceJobStatus::Pending.name(), at, stage])?;
+        insert.execute(params![job, device.to_string(), DeviceJobStatus::Pending.name(), at, stage])?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 import hashlib
 import ssl
 
-from azure.iot.device import X509, IoTHubDeviceClient
+from azure.iot.device import X509, IoTHubDeviceClient, IoTHubModuleClient
 from azure.iot.device.exceptions import CredentialError
 from azure.iot.hub.models import CloudToDeviceMethod
 
@@ -25,12 +25,13 @@ def thumbprint(name, digest="sha256"):
     return hashlib.new(digest, der).hexdigest().upper()
 
 
-def connect(device_id, name, **options):
-    """A connected client of the device that shows this certificate."""
-    client = IoTHubDeviceClient.create_from_x509_certificate(
+def connect(device_id, name, module_id=None, **options):
+    """A connected client of the device, or of a module of it, that shows this certificate."""
+    kind, ids = (IoTHubModuleClient, [device_id, module_id]) if module_id else (IoTHubDeviceClient, [device_id])
+    client = kind.create_from_x509_certificate(
         X509(cert_file=str(file(f"{name}.pem")), key_file=str(file(f"{name}.key"))),
         host_name(),
-        device_id,
+        *ids,
         server_verification_cert=CA,
         **options,
     )
@@ -80,6 +81,19 @@ def websocket(fresh):
     registry.create_device_with_x509(device_id, thumbprint("own"), None, "enabled")
     works(device_id, connect(device_id, "own", websockets=True))
     not_let_in(device_id, "other", websockets=True)
+
+
+@suite.case("a module's certificate", "A module's own thumbprint lets it in, its device's certificate does not.")
+def module(fresh):
+    device_id = fresh()
+    registry.create_device_with_x509(device_id, thumbprint("other"), None, "enabled")
+    registry.create_module_with_x509(device_id, "lock", "", thumbprint("own"), None)
+    not_let_in(device_id, "other", module_id="lock")
+    client = connect(device_id, "own", module_id="lock")
+    on_methods(client, {"ping": lambda payload: (200, "pong")})
+    call = CloudToDeviceMethod(method_name="ping", response_timeout_in_seconds=20)
+    equal(registry.invoke_device_module_method(device_id, "lock", call).payload, "pong")
+    client.shutdown()
 
 
 @suite.case("another certificate", "A certificate with neither of the thumbprints is the SDK's CredentialError.")

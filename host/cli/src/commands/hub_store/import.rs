@@ -1,4 +1,4 @@
-//! `latch hub import`: lines of devices into a hub, in memory a few batches at a time.
+//! `latch hub import`: lines of devices and modules into a hub, in memory a few batches at a time.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
@@ -6,11 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use chrono::Utc;
-use embedded_hub::import::{NewDevice, OfflineHub};
+use embedded_hub::import::{NewIdentity, OfflineHub};
 use futures_util::stream::{self, StreamExt as _};
+use iothub_protocol::error::HubError;
 use serde_json::json;
+use tokio::sync::RwLock;
 
-use super::Owner;
+use super::{Owner, number_of};
 use crate::admin_client::AdminClient;
 use crate::context::Context;
 use crate::exit::EndedBadly;
@@ -24,8 +26,8 @@ const BATCH_LINES: usize = 2000;
 const BATCH_BYTES: usize = 1024 * 1024;
 /// Batches under way: while some are parsed others are written, which share a commit.
 const AT_ONCE: usize = 6;
-/// How the hub calls that a device is there already.
-const EXISTS: &str = "DeviceAlreadyExists";
+/// How the hub calls that a device or a module is there already.
+const EXISTS: [&str; 2] = ["DeviceAlreadyExists", "ModuleAlreadyExistsOnDevice"];
 
 pub(super) async fn run(file: &Path, skip_existing: bool, context: &Context) -> anyhow::Result<()> {
     let (reader, length) = open(file)?;
@@ -33,10 +35,16 @@ pub(super) async fn run(file: &Path, skip_existing: bool, context: &Context) -> 
     let bar = progress::byte_bar("imported", length);
     let mut lines = Lines { reader, number: 0 };
     let batches = stream::iter(std::iter::from_fn(|| lines.batch().transpose()));
+    let order = RwLock::new(());
     let mut outcomes = batches
         .map(|batch| async {
             let batch = batch?;
             let bytes = batch.bytes as u64;
+            // A module comes after its device, which may be in a batch before; locks are given in the order of batches.
+            let (_alone, _beside) = match batch.names_modules() {
+                true => (Some(order.write().await), None),
+                false => (None, Some(order.read().await)),
+            };
             let outcome = match &owner {
                 Owner::Running => ask(context.admin(), batch).await,
                 Owner::Offline { hub, .. } => write(hub, batch).await,
@@ -44,7 +52,7 @@ pub(super) async fn run(file: &Path, skip_existing: bool, context: &Context) -> 
             anyhow::Ok((bytes, outcome?))
         })
         .buffered(AT_ONCE);
-    let (mut created, mut skipped, mut failed) = (0, 0, 0);
+    let (mut created, mut modules, mut skipped, mut failed) = (0, 0, 0, 0);
     let mut result = Ok(());
     while let Some(outcome) = outcomes.next().await {
         let (bytes, outcome) = match outcome {
@@ -55,8 +63,9 @@ pub(super) async fn run(file: &Path, skip_existing: bool, context: &Context) -> 
             }
         };
         created += outcome.created;
+        modules += outcome.modules;
         for error in outcome.errors {
-            if skip_existing && error.code == EXISTS {
+            if skip_existing && EXISTS.contains(&error.code.as_str()) {
                 skipped += 1;
                 continue;
             }
@@ -68,12 +77,13 @@ pub(super) async fn run(file: &Path, skip_existing: bool, context: &Context) -> 
     drop(outcomes);
     bar.finish_and_clear();
     owner.close().await;
-    result.with_context(|| format!("{created} devices were imported, then it went wrong"))?;
+    let imported = number_of(created - modules, modules);
+    result.with_context(|| format!("{imported} were imported, then it went wrong"))?;
     if context.json {
-        document(&json!({"created": created, "skipped": skipped, "failed": failed}))?;
+        document(&json!({"created": created, "modules": modules, "skipped": skipped, "failed": failed}))?;
     } else {
         let skipped = if skipped == 0 { String::new() } else { format!(", left {skipped} alone that exist") };
-        line(&format!("imported {created} devices{skipped}"))?;
+        line(&format!("imported {imported}{skipped}"))?;
     }
     if failed > 0 {
         bail!(EndedBadly(format!("{failed} lines of {} were not imported", file.display())));
@@ -104,9 +114,19 @@ struct Batch {
     errors: Vec<LineError>,
 }
 
+impl Batch {
+    /// Whether a line may be of a module.
+    fn names_modules(&self) -> bool {
+        let name = b"\"moduleId\"";
+        self.lines.iter().any(|(_, line)| line.windows(name.len()).any(|window| window == name))
+    }
+}
+
 /// What became of a batch.
 struct Outcome {
+    /// Modules among them.
     created: u64,
+    modules: u64,
     /// In order of the lines.
     errors: Vec<LineError>,
 }
@@ -168,7 +188,8 @@ async fn ask(admin: AdminClient, batch: Batch) -> anyhow::Result<Outcome> {
         errors.push(LineError { line, code: text("code"), text: text("error") });
     }
     errors.sort_by_key(|error| error.line);
-    Ok(Outcome { created: answer["created"].as_u64().unwrap_or_default(), errors })
+    let count = |name: &str| answer[name].as_u64().unwrap_or_default();
+    Ok(Outcome { created: count("created"), modules: count("modules"), errors })
 }
 
 /// Make the devices in the store of a hub that does not run.
@@ -176,32 +197,38 @@ async fn write(hub: &OfflineHub, batch: Batch) -> anyhow::Result<Outcome> {
     let Batch { lines, mut errors, .. } = batch;
     let parsed = tokio::task::spawn_blocking(move || {
         let now = Utc::now();
-        let (mut numbers, mut devices, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut numbers, mut new, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (line, text) in lines {
-            match NewDevice::from_json(&text, now).and_then(|device| device.rows()) {
-                Ok(device) => {
-                    numbers.push((line, device.id().clone()));
-                    devices.push(device);
+            match NewIdentity::from_json(&text, now).and_then(|one| one.rows()) {
+                Ok(one) => {
+                    numbers.push((line, one.address().clone()));
+                    new.push(one);
                 }
-                Err(error) => {
-                    let (code, text) = (error.code.name().to_owned(), error.to_string());
-                    errors.push(LineError { line, code, text });
-                }
+                Err(error) => errors.push(LineError::new(line, &error)),
             }
         }
-        (numbers, devices, errors)
+        (numbers, new, errors)
     });
-    let (numbers, devices, wrong) = parsed.await?;
+    let (numbers, new, wrong) = parsed.await?;
     errors.extend(wrong);
-    let made = hub.import(devices).await?;
-    let created = made.iter().filter(|made| **made).count() as u64;
-    let there = numbers.into_iter().zip(made).filter(|(_, made)| !made);
-    errors.extend(there.map(|((line, id), _)| {
-        let text = format!("{EXISTS}: A device with ID '{id}' is already registered.");
-        LineError { line, code: EXISTS.to_owned(), text }
-    }));
+    let (mut created, mut modules) = (0, 0);
+    for ((line, id), outcome) in numbers.into_iter().zip(hub.import(new).await?) {
+        match outcome.refusal(&id) {
+            Some(error) => errors.push(LineError::new(line, &error)),
+            None => {
+                created += 1;
+                modules += u64::from(id.is_module());
+            }
+        }
+    }
     errors.sort_by_key(|error| error.line);
-    Ok(Outcome { created, errors })
+    Ok(Outcome { created, modules, errors })
+}
+
+impl LineError {
+    fn new(line: u64, error: &HubError) -> LineError {
+        LineError { line, code: error.code.name().to_owned(), text: error.to_string() }
+    }
 }
 
 #[cfg(test)]
@@ -225,6 +252,13 @@ mod tests {
         assert_eq!(batch.errors.iter().map(|error| error.line).collect::<Vec<_>>(), [1]);
         let rest = lines.batch().expect("read").map(|batch| batch.lines).unwrap_or(batch.lines);
         assert_eq!(rest, [(2, b"short".to_vec())]);
+    }
+
+    #[test]
+    fn a_batch_with_a_module_is_known() {
+        let names_modules = |text| lines(text).batch().expect("read").expect("a batch").names_modules();
+        assert!(names_modules(b"{\"id\":\"a\"}\n{\"id\":\"a\",\"moduleId\" : \"m\"}"));
+        assert!(!names_modules(b"{\"id\":\"a\"}"));
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Fixture {
     fn put_with(&mut self, device: &str, authentication: AuthenticationRequest, if_match: Option<&str>) {
         let request = IdentityRequest { authentication, ..IdentityRequest::default() };
         let if_match = if_match.map(str::to_owned);
-        self.request(1, Operation::PutDevice { id: id(device), request, if_match, keys: [key(5), key(6)] });
+        self.request(1, Operation::PutIdentity { id: id(device), request, if_match, keys: [key(5), key(6)] });
         assert_eq!(self.heard(), ["reply 1 ok"]);
     }
 
@@ -41,7 +41,7 @@ impl Fixture {
     fn lets_in(&mut self, link: u64, device: &str, credentials: Credentials) -> bool {
         self.connect_as(
             link,
-            ConnectRequest { device: id(device), credentials, clean_session: false, will: None, model: None },
+            ConnectRequest { address: id(device), credentials, clean_session: false, will: None, model: None },
         );
         let heard = self.heard();
         let is_in = heard.iter().any(|line| line.contains("Accepted"));
@@ -74,6 +74,24 @@ fn a_certificate_is_judged_by_what_the_registry_says() {
         let mut hub = Fixture::new();
         hub.put_with("c", authentication, None);
         assert_eq!(hub.lets_in(1, "c", shown(certificate)), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_module_has_a_certificate_of_its_own() {
+    let own = || certificate("whoever", None);
+    let by_authority = AuthenticationRequest::CertificateAuthority;
+    for (name, authentication, certificate, expected) in [
+        ("its thumbprint", self_signed(Some(thumbprint('a', 40)), None), own(), true),
+        ("another thumbprint", self_signed(Some(thumbprint('c', 40)), None), own(), false),
+        ("signed for it", by_authority.clone(), certificate("a/m", Some("root")), true),
+        ("signed for its device", by_authority.clone(), certificate("a", Some("root")), false),
+        ("signed for another module", by_authority.clone(), certificate("a/n", Some("root")), false),
+        ("signed by nobody known", by_authority, certificate("a/m", None), false),
+    ] {
+        let mut hub = Fixture::new();
+        hub.put_with("a/m", authentication, None);
+        assert_eq!(hub.lets_in(1, "a/m", shown(certificate)), expected, "{name}");
     }
 }
 
@@ -167,7 +185,10 @@ fn a_request_over_https_is_told_why_its_certificate_is_not_the_devices() {
     let (token, lock) = (1, Duration::from_secs(60));
     hub.hub.handle(
         hub.now,
-        Input::Request { reply: 2, operation: Operation::ReceiveMessage { id: id("c"), credentials, token, lock } },
+        Input::Request {
+            reply: 2,
+            operation: Operation::ReceiveMessage { id: device_id("c"), credentials, token, lock },
+        },
     );
     let outcome = hub.hub.take_outcome();
     let answers: Vec<_> = outcome.gated.into_iter().collect();

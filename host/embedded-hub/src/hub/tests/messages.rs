@@ -4,7 +4,7 @@ use iothub_protocol::link::Feedback;
 
 use super::*;
 use crate::feedback;
-use crate::queue::{LOCK, MAX_DELIVERY_COUNT, MAX_DEPTH};
+use crate::queue::{Disposition, LOCK, MAX_DELIVERY_COUNT, MAX_DEPTH};
 
 const TOPIC: &str = "devices/a/messages/devicebound/%24.mid=";
 const TO: &str = "%24.to=%2Fdevices%2Fa%2Fmessages%2Fdevicebound";
@@ -24,7 +24,7 @@ impl Fixture {
     }
 
     fn send_to(&mut self, reply: u32, device: &str, message: CloudMessage, wait: bool) {
-        self.request(reply, Operation::SendMessage { id: id(device), message: Box::new(message), wait });
+        self.request(reply, Operation::SendMessage { id: device_id(device), message: Box::new(message), wait });
     }
 
     /// Send `m1` and on, with this life and feedback, and forget the answers.
@@ -81,7 +81,7 @@ impl Fixture {
     }
 
     fn depth(&mut self) -> u64 {
-        let identity = self.ask(Operation::GetDevice(id("a")));
+        let identity = self.ask(Operation::GetIdentity(id("a")));
         let twin = self.ask(Operation::GetTwin(id("a")));
         assert_eq!(identity["cloudToDeviceMessageCount"], twin["cloudToDeviceMessageCount"]);
         identity["cloudToDeviceMessageCount"].as_u64().expect("a number")
@@ -136,7 +136,7 @@ fn a_clean_session_gets_the_queue_with_its_own_subscription() {
     hub.close(1);
     hub.queue(1, 3600, Feedback::None);
     let credentials = with_token(hub.token("a", 1));
-    hub.connect_as(2, ConnectRequest { device: id("a"), credentials, clean_session: true, will: None, model: None });
+    hub.connect_as(2, ConnectRequest { address: id("a"), credentials, clean_session: true, will: None, model: None });
     assert_eq!(hub.heard().len(), 1, "it has subscribed to nothing");
     hub.subscribe_as(2, Subscription::DeviceBound, Granted::AtLeastOnce);
     assert_eq!(hub.heard().len(), 2);
@@ -166,7 +166,7 @@ fn a_lock_runs_out_and_the_message_comes_again() {
     assert_eq!(hub.heard(), [""; 0]);
     hub.advance(1);
     assert_eq!(hub.heard(), [delivery(1, "1 again", "m1")]);
-    assert_eq!(hub.ask(Operation::ListMessages(id("a")))[0]["deliveryCount"], 0);
+    assert_eq!(hub.ask(Operation::ListMessages(device_id("a")))[0]["deliveryCount"], 0);
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn messages_expire_and_tell_whoever_asked() {
 fn a_queue_is_bounded_and_what_has_expired_makes_room() {
     let mut hub = Fixture::new();
     hub.queue(MAX_DEPTH, 10, Feedback::None);
-    let send = || Operation::SendMessage { id: id("a"), message: Box::new(message("late")), wait: false };
+    let send = || Operation::SendMessage { id: device_id("a"), message: Box::new(message("late")), wait: false };
     assert_eq!(hub.refusal(send()), 403_004);
     assert_eq!(hub.depth(), MAX_DEPTH as u64);
     // The clock has moved, and nobody has told the hub yet.
@@ -270,8 +270,8 @@ fn what_is_no_message_is_refused_with_its_code() {
         assert_eq!(hub.heard(), [answer], "{shown}");
     }
     hub.send_to(2, "nobody", message("m1"), true);
-    hub.request(3, Operation::ListMessages(id("nobody")));
-    hub.request(4, Operation::PurgeMessages(id("nobody")));
+    hub.request(3, Operation::ListMessages(device_id("nobody")));
+    hub.request(4, Operation::PurgeMessages(device_id("nobody")));
     assert_eq!(hub.heard(), ["reply 2 404001", "reply 3 404001", "reply 4 404001"]);
 }
 
@@ -279,14 +279,14 @@ fn what_is_no_message_is_refused_with_its_code() {
 fn all_queues_together_are_bounded() {
     let mut hub = Fixture::new();
     let full = Operation::SendMessage {
-        id: id("a"),
+        id: device_id("a"),
         message: Box::new(CloudMessage { body: vec![0; 60 * 1024], ..CloudMessage::default() }),
         wait: false,
     };
     hub.ask(full);
     let held = hub.hub.queued_bytes;
     assert!((60 * 1024..61 * 1024).contains(&held), "{held}");
-    hub.ask(Operation::PurgeMessages(id("a")));
+    hub.ask(Operation::PurgeMessages(device_id("a")));
     assert_eq!(hub.hub.queued_bytes, 0);
     hub.hub.queued_bytes = 256 * 1024 * 1024;
     hub.send(1, message("m1"));
@@ -298,13 +298,13 @@ fn a_purge_ends_everything_and_says_how_much() {
     let mut hub = Fixture::new();
     hub.listen(1, Granted::AtLeastOnce);
     hub.queue(3, 3600, Feedback::Negative);
-    let purged = hub.ask(Operation::PurgeMessages(id("a")));
+    let purged = hub.ask(Operation::PurgeMessages(device_id("a")));
     assert_eq!(purged, json!({"totalMessagesPurged": 3, "deviceId": "a", "moduleId": null}));
     assert_eq!(hub.feedback(), ["m1 Purged", "m2 Purged", "m3 Purged"]);
     hub.acknowledge(1, 1);
     assert_eq!(hub.feedback().len(), 3, "it comes too late");
-    assert_eq!(hub.ask(Operation::PurgeMessages(id("a")))["totalMessagesPurged"], 0);
-    assert_eq!(hub.ask(Operation::ListMessages(id("a"))), json!([]));
+    assert_eq!(hub.ask(Operation::PurgeMessages(device_id("a")))["totalMessagesPurged"], 0);
+    assert_eq!(hub.ask(Operation::ListMessages(device_id("a"))), json!([]));
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn a_deleted_device_takes_its_queue_and_feedback_along() {
     hub.send_to(5, "a", message("waited-for"), true);
     hub.heard();
     hub.changes.clear();
-    hub.request(6, Operation::DeleteDevice { id: id("a"), if_match: None });
+    hub.request(6, Operation::DeleteIdentity { id: id("a"), if_match: None });
     let heard = hub.heard();
     assert!(heard.contains(&"reply 5 404001".to_owned()) && heard.contains(&"reply 6 ok".to_owned()), "{heard:?}");
     assert_eq!(hub.changes, ["deleted a", "feedback gone 1"]);
@@ -342,7 +342,7 @@ fn whoever_waits_for_the_end_hears_of_it() {
     }
     hub.send_to(2, "a", message("m2"), true);
     hub.heard();
-    hub.request(3, Operation::PurgeMessages(id("a")));
+    hub.request(3, Operation::PurgeMessages(device_id("a")));
     assert_eq!(hub.heard(), ["reply 2 ok", "reply 3 ok"]);
     assert!(hub.hub.waiters.is_empty());
 }
@@ -359,7 +359,7 @@ fn a_list_shows_what_waits_and_what_is_out() {
     hub.send(0, first);
     hub.link(1, LinkInput::Unsubscribe { pkid: 2, subscriptions: vec![Subscription::DeviceBound] });
     hub.send(0, CloudMessage { body: vec![0xff], ..message("m2") });
-    let list = hub.ask(Operation::ListMessages(id("a")));
+    let list = hub.ask(Operation::ListMessages(device_id("a")));
     assert_eq!(
         list,
         json!([
@@ -406,11 +406,11 @@ fn a_restarted_hub_goes_on_with_what_was_stored() {
     let mut hub = Fixture::new();
     hub.listen(1, Granted::AtLeastOnce);
     hub.queue(2, 10, Feedback::Full);
-    let devices = std::mem::take(&mut hub.hub.devices).into_values().map(|device| {
+    let devices = std::mem::take(&mut hub.hub.entities).into_values().map(|device| {
         let stored = device.queue.messages().iter().map(|queued| {
             Queued::new(queued.sequence, queued.packet_id, queued.message.clone(), queued.enqueued, queued.expiry)
         });
-        Device::new(device.identity, device.twin, device.subscriptions, Queue::restored(stored.collect()))
+        Entity::new(device.identity, device.twin, device.subscriptions, Queue::restored(stored.collect()))
     });
     let held = hub.hub.queued_bytes;
     hub.hub = Hub::new(vec![], devices.collect(), FeedbackQueue::default());

@@ -43,15 +43,15 @@ fn abort(failure_percent: u8, minimum: u32, window_in_seconds: Option<u32>) -> O
 
 impl World {
     /// The devices of the stage, in the order in which they have their turns.
-    fn stage_devices(&self, stage: u32) -> Vec<DeviceId> {
+    fn stage_devices(&self, stage: u32) -> Vec<Address> {
         let mut devices: Vec<_> =
             rows(&self.journal, &job_id("j")).into_iter().filter(|row| row.stage == Some(stage)).collect();
-        devices.sort_by_key(|row| row.device_id.rollout_place());
-        devices.into_iter().map(|row| row.device_id).collect()
+        devices.sort_by_key(|row| row.address.rollout_place());
+        devices.into_iter().map(|row| row.address).collect()
     }
 
     /// The devices with a call that is out, all of which are answered.
-    fn answer_all(&mut self, result: &Result<DeviceJobOutcome, HubError>) -> HashSet<DeviceId> {
+    fn answer_all(&mut self, result: &Result<DeviceJobOutcome, HubError>) -> HashSet<Address> {
         let mut answered = HashSet::new();
         for (job, device, attempt) in std::mem::take(&mut self.calls) {
             answered.insert(device.clone());
@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    fn report(&mut self, devices: &[DeviceId], status: &'static str) {
+    fn report(&mut self, devices: &[Address], status: &'static str) {
         self.reported.extend(devices.iter().map(|device| (device.clone(), status)));
     }
 
@@ -78,8 +78,8 @@ impl World {
         self.job("j").failure_reason.unwrap_or_default()
     }
 
-    fn status_of(&self, device: &DeviceId) -> (DeviceJobStatus, String) {
-        let row = rows(&self.journal, &job_id("j")).into_iter().find(|row| row.device_id == *device).expect("a row");
+    fn status_of(&self, device: &Address) -> (DeviceJobStatus, String) {
+        let row = rows(&self.journal, &job_id("j")).into_iter().find(|row| row.address == *device).expect("a row");
         let text = match row.outcome {
             Some(DeviceJobOutcome::Error { code, description }) => format!("{code}: {description}"),
             Some(_) => "done".to_owned(),
@@ -115,7 +115,7 @@ fn a_stage_that_cannot_be_good_any_more_aborts_the_job() {
     world.settle();
     let first = world.stage_devices(1);
     assert_eq!(first.len(), 4);
-    let number = |device: &DeviceId| device.as_str()[5..].parse::<usize>().expect("a number");
+    let number = |device: &Address| device.to_string()[5..].parse::<usize>().expect("a number");
     for device in &first[..2] {
         world.answer("j", number(device), offline());
         world.is("j", JobStatus::Running, 0, world.job("j").statistics.expect("counts").failed_count);
