@@ -22,6 +22,7 @@ mod configuration;
 mod events;
 mod fleet_job;
 mod hub_store;
+mod job_policy;
 mod languages;
 mod messages;
 mod misbehaving;

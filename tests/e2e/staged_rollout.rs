@@ -93,9 +93,9 @@ fn a_good_version_goes_through_all_stages_also_over_a_crash() {
     let stage = |percent: u8| json!({"percent": percent, "successThreshold": 90, "pauseInSeconds": 0});
     let policy = json!({
         "stages": [stage(5), stage(50), stage(100)],
-        "abort": {"failurePercent": 0, "minimum": 10},
+        "abort": [{"failurePercent": 0, "minimum": 10}],
         "succeed": {"plugin": "lock-door", "soakInSeconds": 2, "timeoutInSeconds": 600},
-        "onAbort": "keep",
+        "offline": {"waitInSeconds": 0, "then": "fail"}, "inDoubt": "again", "onAbort": "keep",
     });
     assert_eq!((&ended["latch"]["version"], &ended["latch"]["policy"]), (&json!(1), &policy));
     let answers = call_all(data, "after");

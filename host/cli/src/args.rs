@@ -25,7 +25,9 @@ pub(crate) use hub_command::{CaCommand, HubCommand, TokenArgs};
 pub(crate) use hub_store::{IndexCommand, StoreCommand};
 pub(crate) use identity::{DeviceCommand, IdentityArgs, ModuleCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
-pub(crate) use policy::{PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
+#[cfg(test)]
+pub(crate) use policy::Retries;
+pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 
 /// Where `--help` shows what every command has.
@@ -199,7 +201,8 @@ pub(crate) enum JobCommand {
     /// Schedule a direct method
     #[command(after_help = "Examples:
   latch job method lockDoor --query \"tags.site = 'A'\" --wait
-  latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait")]
+  latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait
+  latch job method lockDoor --query '*' --retry timeout,fault:3 --wait-offline 1h --skip-offline")]
     Method {
         /// The method's name
         name: MethodName,
@@ -209,6 +212,8 @@ pub(crate) enum JobCommand {
         schedule: ScheduleArgs,
         #[command(flatten)]
         policy: PolicyArgs,
+        #[command(flatten)]
+        answer: AnswerArgs,
     },
     /// Schedule an update of desired properties or tags
     #[command(after_help = "Examples:

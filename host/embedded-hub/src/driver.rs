@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{EventLog, HubEvent};
@@ -41,6 +41,8 @@ const MAX_WRITES: usize = 8;
 const LINK_QUEUE: usize = 256;
 /// Reads of devices and modules under way at once.
 const MAX_LOADS: usize = 2;
+/// Devices that listen, told to who waits for them. Who falls further behind takes it that all of them do.
+const ARRIVALS: usize = 4096;
 /// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -57,6 +59,7 @@ pub struct HubHandle {
     inputs: mpsc::Sender<Message>,
     next_link: Arc<AtomicU64>,
     events: EventLog,
+    arrivals: broadcast::Sender<Address>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     reads: Reads,
     rehearsal: Rehearsal,
@@ -118,6 +121,11 @@ impl HubHandle {
         &self.events
     }
 
+    /// Tells of each device or module that begins to listen for methods, from now on; of some of them repeatedly.
+    pub(crate) fn arrivals(&self) -> broadcast::Receiver<Address> {
+        self.arrivals.subscribe()
+    }
+
     /// What is rehearsed on this hub.
     pub fn rehearsal(&self) -> &Rehearsal {
         &self.rehearsal
@@ -156,17 +164,18 @@ pub(crate) fn spawn(
 ) -> (HubHandle, tokio::task::JoinHandle<()>) {
     let (inputs, receiver) = mpsc::channel(INPUT_QUEUE);
     let (failed, failure) = watch::channel(None);
-    let events = EventLog::new();
+    let (events, (arrivals, _)) = (EventLog::new(), broadcast::channel(ARRIVALS));
+    let ways = Ways { events: events.clone(), arrivals: arrivals.clone() };
     let store = reads.store.clone();
     let (pending, durable) = (AtomicUsize::new(0), AtomicU64::new(0));
     let rehearsal = Rehearsal::default();
     let next_link = Arc::new(AtomicU64::new(1));
-    let handle = HubHandle { inputs, next_link, events: events.clone(), failure, reads, rehearsal };
+    let handle = HubHandle { inputs, next_link, events, arrivals, failure, reads, rehearsal };
     let driver = Driver {
         hub,
         store: store.clone(),
         links: HashMap::new(),
-        events,
+        ways,
         writes: Arc::new(Writes { pending, durable, ended: Notify::new(), failed }),
         parking: Parking::default(),
         due: DueQueues::new(),
@@ -180,7 +189,7 @@ struct Driver {
     hub: Hub<Reply>,
     store: Store,
     links: HashMap<LinkId, LinkSender>,
-    events: EventLog,
+    ways: Ways,
     writes: Arc<Writes>,
     parking: Parking,
     due: DueQueues,
@@ -232,11 +241,19 @@ impl Writes {
     }
 }
 
+/// Where outputs go that are for anybody who listens.
+#[derive(Clone)]
+struct Ways {
+    events: EventLog,
+    arrivals: broadcast::Sender<Address>,
+}
+
 /// An output with its way out.
 enum Delivery {
     Link(LinkSender, LinkOutput),
     Reply(Reply, Result<Answer, HubError>),
     Event(HubEvent),
+    Listens(Address),
 }
 
 impl Driver {
@@ -389,7 +406,7 @@ impl Driver {
         let outcome = self.hub.take_outcome();
         for output in outcome.immediate {
             if let Some(delivery) = self.address(output) {
-                delivery.run(&self.events);
+                delivery.run(&self.ways);
             }
         }
         let gated: Vec<Delivery> = outcome.gated.into_iter().filter_map(|output| self.address(output)).collect();
@@ -397,7 +414,7 @@ impl Driver {
         if self.writes.have_failed() {
             gated.into_iter().for_each(Delivery::fail);
         } else if changes.is_empty() && self.writes.pending() == 0 {
-            gated.into_iter().for_each(|delivery| delivery.run(&self.events));
+            gated.into_iter().for_each(|delivery| delivery.run(&self.ways));
         } else if !changes.is_empty() || !gated.is_empty() {
             self.write_then_deliver(changes, gated, outcome.batch);
         }
@@ -405,7 +422,7 @@ impl Driver {
 
     fn write_then_deliver(&self, changes: Vec<crate::hub::Change>, gated: Vec<Delivery>, batch: u64) {
         self.writes.pending.fetch_add(1, Ordering::AcqRel);
-        let (writes, events) = (self.writes.clone(), self.events.clone());
+        let (writes, ways) = (self.writes.clone(), self.ways.clone());
         self.store.write_then(
             move |tx| changes.iter().try_for_each(|change| store::apply(tx, change)),
             move |written| {
@@ -416,7 +433,7 @@ impl Driver {
                 if writes.have_failed() {
                     gated.into_iter().for_each(Delivery::fail);
                 } else {
-                    gated.into_iter().for_each(|delivery| delivery.run(&events));
+                    gated.into_iter().for_each(|delivery| delivery.run(&ways));
                 }
                 writes.end_one();
             },
@@ -429,12 +446,13 @@ impl Driver {
             Output::Link(id, output) => Some(Delivery::Link(self.links.get(&id)?.clone(), output)),
             Output::Reply(reply, answer) => Some(Delivery::Reply(reply, answer)),
             Output::Event(event) => Some(Delivery::Event(event)),
+            Output::Listens(address) => Some(Delivery::Listens(address)),
         }
     }
 }
 
 impl Delivery {
-    fn run(self, events: &EventLog) {
+    fn run(self, ways: &Ways) {
         match self {
             Delivery::Link(link, output) => {
                 if let Err(mpsc::error::TrySendError::Full(_)) = link.outputs.try_send(Box::new(output)) {
@@ -443,7 +461,9 @@ impl Delivery {
             }
             // Whoever asked may have left.
             Delivery::Reply(reply, answer) => drop(reply.send(answer)),
-            Delivery::Event(event) => events.push(event),
+            Delivery::Event(event) => ways.events.push(event),
+            // Nobody may wait.
+            Delivery::Listens(address) => drop(ways.arrivals.send(address)),
         }
     }
 
@@ -454,7 +474,7 @@ impl Delivery {
             Delivery::Reply(reply, _) => {
                 drop(reply.send(Err(unwritten())));
             }
-            Delivery::Event(_) => {}
+            Delivery::Event(_) | Delivery::Listens(_) => {}
         }
     }
 }

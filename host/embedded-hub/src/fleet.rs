@@ -11,6 +11,7 @@ use iothub_protocol::query::Condition;
 use iothub_protocol::twin::TwinPatch;
 use job_engine::Fleet;
 use serde_json::json;
+use tokio::sync::broadcast;
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
@@ -36,6 +37,10 @@ impl HubFleet {
 }
 
 impl Fleet for HubFleet {
+    fn arrivals(&self) -> Option<broadcast::Receiver<Address>> {
+        Some(self.hub.arrivals())
+    }
+
     async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
         let mut walk = Walk::ids(&self.hub, condition);
         let mut selected = Vec::new();

@@ -172,6 +172,8 @@ pub enum Output<R> {
     Link(LinkId, LinkOutput),
     Reply(R, Result<Answer, HubError>),
     Event(HubEvent),
+    /// It is connected and has subscribed to methods.
+    Listens(Address),
 }
 
 /// A row to write.

@@ -10,7 +10,7 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
-use policy::JobPolicy;
+use policy::{FailureClass, JobPolicy};
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
 pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
@@ -115,6 +115,10 @@ pub struct DeviceJob {
     pub stage: Option<u32>,
     /// The twin is updated, and what makes the device succeed has not been reported yet.
     pub is_awaited: bool,
+    /// How often the device was asked.
+    pub attempts: u32,
+    /// When it is tried again, if it is.
+    pub next_attempt: Option<DateTime<Utc>>,
 }
 
 /// How a device's part of a job ended.
@@ -414,7 +418,14 @@ impl DeviceJob {
             }
         }
         if let Some(number) = self.stage {
-            row.insert("latch".into(), json!({"stage": number, "awaited": self.is_awaited}));
+            let mut latch = json!({"stage": number, "awaited": self.is_awaited, "attempts": self.attempts});
+            if let Some(next) = self.next_attempt {
+                latch["nextAttempt"] = json!(time::format(next));
+            }
+            if let (DeviceJobStatus::Failed, Some(outcome)) = (self.status, &self.outcome) {
+                latch["failure"] = json!(FailureClass::of_outcome(outcome));
+            }
+            row.insert("latch".into(), latch);
         }
         Value::Object(row)
     }
@@ -448,7 +459,8 @@ mod tests {
     #[test]
     fn a_policy_comes_back_wherever_the_job_does_and_without_one_there_is_no_field() {
         let plain = r#"{"type":"scheduleUpdateTwin","updateTwin":{"etag":"*","tags":{}},"queryCondition":"*"}"#;
-        let policy = json!({"version": 1, "policy": {"rate": 5, "onAbort": "keep"}});
+        let policy = json!({"version": 1, "policy": {"rate": 5,
+            "offline": {"waitInSeconds": 0, "then": "fail"}, "inDoubt": "again", "onAbort": "keep"}});
         let with = format!("{}, \"latch\": {policy}}}", &plain[..plain.len() - 1]);
         for (body, latch, progress) in
             [(plain, Value::Null, Value::Null), (with.as_str(), policy.clone(), json!({"stage": 1, "stages": 1}))]

@@ -9,6 +9,7 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
+use tokio::sync::broadcast;
 
 /// The devices and modules that jobs act on.
 ///
@@ -38,4 +39,10 @@ pub trait Fleet: Send + Sync + 'static {
         plugin: &str,
         devices: &[Address],
     ) -> impl Future<Output = Result<HashMap<Address, PinState>, HubError>> + Send;
+
+    /// Tells of each device that begins to listen for methods, from now on. `None` if the hub does not say: then devices
+    /// that are waited for are asked now and then.
+    fn arrivals(&self) -> Option<broadcast::Receiver<Address>> {
+        None
+    }
 }

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
 /// Changes to record in one transaction, in their order.
@@ -40,6 +41,10 @@ pub enum What {
     /// The device is pending again: its attempt came to nothing and another one will follow.
     Waiting {
         device: Address,
+        /// Not before that, unless the device connects; at once if absent.
+        until: Option<DateTime<Utc>>,
+        /// What failed, and how often the device has failed by now.
+        failed: Option<(u32, DeviceJobOutcome)>,
     },
     /// The device's twin is updated, and its report is waited for.
     Awaited {
@@ -102,7 +107,8 @@ pub struct SavedEnd {
     /// Counted from 1.
     pub stage: u32,
     pub at: DateTime<Utc>,
-    pub succeeded: bool,
+    /// `None` for a success.
+    pub failure: Option<FailureClass>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +118,11 @@ pub struct SavedTarget {
     pub attempt: u32,
     /// The attempt was recorded and may have been sent; its outcome is not known.
     pub in_doubt: bool,
+    /// How often it has failed so that it is tried again, and how the last time.
+    pub failures: u32,
+    pub last: Option<DeviceJobOutcome>,
+    /// When it is to be tried again.
+    pub until: Option<DateTime<Utc>>,
     /// Since when its report is waited for.
     pub awaited: Option<DateTime<Utc>>,
     /// Counted from 1; 0 in a job without a policy.

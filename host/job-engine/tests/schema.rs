@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 /// The field `latch` of a job that is created with this one and shown again; `None` if it is refused.
 fn shown(latch: &Value) -> Option<Value> {
-    let body = json!({"type": "scheduleUpdateTwin", "queryCondition": "*", "latch": latch,
-        "maxExecutionTimeInSeconds": 2_592_000,
-        "updateTwin": {"etag": "*", "properties": {"desired": {"latch": {"plugins": {"door": "1.0.0"}}}}}});
+    let mut body = json!({"queryCondition": "*", "latch": latch, "maxExecutionTimeInSeconds": 2_592_000,
+        "updateTwin": {"etag": "*", "properties": {"desired": {"latch": {"plugins": {"door": "1.0.0"}}}}},
+        "cloudToDeviceMethod": {"methodName": "lockDoor"}});
+    let is_twin = latch["policy"]["succeed"].get("plugin").is_some();
+    body["type"] = json!(if is_twin { "scheduleUpdateTwin" } else { "scheduleDeviceMethod" });
     let id = JobId::parse("j").expect("an id");
     let request = JobRequest::from_json(id, body.to_string().as_bytes()).ok()?;
     Some(request.to_json()["latch"].clone())
@@ -18,60 +20,117 @@ fn schema() -> Value {
     serde_json::from_str(include_str!("../policy.schema.json")).expect("JSON")
 }
 
+/// Follows references, and of several forms takes the one that `value` has.
+fn form<'s>(root: &'s Value, schema: &'s Value, value: &Value) -> &'s Value {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let target = root.pointer(reference.trim_start_matches('#')).unwrap_or_else(|| panic!("{reference}"));
+        return form(root, target, value);
+    }
+    let Some(forms) = schema["anyOf"].as_array() else { return schema };
+    let forms = forms.iter().map(|one| form(root, one, value));
+    let has = |form: &&Value| match form["type"].as_str() {
+        Some("object") => {
+            value.as_object().is_some_and(|value| value.keys().all(|name| form["properties"].get(name).is_some()))
+        }
+        Some("array") => value.is_array(),
+        _ => value.is_number(),
+    };
+    forms.into_iter().find(has).unwrap_or_else(|| panic!("{value} has none of the forms"))
+}
+
 /// Every field of the schema within `value`, by its way there and with its schema.
-fn fields<'s>(schema: &'s Value, value: &Value, way: &str, found: &mut Vec<(String, &'s Value)>) {
+fn fields<'s>(root: &'s Value, schema: &'s Value, value: &Value, way: &str, found: &mut Vec<(String, &'s Value)>) {
+    let schema = form(root, schema, value);
     if let Some(properties) = schema["properties"].as_object() {
         assert_eq!(schema["additionalProperties"], json!(false), "{way}");
         for (name, field) in properties {
+            // Of a choice one is there.
+            if schema["maxProperties"] == json!(1) && value.get(name).is_none() {
+                continue;
+            }
             let way = format!("{way}/{name}");
-            found.push((way.clone(), field));
-            fields(field, &value[name], &way, found);
+            let value = &value[name];
+            assert!(!value.is_null(), "{way} is in the schema only");
+            found.push((way.clone(), form(root, field, value)));
+            fields(root, field, value, &way, found);
         }
     }
     if schema.get("items").is_some() {
-        fields(&schema["items"], &value[0], &format!("{way}/0"), found);
+        let way = format!("{way}/0");
+        found.push((way.clone(), form(root, &schema["items"], &value[0])));
+        fields(root, &schema["items"], &value[0], &way, found);
     }
+}
+
+/// Policies that have every field between them, and how many fields the schema finds in each.
+fn full() -> [(Value, usize); 2] {
+    let stages = json!([{"percent": 100, "successThreshold": 80, "minimumSample": 7, "pauseInSeconds": 6}]);
+    let twin = json!({"version": 1, "policy": {
+        "stages": stages, "rate": 5, "inDoubt": "again", "onAbort": "unpin",
+        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2}],
+        "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
+        "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
+        "offline": {"waitInSeconds": 0, "then": "fail"},
+    }});
+    let method = json!({"version": 1, "policy": {
+        "stages": stages, "inDoubt": "fail", "onAbort": "keep",
+        "rate": {"base": 5, "factor": 3, "maximum": 50, "growAfter": {"started": 10}},
+        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2}],
+        "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
+        "succeed": {"statuses": [[200, 299]]},
+        "offline": {"waitInSeconds": 60, "then": "skip"},
+    }});
+    [(twin, 32), (method, 37)]
 }
 
 #[test]
 fn the_schema_has_the_fields_bounds_and_defaults_of_the_reader() {
-    let full = json!({"version": 1, "policy": {
-        "stages": [{"percent": 100, "successThreshold": 80, "minimumSample": 7, "pauseInSeconds": 6}],
-        "rate": 5,
-        "abort": {"failurePercent": 4, "minimum": 3, "windowInSeconds": 2},
-        "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
-        "onAbort": "unpin",
-    }});
-    assert_eq!(shown(&full).as_ref(), Some(&full), "all of it is read");
     let schema = schema();
-    let mut found = Vec::new();
-    fields(&schema, &full, "", &mut found);
-    assert_eq!(found.len(), 17, "and no more");
-    for (way, field) in found {
-        let value = full.pointer(&way).unwrap_or_else(|| panic!("{way} is in the schema only"));
-        let with = |changed: Value| {
-            let mut latch = full.clone();
-            *latch.pointer_mut(&way).expect("found above") = changed;
-            shown(&latch)
-        };
-        if let Some(default) = field.get("default") {
-            let (parent, name) = way.rsplit_once('/').expect("a way");
-            let mut latch = full.clone();
-            let parent = latch.pointer_mut(parent).and_then(Value::as_object_mut).expect("an object");
-            parent.remove(name);
-            assert_eq!(shown(&latch).expect("optional").pointer(&way), Some(default), "{way}");
+    for (full, count) in full() {
+        assert_eq!(shown(&full).as_ref(), Some(&full), "all of it is read");
+        let mut found = Vec::new();
+        fields(&schema, &schema, &full, "", &mut found);
+        assert_eq!(found.len(), count, "and no more");
+        for (way, field) in found {
+            agrees(&full, &way, field);
         }
-        for (bound, beyond) in [("minimum", -1), ("maximum", 1)] {
-            let Some(bound) = field.get(bound).and_then(Value::as_i64) else { continue };
-            // A stage of less than everything is refused for another reason.
-            assert!(way.ends_with("percent") || with(json!(bound)).is_some(), "{way} {bound}");
-            assert!(with(json!(bound + beyond)).is_none(), "{way} {bound}");
-        }
-        for choice in field["enum"].as_array().into_iter().flatten() {
-            assert!(with(choice.clone()).is_some(), "{way} {choice}");
-        }
-        if value.is_number() {
-            assert!(with(json!("1")).is_none(), "{way} is no text");
-        }
+    }
+}
+
+/// The reader's bounds, default and choices of a field are the schema's.
+fn agrees(full: &Value, way: &str, field: &Value) {
+    let value = full.pointer(way).expect("found there");
+    let is_twin = full["policy"]["succeed"].get("plugin").is_some();
+    let with = |changed: Value| {
+        let mut latch = full.clone();
+        *latch.pointer_mut(way).expect("found there") = changed;
+        shown(&latch)
+    };
+    if let Some(default) = field.get("default") {
+        let (parent, name) = way.rsplit_once('/').expect("a way");
+        let mut latch = full.clone();
+        let parent = latch.pointer_mut(parent).and_then(Value::as_object_mut).expect("an object");
+        parent.remove(name);
+        assert_eq!(shown(&latch).expect("optional").pointer(way), Some(default), "{way}");
+    }
+    for (bound, beyond) in [("minimum", -1), ("maximum", 1)] {
+        let Some(bound) = field.get(bound).and_then(Value::as_i64) else { continue };
+        // Some bounds leave no room for another field: a stage of less than everything, a base above the maximum.
+        let binds_others = ["percent", "base", "backoffInSeconds"].iter().any(|name| way.ends_with(name));
+        let is_for_methods = is_twin && way.contains("/offline/");
+        assert!(binds_others || is_for_methods || with(json!(bound)).is_some(), "{way} {bound}");
+        assert!(with(json!(bound + beyond)).is_none(), "{way} {bound}");
+    }
+    for choice in field["enum"].as_array().into_iter().flatten() {
+        // Where there is a rule for devices that are offline, no other may name them.
+        let excluded: &[&str] = if is_twin { &["unknown", "version"] } else { &["unknown", "version", "offline"] };
+        let is_excluded = way.contains("/retry/") && excluded.iter().any(|name| choice == name);
+        let is_for_methods = choice == "skip" && is_twin;
+        let needs_a_pin = choice == "unpin" && !is_twin;
+        let allowed = !is_excluded && !is_for_methods && !needs_a_pin;
+        assert_eq!(with(choice.clone()).is_some(), allowed, "{way} {choice}");
+    }
+    if value.is_number() {
+        assert!(with(json!("1")).is_none(), "{way} is no text");
     }
 }

@@ -125,6 +125,7 @@ impl Peer {
                     }
                     Output::Reply((), answer) => self.answers.extend(answer),
                     Output::Event(event) => drop(self.events.to_json(1, &event).to_string()),
+                    Output::Listens(_) => {}
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use iothub_protocol::job::policy::{FailureClass, GrowAfter};
 
 use super::ScheduleArgs;
 use crate::units::duration;
@@ -36,6 +37,52 @@ pub(crate) struct PolicyArgs {
     /// Count only the outcomes of so long, such as 10m [default: all]
     #[arg(long, value_name = "TIME", value_parser = seconds, requires = "abort_failures", help_heading = POLICY)]
     pub(crate) abort_window: Option<u32>,
+    /// Count only these failures, such as timeout,fault [default: all]
+    #[arg(long, value_name = "CLASS", value_delimiter = ',', value_parser = class, requires = "abort_failures", help_heading = POLICY)]
+    pub(crate) abort_on: Vec<FailureClass>,
+    /// Let the rate grow each time so many devices were started or have succeeded, such as succeeded:100
+    #[arg(long, value_name = "WHAT:N", value_parser = growth, requires = "rate", help_heading = POLICY)]
+    pub(crate) grow_after: Option<GrowAfter>,
+    /// By how much the rate is multiplied then [default: 2]
+    #[arg(long, value_name = "N", requires = "grow_after", help_heading = POLICY)]
+    pub(crate) rate_factor: Option<u32>,
+    /// Let the rate grow no further [default: 10000]
+    #[arg(long, value_name = "N", requires = "grow_after", help_heading = POLICY)]
+    pub(crate) rate_max: Option<u32>,
+    /// Try devices again whose failure is one of these, so often, such as timeout,fault:3; several times for several
+    /// rules. Failures are offline, timeout, throttled, missing, refused, fault and answer
+    #[arg(long, value_name = "CLASS,…:N", value_parser = retries, help_heading = POLICY)]
+    pub(crate) retry: Vec<Retries>,
+    /// How long to wait before the first retry; each further one waits twice as long [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = seconds, requires = "retry", help_heading = POLICY)]
+    pub(crate) backoff: Option<u32>,
+    /// The longest wait before a retry [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = seconds, requires = "retry", help_heading = POLICY)]
+    pub(crate) backoff_max: Option<u32>,
+    /// If the hub ends while a device is asked, the device has failed, instead of being asked again
+    #[arg(long, help_heading = POLICY)]
+    pub(crate) fail_in_doubt: bool,
+}
+
+/// What a method job makes of its devices' answers, and of those that are not there.
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct AnswerArgs {
+    /// Count only answers with these statuses as success, such as 200-299,409 [default: any answer]
+    #[arg(long, value_name = "STATUS", value_delimiter = ',', value_parser = statuses, help_heading = POLICY)]
+    pub(crate) success_status: Vec<[i32; 2]>,
+    /// Wait for devices that are not connected: so long from the job's beginning, each runs when it connects
+    #[arg(long, value_name = "TIME", value_parser = seconds, help_heading = POLICY)]
+    pub(crate) wait_offline: Option<u32>,
+    /// Leave out devices that are not connected, or not in time, instead of counting them as failed
+    #[arg(long, help_heading = POLICY)]
+    pub(crate) skip_offline: bool,
+}
+
+/// Failures after which a device is tried again, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Retries {
+    pub(crate) on: Vec<FailureClass>,
+    pub(crate) retries: u32,
 }
 
 /// When a device of a twin job has succeeded.
@@ -91,6 +138,41 @@ fn seconds(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a time is a whole number of seconds with its unit: 10s, 5m, 2h".to_owned())
 }
 
+fn class(text: &str) -> Result<FailureClass, String> {
+    let names = || FailureClass::ALL.map(FailureClass::name).join(", ");
+    FailureClass::by_name(text).ok_or_else(|| format!("a class of failures is one of {}", names()))
+}
+
+/// `timeout,fault:3`.
+fn retries(text: &str) -> Result<Retries, String> {
+    let wrong = || "a retry names failures and how often to try again: timeout,fault:3".to_owned();
+    let (classes, count) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let on = classes.split(',').map(class).collect::<Result<_, _>>()?;
+    Ok(Retries { on, retries: count.parse().map_err(|_| wrong())? })
+}
+
+/// `started:100` or `succeeded:100`.
+fn growth(text: &str) -> Result<GrowAfter, String> {
+    let wrong = || "a rate grows after started:N or succeeded:N".to_owned();
+    let (what, count) = text.split_once(':').ok_or_else(wrong)?;
+    let count = count.parse().map_err(|_| wrong())?;
+    match what {
+        "started" => Ok(GrowAfter::Started(count)),
+        "succeeded" => Ok(GrowAfter::Succeeded(count)),
+        _ => Err(wrong()),
+    }
+}
+
+/// `409` or `200-299`.
+fn statuses(text: &str) -> Result<[i32; 2], String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.parse::<u16>().ok().map(i32::from);
+    match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => Ok([first, last]),
+        _ => Err("statuses are a number, or two with a dash between them: 200-299,409".to_owned()),
+    }
+}
+
 fn plugin_name(text: &str) -> Result<String, String> {
     match text.strip_prefix("plugin:") {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),
@@ -114,6 +196,13 @@ mod tests {
             times(&["10s", "5m", "0s", "2000ms", "250ms", "10", "x"]),
             [Some(10), Some(300), Some(0), Some(2), None, None, None]
         );
+        let retry = Retries { on: vec![FailureClass::Timeout, FailureClass::Fault], retries: 3 };
+        assert_eq!(retries("timeout,fault:3"), Ok(retry));
+        assert!(["timeout", "timeout:x", "late:3", ":3"].iter().all(|text| retries(text).is_err()));
+        assert_eq!(growth("succeeded:100"), Ok(GrowAfter::Succeeded(100)));
+        assert!(["100", "failed:1", "started:"].iter().all(|text| growth(text).is_err()));
+        assert_eq!((statuses("200-299"), statuses("409")), (Ok([200, 299]), Ok([409, 409])));
+        assert!(["", "299-200", "-5", "x"].iter().all(|text| statuses(text).is_err()));
         assert_eq!(plugin_name("plugin:lock-door"), Ok("lock-door".to_owned()));
         assert!(plugin_name("lock-door").is_err() && plugin_name("plugin:").is_err());
     }

@@ -11,7 +11,7 @@ use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
 use super::policy;
-use crate::args::{JobCommand, ReportArgs, RolloutArgs, ScheduleArgs};
+use crate::args::{JobCommand, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, name, table};
@@ -19,13 +19,13 @@ use crate::progress;
 
 pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
     match command {
-        JobCommand::Method { name, call, schedule, policy } => {
+        JobCommand::Method { name, call, schedule, policy, answer } => {
             let action = JobAction::Method(super::direct_method(name, &call)?);
-            create(action, schedule, policy::policy(&policy, None, &ReportArgs::default())?, context).await
+            create(action, schedule, policy::of_methods(&policy, &answer), context).await
         }
         JobCommand::Twin { change, schedule, policy, success } => {
             let action = JobAction::UpdateTwin(super::twin_update(&change)?);
-            let policy = policy::policy(&policy, success.success_by.as_deref(), &success.report)?;
+            let policy = policy::of_updates(&policy, success.success_by.as_deref(), &success.report)?;
             create(action, schedule, policy, context).await
         }
         JobCommand::List => list(context).await,
@@ -47,7 +47,7 @@ pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Res
         policy.stage = ROLLOUT_STAGES.to_vec();
     }
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
-    let policy = policy::policy(&policy, Some(name.as_str()), &report)?;
+    let policy = policy::of_updates(&policy, Some(name.as_str()), &report)?;
     create(JobAction::UpdateTwin(update), schedule, policy, context).await
 }
 

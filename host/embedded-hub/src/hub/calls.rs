@@ -111,8 +111,8 @@ impl<R> Hub<R> {
         }
     }
 
-    /// Send what waited for this device, if it listens now. Gated: the subscription that they waited for is
-    /// acknowledged first.
+    /// Send what waited for this device, if it listens now, and tell who else waits. Gated: the subscription that they
+    /// waited for is acknowledged first.
     pub(super) fn release_waiting_calls(&mut self, now: Now, id: &Address) {
         let Some(link) = self.entities.get(id).and_then(|entity| entity.listening(Subscription::Methods)) else {
             return;
@@ -124,6 +124,7 @@ impl<R> Hub<R> {
                 self.gated.push_back(output);
             }
         }
+        self.gated.push_back(Output::Listens(id.clone()));
     }
 
     fn send_call(&mut self, now: Now, number: u64, link: LinkId) -> Option<Output<R>> {

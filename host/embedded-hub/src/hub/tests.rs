@@ -96,6 +96,7 @@ impl Fixture {
         for output in outcome.immediate.into_iter().chain(outcome.gated) {
             match output {
                 Output::Event(event) => self.events.push(event.kind_name()),
+                Output::Listens(_) => {}
                 output => self.outputs.push(output),
             }
         }
@@ -189,7 +190,7 @@ impl Fixture {
                 Output::Reply(reply, Ok(Answer::Method(method))) => Some(format!("reply {reply} {}", method.status)),
                 Output::Reply(reply, Ok(_)) => Some(format!("reply {reply} ok")),
                 Output::Reply(reply, Err(error)) => Some(format!("reply {reply} {}", error.code.number())),
-                Output::Event(_) => None,
+                Output::Event(_) | Output::Listens(_) => None,
             })
             .collect()
     }

@@ -1,25 +1,34 @@
 //! How a job goes over its devices: in stages, at a rate, and only as long as it goes well. Azure has none of this; the
 //! field `latch` beside its own is ignored by its clients. `host/job-engine/policy.schema.json` describes it.
 
+mod failure;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{JobAction, MAX_MAX_EXECUTION};
 use crate::error::{ErrorCode, HubError};
 use crate::plugin_report;
 
+pub use failure::{FailureClass, PolicyOutcome};
+pub use rules::{
+    AbortRule, AnswerRule, DEFAULT_ABORT_MINIMUM, DEFAULT_BACKOFF, DEFAULT_LONGEST_BACKOFF, DEFAULT_RATE_FACTOR,
+    DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowAfter, GrowingRate, InDoubt, OfflineEnd, OfflineRule,
+    OnAbort, Rate, ReportRule, RetryRule, Stage, SuccessRule,
+};
+
 /// The version of the field `latch` that this crate reads and writes.
 pub const POLICY_VERSION: u64 = 1;
 /// Fastest rate, in devices a second. Beyond it no rate is the plainer wish.
 pub const MAX_RATE: u32 = 10_000;
-
-/// Percent of a stage's devices that must succeed, if the stage does not say.
-pub const DEFAULT_SUCCESS_THRESHOLD: u8 = 90;
-/// Devices with an outcome before an abort rule is applied, if it does not say; as many as a canary's calls.
-pub const DEFAULT_ABORT_MINIMUM: u32 = 10;
-/// Seconds in which a device must report, if the policy does not say.
-pub const DEFAULT_REPORT_TIMEOUT: u32 = 600;
+/// How often a device can be tried again.
+pub const MAX_RETRIES: u32 = 100;
+/// Rules of one kind that a policy may have.
+pub const MAX_RULES: usize = 16;
 
 /// A job's policy. Without any of its rules a job is as at Azure.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -28,108 +37,18 @@ pub struct JobPolicy {
     /// Growing shares of the devices, the last of them all. None is one stage with all devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
-    /// How many devices are started in a second, 1 to [`MAX_RATE`].
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub abort: Option<AbortRule>,
+    pub rate: Option<Rate>,
+    /// Any of them aborts the job.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub abort: Vec<AbortRule>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub retry: Vec<RetryRule>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub succeed: Option<SuccessRule>,
+    pub offline: OfflineRule,
+    pub in_doubt: InDoubt,
     pub on_abort: OnAbort,
-}
-
-/// A share of the devices, and what it takes to go on to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Stage {
-    /// Of all devices, 1 to 100, those of earlier stages included.
-    pub percent: u8,
-    /// Percent of the stage's devices with an outcome that must have succeeded, 0 to 100. When so many have failed that
-    /// it cannot be reached any more, the job is aborted.
-    #[serde(default = "default_threshold")]
-    pub success_threshold: u8,
-    /// How many of the stage's devices must have an outcome; all of them if absent or if there are fewer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minimum_sample: Option<u32>,
-    /// Seconds from when that is so until the next stage.
-    #[serde(default)]
-    pub pause_in_seconds: u32,
-}
-
-/// When a job is aborted, whatever its stages say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AbortRule {
-    /// More than so many percent failed, 0 to 99, of the devices with an outcome.
-    pub failure_percent: u8,
-    /// But not before so many have one, at least 1.
-    #[serde(default = "default_minimum")]
-    pub minimum: u32,
-    /// Only outcomes of so many seconds up to now count; all if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub window_in_seconds: Option<u32>,
-}
-
-/// What makes a device of a twin job succeed, instead of the update alone: that it reports to run what the update pins.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SuccessRule {
-    /// The plugin that the update pins to a version, in `desired.latch.plugins`.
-    pub plugin: String,
-    /// Seconds for which the device must go on to report it; a restart of the hub begins them anew.
-    #[serde(default)]
-    pub soak_in_seconds: u32,
-    /// Seconds from the update until the device must have reported it, the time that it is offline included.
-    #[serde(default = "default_timeout")]
-    pub timeout_in_seconds: u32,
-}
-
-/// What becomes of the devices that an aborted job has reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum OnAbort {
-    /// They stay as they are.
-    #[default]
-    Keep,
-    /// The pin of [`SuccessRule::plugin`] is removed from their twins.
-    Unpin,
-}
-
-/// Why a device of a job with a policy has the outcome that it has; beside IoT Hub's own codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PolicyOutcome {
-    /// The device reports that the version fails on it, or that it does not run it.
-    PluginVersionFailed,
-    /// The device did not report in time that it runs the version.
-    PluginVersionNotReported,
-    /// The job was aborted before the device's turn, or before its outcome was known.
-    JobAborted,
-    /// The job was cancelled before the device's outcome was known.
-    JobCancelled,
-}
-
-impl PolicyOutcome {
-    /// The error's code in a device's row.
-    pub fn code(self) -> &'static str {
-        match self {
-            PolicyOutcome::PluginVersionFailed => "PluginVersionFailed",
-            PolicyOutcome::PluginVersionNotReported => "PluginVersionNotReported",
-            PolicyOutcome::JobAborted => "JobAborted",
-            PolicyOutcome::JobCancelled => "JobCancelled",
-        }
-    }
-}
-
-fn default_threshold() -> u8 {
-    DEFAULT_SUCCESS_THRESHOLD
-}
-
-fn default_minimum() -> u32 {
-    DEFAULT_ABORT_MINIMUM
-}
-
-fn default_timeout() -> u32 {
-    DEFAULT_REPORT_TIMEOUT
 }
 
 impl JobPolicy {
@@ -137,7 +56,7 @@ impl JobPolicy {
     ///
     /// # Errors
     /// 400004, naming the place and what is allowed there: for another version, a field that is not known, a number
-    /// out of its range, and rules that do not fit the action or the job's time of so many seconds.
+    /// out of its range, and rules that do not fit each other, the action or the job's time of so many seconds.
     pub(super) fn from_json(latch: &Value, action: &JobAction, window: u32) -> Result<Option<JobPolicy>, HubError> {
         if latch.is_null() {
             return Ok(None);
@@ -147,15 +66,18 @@ impl JobPolicy {
             return Err(invalid(format!("latch.version must be {POLICY_VERSION}, as this hub knows no other")));
         }
         let policy = fields.get("policy").ok_or_else(|| invalid("latch.policy is missing".into()))?;
-        let fields = object(policy, "latch.policy", &["stages", "rate", "abort", "succeed", "onAbort"])?;
+        let fields = object(policy, "latch.policy", FIELDS)?;
         let policy = JobPolicy {
             stages: part(fields, "stages")?.unwrap_or_default(),
             rate: part(fields, "rate")?,
-            abort: part(fields, "abort")?,
-            succeed: part(fields, "succeed")?,
+            abort: abort(fields)?,
+            retry: part(fields, "retry")?.unwrap_or_default(),
+            succeed: succeed(fields)?,
+            offline: part(fields, "offline")?.unwrap_or_default(),
+            in_doubt: part(fields, "inDoubt")?.unwrap_or_default(),
             on_abort: part(fields, "onAbort")?.unwrap_or_default(),
         };
-        policy.check(action)?;
+        policy.check(action).map_err(|text| invalid(format!("latch.policy.{text}")))?;
         let shortest = policy.shortest();
         if shortest >= u64::from(window) {
             return Err(invalid(format!(
@@ -170,60 +92,106 @@ impl JobPolicy {
         json!({"version": POLICY_VERSION, "policy": self})
     }
 
-    /// The plugin and the version that each device must report, if that is what makes it succeed.
-    pub fn pinned<'a>(&'a self, action: &'a JobAction) -> Option<(&'a str, &'a str)> {
-        let plugin = self.succeed.as_ref()?.plugin.as_str();
+    /// What each device must report to succeed, and the version that it must run, if that is what makes it succeed.
+    pub fn awaited<'a>(&'a self, action: &'a JobAction) -> Option<(&'a ReportRule, &'a str)> {
+        let SuccessRule::Report(rule) = self.succeed.as_ref()? else { return None };
         let JobAction::UpdateTwin(update) = action else { return None };
-        Some((plugin, plugin_report::pins(update.desired.as_ref()?)?.get(plugin)?.as_str()?))
+        let version = plugin_report::pins(update.desired.as_ref()?)?.get(&rule.plugin)?.as_str()?;
+        Some((rule, version))
+    }
+
+    /// Whether a device that answered with that status has succeeded.
+    pub fn is_success(&self, status: i32) -> bool {
+        !matches!(&self.succeed, Some(SuccessRule::Answer(rule)) if !rule.includes(status))
+    }
+
+    /// The rule by which a device is tried again after a failure of that class.
+    pub fn retry_of(&self, class: FailureClass) -> Option<&RetryRule> {
+        self.retry.iter().find(|rule| rule.on.contains(&class))
     }
 
     /// Seconds that pass even if every device succeeds as soon as it may.
     fn shortest(&self) -> u64 {
-        let (stages, soak) =
-            (self.stages.len().max(1) as u64, self.succeed.as_ref().map_or(0, |it| it.soak_in_seconds));
+        let soak = match &self.succeed {
+            Some(SuccessRule::Report(rule)) => rule.soak_in_seconds,
+            _ => 0,
+        };
         let pauses = self.stages.iter().rev().skip(1).map(|stage| u64::from(stage.pause_in_seconds));
-        pauses.sum::<u64>() + stages * u64::from(soak)
+        pauses.sum::<u64>() + self.stages.len().max(1) as u64 * u64::from(soak)
     }
 
-    fn check(&self, action: &JobAction) -> Result<(), HubError> {
+    fn check(&self, action: &JobAction) -> Result<(), String> {
         let mut before = 0;
         for (number, stage) in self.stages.iter().enumerate() {
-            let at = |text: String| invalid(format!("latch.policy.stages[{number}].{text}"));
-            if stage.percent <= before || stage.percent > 100 {
-                return Err(at(format!("percent must be above {before} and at most 100: each stage adds devices")));
-            }
+            stage.check(before).map_err(|text| format!("stages[{number}].{text}"))?;
             before = stage.percent;
-            range("successThreshold", u32::from(stage.success_threshold), 0, 100).map_err(at)?;
-            range("minimumSample", stage.minimum_sample.unwrap_or(1), 1, u32::MAX).map_err(at)?;
-            range("pauseInSeconds", stage.pause_in_seconds, 0, MAX_MAX_EXECUTION).map_err(at)?;
         }
         if !matches!(before, 0 | 100) {
-            let text = "latch.policy.stages must end with {\"percent\": 100}, as every device gets its turn";
-            return Err(invalid(text.into()));
+            return Err("stages must end with {\"percent\": 100}, as every device gets its turn".into());
         }
-        let at = |text: String| invalid(format!("latch.policy.{text}"));
-        range("rate", self.rate.unwrap_or(1), 1, MAX_RATE).map_err(at)?;
-        if let Some(abort) = self.abort {
-            let at = |text: String| invalid(format!("latch.policy.abort.{text}"));
-            range("failurePercent", u32::from(abort.failure_percent), 0, 99).map_err(at)?;
-            range("minimum", abort.minimum, 1, u32::MAX).map_err(at)?;
-            range("windowInSeconds", abort.window_in_seconds.unwrap_or(1), 1, MAX_MAX_EXECUTION).map_err(at)?;
+        self.rate.map_or(Ok(()), |rate| rate.check())?;
+        if self.abort.len().max(self.retry.len()) > MAX_RULES {
+            return Err(format!("abort and retry have at most {MAX_RULES} rules each"));
         }
-        if let Some(succeed) = &self.succeed {
-            let at = |text: String| invalid(format!("latch.policy.succeed.{text}"));
-            range("soakInSeconds", succeed.soak_in_seconds, 0, MAX_MAX_EXECUTION - 1).map_err(at)?;
-            range("timeoutInSeconds", succeed.timeout_in_seconds, 1, MAX_MAX_EXECUTION).map_err(at)?;
-            if self.pinned(action).is_none() {
-                let name = &succeed.plugin;
-                return Err(at(format!(
-                    "plugin needs a scheduleUpdateTwin that pins it: {{\"properties\": {{\"desired\": {{\"latch\": \
-                     {{\"plugins\": {{{name:?}: \"1.2.3\"}}}}}}}}}}"
-                )));
+        for (number, rule) in self.abort.iter().enumerate() {
+            let at = if self.abort.len() == 1 { "abort".to_owned() } else { format!("abort[{number}]") };
+            rule.check().map_err(|text| format!("{at}.{text}"))?;
+        }
+        for (number, rule) in self.retry.iter().enumerate() {
+            rule.check().map_err(|text| format!("retry[{number}].{text}"))?;
+        }
+        self.offline.check().map_err(|text| format!("offline.{text}"))?;
+        if self.offline != OfflineRule::default() {
+            if let JobAction::UpdateTwin(_) = action {
+                return Err("offline is for methods: a twin is updated whether or not its device is connected".into());
             }
-        } else if self.on_abort == OnAbort::Unpin {
-            return Err(at("onAbort \"unpin\" needs succeed, which names the plugin".into()));
+            if self.retry_of(FailureClass::Offline).is_some() {
+                return Err("offline and a retry rule for offline do not go together: choose one".into());
+            }
         }
-        Ok(())
+        self.check_success(action)
+    }
+
+    fn check_success(&self, action: &JobAction) -> Result<(), String> {
+        match (&self.succeed, action) {
+            (Some(SuccessRule::Answer(rule)), JobAction::Method(_)) => {
+                rule.check().map_err(|text| format!("succeed.{text}"))?;
+            }
+            (Some(SuccessRule::Answer(_)), JobAction::UpdateTwin(_)) => {
+                return Err("succeed.statuses needs a scheduleDeviceMethod, whose answers have a status".into());
+            }
+            (Some(SuccessRule::Report(rule)), _) => {
+                range("succeed.soakInSeconds", rule.soak_in_seconds, 0, MAX_MAX_EXECUTION - 1)?;
+                range("succeed.timeoutInSeconds", rule.timeout_in_seconds, 1, MAX_MAX_EXECUTION)?;
+                if self.awaited(action).is_none() {
+                    let name = &rule.plugin;
+                    return Err(format!(
+                        "succeed.plugin needs a scheduleUpdateTwin that pins it: {{\"properties\": {{\"desired\": \
+                         {{\"latch\": {{\"plugins\": {{{name:?}: \"1.2.3\"}}}}}}}}}}"
+                    ));
+                }
+            }
+            (None, _) => {}
+        }
+        match (self.on_abort, &self.succeed) {
+            (OnAbort::Keep, _) | (OnAbort::Unpin, Some(SuccessRule::Report(_))) => Ok(()),
+            (OnAbort::Unpin, _) => Err("onAbort \"unpin\" needs succeed, which names the plugin".into()),
+        }
+    }
+}
+
+/// One rule, or a list of them.
+fn abort(fields: &Map<String, Value>) -> Result<Vec<AbortRule>, HubError> {
+    match fields.get("abort") {
+        Some(Value::Array(_)) => Ok(part(fields, "abort")?.unwrap_or_default()),
+        _ => Ok(part(fields, "abort")?.into_iter().collect()),
+    }
+}
+
+fn succeed(fields: &Map<String, Value>) -> Result<Option<SuccessRule>, HubError> {
+    match fields.get("succeed") {
+        Some(rule) if rule.get("statuses").is_some() => Ok(part(fields, "succeed")?.map(SuccessRule::Answer)),
+        _ => Ok(part(fields, "succeed")?.map(SuccessRule::Report)),
     }
 }
 
@@ -252,98 +220,4 @@ fn invalid(text: String) -> HubError {
     HubError::new(ErrorCode::ArgumentInvalid, text)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::TwinUpdate;
-
-    fn pin() -> JobAction {
-        let desired = json!({"latch": {"plugins": {"lock-door": "2.0.0"}}}).as_object().cloned();
-        JobAction::UpdateTwin(TwinUpdate { tags: None, desired })
-    }
-
-    fn read(policy: &str) -> Result<JobPolicy, String> {
-        let latch = serde_json::from_str(&format!(r#"{{"version": 1, "policy": {policy}}}"#)).expect(policy);
-        let read = JobPolicy::from_json(&latch, &pin(), 1000).map_err(|error| error.message)?;
-        Ok(read.expect("a policy"))
-    }
-
-    #[test]
-    fn a_policy_is_read_with_its_defaults_and_written_back() {
-        let stage = |percent| Stage { percent, success_threshold: 90, minimum_sample: None, pause_in_seconds: 0 };
-        let staged = JobPolicy { stages: vec![stage(5), stage(100)], ..JobPolicy::default() };
-        let whole = r#"{"stages": [{"percent": 100, "successThreshold": 50, "minimumSample": 3, "pauseInSeconds": 60}],
-            "rate": 7, "abort": {"failurePercent": 10, "minimum": 20, "windowInSeconds": 600},
-            "succeed": {"plugin": "lock-door", "soakInSeconds": 10, "timeoutInSeconds": 30}, "onAbort": "unpin"}"#;
-        let stage = Stage { percent: 100, success_threshold: 50, minimum_sample: Some(3), pause_in_seconds: 60 };
-        let plugin = || "lock-door".to_owned();
-        for (text, expected) in [
-            ("{}", JobPolicy::default()),
-            (r#"{"stages": [], "rate": null, "onAbort": "keep"}"#, JobPolicy::default()),
-            (r#"{"stages": [{"percent": 5}, {"percent": 100}]}"#, staged),
-            (
-                r#"{"abort": {"failurePercent": 0}, "succeed": {"plugin": "lock-door"}}"#,
-                JobPolicy {
-                    abort: Some(AbortRule { failure_percent: 0, minimum: 10, window_in_seconds: None }),
-                    succeed: Some(SuccessRule { plugin: plugin(), soak_in_seconds: 0, timeout_in_seconds: 600 }),
-                    ..JobPolicy::default()
-                },
-            ),
-            (
-                whole,
-                JobPolicy {
-                    stages: vec![stage],
-                    rate: Some(7),
-                    abort: Some(AbortRule { failure_percent: 10, minimum: 20, window_in_seconds: Some(600) }),
-                    succeed: Some(SuccessRule { plugin: plugin(), soak_in_seconds: 10, timeout_in_seconds: 30 }),
-                    on_abort: OnAbort::Unpin,
-                },
-            ),
-        ] {
-            assert_eq!(read(text).as_ref(), Ok(&expected), "{text}");
-            assert_eq!(JobPolicy::from_json(&expected.to_json(), &pin(), 1000), Ok(Some(expected)), "{text}");
-        }
-        assert_eq!(JobPolicy::from_json(&Value::Null, &pin(), 1000), Ok(None));
-    }
-
-    #[test]
-    fn what_is_not_known_or_not_possible_is_refused_with_its_place() {
-        for (policy, text) in [
-            ("[]", "latch.policy must be an object"),
-            (r#"{"stage": []}"#, r#"latch.policy has no field "stage", only stages, rate, abort, succeed, onAbort"#),
-            (r#"{"stages": [{}]}"#, "latch.policy.stages: missing field `percent`"),
-            (r#"{"stages": [{"percent": 5, "soak": 1}]}"#, "latch.policy.stages: unknown field `soak`"),
-            (r#"{"stages": [{"percent": "5"}]}"#, "latch.policy.stages: invalid type"),
-            (r#"{"stages": [{"percent": 0}]}"#, "latch.policy.stages[0].percent must be above 0"),
-            (r#"{"stages": [{"percent": 5}, {"percent": 5}]}"#, "latch.policy.stages[1].percent must be above 5"),
-            (r#"{"stages": [{"percent": 101}]}"#, "latch.policy.stages[0].percent must be above 0 and at most 100"),
-            (r#"{"stages": [{"percent": 50}]}"#, "latch.policy.stages must end with"),
-            (r#"{"stages": [{"percent": 100, "successThreshold": 101}]}"#, "successThreshold must be within [0; 100]"),
-            (r#"{"stages": [{"percent": 100, "minimumSample": 0}]}"#, "minimumSample must be at least 1"),
-            (r#"{"stages": [{"percent": 100, "pauseInSeconds": 2592001}]}"#, "pauseInSeconds must be within"),
-            (r#"{"rate": 0}"#, "latch.policy.rate must be within [1; 10000]"),
-            (r#"{"rate": -1}"#, "latch.policy.rate: invalid value"),
-            (r#"{"abort": {}}"#, "latch.policy.abort: missing field `failurePercent`"),
-            (r#"{"abort": {"failurePercent": 100}}"#, "latch.policy.abort.failurePercent must be within [0; 99]"),
-            (r#"{"abort": {"failurePercent": 1, "minimum": 0}}"#, "latch.policy.abort.minimum must be at least 1"),
-            (r#"{"abort": {"failurePercent": 1, "windowInSeconds": 0}}"#, "abort.windowInSeconds must be within"),
-            (r#"{"succeed": {}}"#, "latch.policy.succeed: missing field `plugin`"),
-            (r#"{"succeed": {"plugin": "lamp"}}"#, r#"plugin needs a scheduleUpdateTwin that pins it: {"properties""#),
-            (r#"{"succeed": {"plugin": "lock-door", "timeoutInSeconds": 0}}"#, "timeoutInSeconds must be within"),
-            (
-                r#"{"stages": [{"percent": 50, "pauseInSeconds": 800}, {"percent": 100, "pauseInSeconds": 999}],
-                    "succeed": {"plugin": "lock-door", "soakInSeconds": 100}}"#,
-                "maxExecutionTimeInSeconds is 1000, and latch.policy alone pauses and soaks for 1000 seconds",
-            ),
-            (r#"{"onAbort": "explode"}"#, "latch.policy.onAbort: unknown variant `explode`"),
-            (r#"{"onAbort": "unpin"}"#, "onAbort \"unpin\" needs succeed"),
-        ] {
-            let refused = read(policy).expect_err(policy);
-            assert!(refused.contains(text), "{policy}: {refused}");
-        }
-        for latch in [json!(1), json!({}), json!({"version": 2, "policy": {}}), json!({"version": 1})] {
-            let refused = JobPolicy::from_json(&latch, &pin(), 1000).map_err(|error| error.code);
-            assert_eq!(refused, Err(ErrorCode::ArgumentInvalid), "{latch}");
-        }
-    }
-}
+const FIELDS: &[&str] = &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort"];

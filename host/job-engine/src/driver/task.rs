@@ -13,7 +13,8 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, JobAction, TwinUpdate};
 use iothub_protocol::plugin_report;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,8 @@ pub(super) struct Task<F> {
     store: Store,
     inbox: mpsc::UnboundedReceiver<Message>,
     committed: watch::Sender<u64>,
+    /// `None` if the fleet does not tell, or no longer.
+    arrivals: Option<broadcast::Receiver<Address>>,
     calls: JoinSet<Input>,
     /// What a call that panicked is taken for.
     panicked: HashMap<Id, Input>,
@@ -59,6 +62,7 @@ impl<F: Fleet> Task<F> {
     ) -> Task<F> {
         Task {
             engine,
+            arrivals: fleet.arrivals(),
             fleet,
             store,
             inbox,
@@ -89,6 +93,11 @@ impl<F: Fleet> Task<F> {
                         tracing::error!(%error, "job engine stops");
                         break;
                     }
+                },
+                arrival = next_arrival(&mut self.arrivals) => match arrival {
+                    Ok(device) => self.engine.handle(Utc::now(), Input::Arrived(device)),
+                    Err(RecvError::Lagged(_)) => self.engine.handle(Utc::now(), Input::ManyArrived),
+                    Err(RecvError::Closed) => self.arrivals = None,
                 },
                 () = sleep(timer) => self.engine.handle(Utc::now(), Input::Tick),
                 () = cancel.cancelled(), if stop_at.is_none() => {
@@ -232,6 +241,14 @@ async fn write(store: Store, record: Arc<Record>) -> Result<Arc<Record>, StoreEr
                 sleep(WRITE_AGAIN).await;
             }
         }
+    }
+}
+
+/// The next device that connects; never, where nobody tells.
+async fn next_arrival(arrivals: &mut Option<broadcast::Receiver<Address>>) -> Result<Address, RecvError> {
+    match arrivals {
+        Some(arrivals) => arrivals.recv().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use durable_store::Durability;
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, SuccessRule};
+use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, ReportRule, SuccessRule};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatus, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::{self, PinState};
@@ -176,8 +176,12 @@ async fn reports_decide_and_pins_are_taken_back() {
         let running = start(folder.path(), &fleet).await;
         let pin = TwinUpdate { tags: None, desired: Some(plugin_report::pin("lock-door", "2.0.0")) };
         let policy = JobPolicy {
-            abort: Some(AbortRule { failure_percent: 0, minimum: 4, window_in_seconds: None }),
-            succeed: Some(SuccessRule { plugin: "lock-door".into(), soak_in_seconds: 0, timeout_in_seconds: 60 }),
+            abort: vec![AbortRule { failure_percent: 0, on: Vec::new(), minimum: 4, window_in_seconds: None }],
+            succeed: Some(SuccessRule::Report(ReportRule {
+                plugin: "lock-door".into(),
+                soak_in_seconds: 0,
+                timeout_in_seconds: 60,
+            })),
             on_abort: OnAbort::Unpin,
             ..JobPolicy::default()
         };

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::SuccessRule;
+use iothub_protocol::job::policy::ReportRule;
 use iothub_protocol::plugin_report::{PinState, Standing};
 
 /// Between two looks at reports.
@@ -43,7 +43,7 @@ pub(super) enum Verdict {
 }
 
 impl Awaited {
-    pub(super) fn new(rule: &SuccessRule, version: &str) -> Awaited {
+    pub(super) fn new(rule: &ReportRule, version: &str) -> Awaited {
         Awaited {
             plugin: rule.plugin.clone(),
             version: version.to_owned(),

@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::JobAction;
-use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, Stage};
+use iothub_protocol::job::policy::{FailureClass, InDoubt, JobPolicy, OfflineRule, OnAbort, Stage};
+use iothub_protocol::job::{DeviceJobOutcome, JobAction};
 
 use super::awaited::Awaited;
+use super::watch::Watch;
 use crate::record::SavedEnd;
 
 /// How far a job that could not start anybody may catch up with its rate.
@@ -26,9 +27,11 @@ pub(super) struct Course {
     current: usize,
     /// Since when it has gone well enough for the next one.
     good_since: Option<DateTime<Utc>>,
-    /// Outcomes within the abort rule's window, and whether they are failures.
-    recent: VecDeque<(DateTime<Utc>, bool)>,
-    recent_failures: u64,
+    watches: Vec<Watch>,
+    /// Devices that have had a turn.
+    started: u64,
+    /// Until when devices that are not connected are waited for, if they are.
+    offline_until: Option<DateTime<Utc>>,
     last_failure: Option<String>,
     /// When the rate allows the next start.
     next_start: Option<DateTime<Utc>>,
@@ -48,6 +51,17 @@ struct Count {
     failed: u64,
 }
 
+/// What comes after a device's failure.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum After {
+    Fail,
+    /// It is not connected, and not waited for.
+    LeaveOut,
+    /// It is tried again when it connects.
+    Wait,
+    Retry(DateTime<Utc>),
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     GoOn,
@@ -58,24 +72,72 @@ pub(super) enum Judgement {
 impl Course {
     pub(super) fn new(policy: JobPolicy, action: &JobAction) -> Course {
         let stages = policy.stages.len().max(1);
-        let awaited = match (&policy.succeed, policy.pinned(action)) {
-            (Some(rule), Some((_, version))) => Some(Awaited::new(rule, version)),
-            _ => None,
-        };
+        let awaited = policy.awaited(action).map(|(rule, version)| Awaited::new(rule, version));
+        let watches = policy.abort.iter().cloned().map(Watch::new).collect();
         Course {
             policy,
             stages: vec![Count::default(); stages],
             held: vec![VecDeque::new(); stages],
             current: 0,
             good_since: None,
-            recent: VecDeque::new(),
-            recent_failures: 0,
+            watches,
+            started: 0,
+            offline_until: None,
             last_failure: None,
             next_start: None,
             is_throttled: false,
             awaited,
             reached: BTreeSet::new(),
             not_unpinned: 0,
+        }
+    }
+
+    pub(super) fn begin(&mut self, begun: DateTime<Utc>) {
+        let seconds = self.policy.offline.wait_in_seconds;
+        self.offline_until = (seconds > 0).then(|| begun + TimeDelta::seconds(seconds.into()));
+    }
+
+    pub(super) fn offline(&self) -> OfflineRule {
+        self.policy.offline
+    }
+
+    pub(super) fn offline_until(&self) -> Option<DateTime<Utc>> {
+        self.offline_until
+    }
+
+    pub(super) fn fails_in_doubt(&self) -> bool {
+        self.policy.in_doubt == InDoubt::Fail
+    }
+
+    pub(super) fn is_success(&self, outcome: &DeviceJobOutcome) -> bool {
+        match outcome {
+            DeviceJobOutcome::Method(response) => self.policy.is_success(response.status),
+            _ => true,
+        }
+    }
+
+    /// What comes after a device's failure, which is its first after so many.
+    pub(super) fn after_failure(
+        &self,
+        now: DateTime<Utc>,
+        device: &Address,
+        class: FailureClass,
+        failures: u32,
+    ) -> After {
+        if class == FailureClass::Offline && self.policy.offline != OfflineRule::default() {
+            return match self.offline_until {
+                Some(until) if now < until => After::Wait,
+                _ => After::LeaveOut,
+            };
+        }
+        match self.policy.retry_of(class) {
+            Some(rule) if failures < rule.retries => {
+                let longest = u64::from(rule.backoff(failures + 1)) * 1000;
+                // From half of it to all, so that those who failed together do not come back together.
+                let wait = longest / 2 + device.rollout_place().1.rotate_left(failures) % (longest / 2 + 1);
+                After::Retry(now + TimeDelta::milliseconds(wait.cast_signed()))
+            }
+            _ => After::Fail,
         }
     }
 
@@ -113,23 +175,26 @@ impl Course {
         for end in ended {
             let place = self.place(end.stage);
             self.stages[place].devices += 1;
-            self.count(end.at, end.stage, end.succeeded);
+            self.count(end.at, end.stage, end.failure);
         }
     }
 
     /// A device has succeeded or failed.
-    pub(super) fn count(&mut self, now: DateTime<Utc>, stage: u32, succeeded: bool) {
+    pub(super) fn count(&mut self, now: DateTime<Utc>, stage: u32, failure: Option<FailureClass>) {
         let place = self.place(stage);
-        let count = &mut self.stages[place];
-        if succeeded {
-            count.succeeded += 1
-        } else {
-            count.failed += 1
+        match failure {
+            None => self.stages[place].succeeded += 1,
+            Some(_) => self.stages[place].failed += 1,
         }
-        if self.policy.abort.is_some_and(|abort| abort.window_in_seconds.is_some()) {
-            self.recent.push_back((now, !succeeded));
-            self.recent_failures += u64::from(!succeeded);
+        for watch in &mut self.watches {
+            watch.count(now, failure);
         }
+    }
+
+    /// A device of the stage is none of the job's any more.
+    pub(super) fn leave_out(&mut self, stage: u32) {
+        let place = self.place(stage);
+        self.stages[place].devices = self.stages[place].devices.saturating_sub(1);
     }
 
     /// Why the last device failed, for the reason that an abort gives.
@@ -149,11 +214,20 @@ impl Course {
         self.is_throttled = false;
     }
 
-    pub(super) fn started(&mut self, now: DateTime<Utc>) {
+    /// A device has its turn, perhaps again.
+    pub(super) fn started(&mut self, now: DateTime<Utc>, attempt: u32) {
+        self.started += u64::from(attempt == 1);
         if let Some(rate) = self.policy.rate {
+            let succeeded = self.stages.iter().map(|count| count.succeeded).sum();
+            let rate = rate.after(self.started, succeeded);
             let from = self.next_start.map_or(now, |at| at.max(now - SLACK));
-            self.next_start = Some(from + TimeDelta::microseconds(1_000_000 / i64::from(rate)));
+            self.next_start = Some(from + TimeDelta::microseconds(1_000_000 / i64::from(rate.max(1))));
         }
+    }
+
+    /// So many devices had a turn before the process began.
+    pub(super) fn resume_started(&mut self, started: u64) {
+        self.started = started;
     }
 
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
@@ -165,7 +239,7 @@ impl Course {
     }
 
     pub(super) fn judge(&mut self, now: DateTime<Utc>) -> Judgement {
-        if let Some(reason) = self.breaks_the_rule(now).or_else(|| self.fails_its_stage()) {
+        if let Some(reason) = self.breaks_a_rule(now).or_else(|| self.fails_its_stage()) {
             let last = self.last_failure.as_ref().map(|last| format!("; {last}")).unwrap_or_default();
             return Judgement::Abort(reason + &last);
         }
@@ -203,26 +277,8 @@ impl Course {
         self.policy.on_abort == OnAbort::Unpin
     }
 
-    fn breaks_the_rule(&mut self, now: DateTime<Utc>) -> Option<String> {
-        let AbortRule { failure_percent, minimum, window_in_seconds } = self.policy.abort?;
-        let (ended, failed) = match window_in_seconds {
-            None => {
-                let failed: u64 = self.stages.iter().map(|count| count.failed).sum();
-                (self.stages.iter().map(|count| count.succeeded).sum::<u64>() + failed, failed)
-            }
-            Some(seconds) => {
-                let from = now - TimeDelta::seconds(seconds.into());
-                while let Some((_, failed)) = self.recent.pop_front_if(|(at, _)| *at <= from) {
-                    self.recent_failures -= u64::from(failed);
-                }
-                (self.recent.len() as u64, self.recent_failures)
-            }
-        };
-        if ended < minimum.into() || failed * 100 <= ended * u64::from(failure_percent) {
-            return None;
-        }
-        let within = window_in_seconds.map(|seconds| format!(" within {seconds} s")).unwrap_or_default();
-        Some(format!("{failed} of {ended} devices failed{within}, more than {failure_percent}%"))
+    fn breaks_a_rule(&mut self, now: DateTime<Utc>) -> Option<String> {
+        self.watches.iter_mut().find_map(|watch| watch.judge(now))
     }
 
     /// So many have failed that the stage cannot be good any more.

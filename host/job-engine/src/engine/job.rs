@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::{DeviceJobStatus, JobAction, JobStatistics};
+use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics};
 
 use super::course::Course;
-use super::{FIRST_WAIT, LONGEST_WAIT, SavedJob};
+use super::{SavedJob, SavedTarget, Waits};
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -33,7 +34,8 @@ pub(super) struct Job {
     pub(super) targets: HashMap<Address, Target>,
     /// Devices to start next. Those in [`State::Ready`], and none twice.
     pub(super) ready: VecDeque<Address>,
-    offline: BTreeSet<(DateTime<Utc>, Address)>,
+    /// Devices to try again, by when. Those in [`State::Later`].
+    later: BTreeSet<(DateTime<Utc>, Address)>,
     /// How many devices are starting or sent.
     pub(super) in_flight: usize,
 }
@@ -54,8 +56,15 @@ pub(super) enum Phase {
 pub(super) struct Target {
     /// The number of the last attempt, 0 before the first.
     pub(super) attempt: u32,
-    /// How often it was found offline.
+    /// How often it was found offline and waited for.
     offline: u32,
+    /// How often it has failed so that it is tried again, and how the last time.
+    failures: u32,
+    last: Option<Box<DeviceJobOutcome>>,
+    /// Later is when it connects, or at that time.
+    awaits_connection: bool,
+    /// It has connected since its attempt began, which may have been too late for that.
+    has_arrived: bool,
     /// Counted from 1; 0 without a policy.
     stage: u32,
     pub(super) state: State,
@@ -75,7 +84,26 @@ pub(super) enum State {
     /// Its twin is updated, and its report is waited for.
     Awaited,
     /// To be tried again at that time.
-    Offline(DateTime<Utc>),
+    Later(DateTime<Utc>),
+}
+
+/// How a device's part of a job is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Succeeded,
+    Failed(FailureClass),
+    /// Neither: cancelled or skipped.
+    LeftOut,
+}
+
+impl End {
+    pub(super) fn status(self) -> DeviceJobStatus {
+        match self {
+            End::Succeeded => DeviceJobStatus::Completed,
+            End::Failed(_) => DeviceJobStatus::Failed,
+            End::LeftOut => DeviceJobStatus::Canceled,
+        }
+    }
 }
 
 /// What a device without an outcome waits for.
@@ -88,6 +116,27 @@ pub(super) enum Lack {
 }
 
 impl Target {
+    fn new(attempt: u32, stage: u32, state: State) -> Target {
+        Target {
+            attempt,
+            offline: 0,
+            failures: 0,
+            last: None,
+            awaits_connection: false,
+            has_arrived: false,
+            stage,
+            state,
+        }
+    }
+
+    /// What it comes to if nothing comes any more.
+    fn lacking(&self) -> DeviceJobOutcome {
+        match &self.last {
+            Some(last) if !matches!(self.state, State::Starting | State::Sent | State::Awaited) => (**last).clone(),
+            _ => self.lack().outcome(),
+        }
+    }
+
     fn lack(&self) -> Lack {
         match self.state {
             State::Awaited => Lack::Report,
@@ -119,7 +168,7 @@ impl Job {
             statistics: saved.statistics,
             targets: HashMap::new(),
             ready: VecDeque::new(),
-            offline: BTreeSet::new(),
+            later: BTreeSet::new(),
             in_flight: 0,
         }
     }
@@ -127,6 +176,9 @@ impl Job {
     pub(super) fn begin(&mut self, begun: DateTime<Utc>) {
         self.phase = Phase::Running;
         self.ends = Some(begun + self.window);
+        if let Some(course) = &mut self.course {
+            course.begin(begun);
+        }
     }
 
     /// Whether it is a new one. `stage` is 0 without a policy.
@@ -136,11 +188,25 @@ impl Job {
         }
         let has_turn = self.course.as_mut().is_none_or(|course| course.add(&device, stage));
         let state = if has_turn { State::Ready } else { State::Held };
-        self.targets.insert(device.clone(), Target { attempt, offline: 0, stage, state });
+        self.targets.insert(device.clone(), Target::new(attempt, stage, state));
         if has_turn {
             self.ready.push_back(device);
         }
         true
+    }
+
+    /// Take a device that was to be tried again when the process ended.
+    pub(super) fn add_waiting(&mut self, saved: SavedTarget) {
+        let SavedTarget { device, attempt, failures, last, until, stage, .. } = saved;
+        self.add_target(device.clone(), attempt, stage);
+        let awaits_connection = last.is_none();
+        let Some(target) = self.targets.get_mut(&device) else { return };
+        (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
+        if let (Some(until), State::Ready) = (until, target.state) {
+            target.state = State::Later(until);
+            self.ready.retain(|ready| *ready != device);
+            self.later.insert((until, device));
+        }
     }
 
     /// Take a device whose report was waited for when the process ended, since `since`. It may take until `at_least` to
@@ -157,7 +223,7 @@ impl Job {
         if let Some(awaited) = &mut course.awaited {
             awaited.add(now, device.clone(), since, at_least);
         }
-        self.targets.insert(device, Target { attempt, offline: 0, stage, state: State::Awaited });
+        self.targets.insert(device, Target::new(attempt, stage, State::Awaited));
     }
 
     /// A sent device has its update, and succeeds or fails by what it reports. `false` if the update is all there is.
@@ -169,6 +235,11 @@ impl Job {
         // Still running, as the wire has it, but not in anybody's way.
         self.in_flight = self.in_flight.saturating_sub(1);
         true
+    }
+
+    /// Whether that answer is what the job wants.
+    pub(super) fn is_success(&self, outcome: &DeviceJobOutcome) -> bool {
+        self.course.as_ref().is_none_or(|course| course.is_success(outcome))
     }
 
     /// Whether a device's update is not yet its success.
@@ -201,20 +272,54 @@ impl Job {
 
     /// When time alone changes something.
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
-        let retry = self.offline.first().map(|(at, _)| *at);
+        let retry = self.later.first().map(|(at, _)| *at);
         let course = self.course.as_ref().and_then(|course| course.deadline());
         self.ends.into_iter().chain(retry).chain(course).min()
     }
 
-    /// Devices whose wait is over are ready again.
-    pub(super) fn wake(&mut self, now: DateTime<Utc>) {
-        while self.offline.first().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, device)) = self.offline.pop_first() else { return };
-            if let Some(target) = self.targets.get_mut(&device) {
+    /// Devices whose wait is over are ready again. Answers those that are waited for no longer.
+    #[must_use]
+    pub(super) fn wake(&mut self, now: DateTime<Utc>) -> Vec<Address> {
+        let until = self.course.as_ref().and_then(|course| course.offline_until());
+        let mut given_up = Vec::new();
+        while self.later.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, device)) = self.later.pop_first() else { break };
+            let Some(target) = self.targets.get_mut(&device) else { continue };
+            if target.awaits_connection && until.is_some_and(|until| until <= now) {
+                given_up.push(device);
+            } else {
                 target.state = State::Ready;
                 self.ready.push_back(device);
             }
         }
+        given_up
+    }
+
+    /// A device has connected. Whether it was waited for.
+    pub(super) fn arrived(&mut self, device: &Address) -> bool {
+        let Some(target) = self.targets.get_mut(device) else { return false };
+        match target.state {
+            State::Starting | State::Sent => target.has_arrived = true,
+            State::Later(at) if target.awaits_connection => {
+                self.later.remove(&(at, device.clone()));
+                target.state = State::Ready;
+                self.ready.push_back(device.clone());
+                return true;
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// As [`Job::arrived`], of every device that is waited for.
+    pub(super) fn all_arrived(&mut self) -> bool {
+        let awaited = self.targets.iter().filter(|(_, target)| match target.state {
+            State::Starting | State::Sent => true,
+            State::Later(_) => target.awaits_connection,
+            _ => false,
+        });
+        let awaited: Vec<_> = awaited.map(|(device, _)| device.clone()).collect();
+        awaited.iter().fold(false, |any, device| self.arrived(device) || any)
     }
 
     /// A device has left the pending ones.
@@ -224,48 +329,79 @@ impl Job {
         self.statistics.running_count += 1;
     }
 
-    /// A sent device was offline: pending again, until its next try.
-    pub(super) fn wait_for(&mut self, now: DateTime<Utc>, device: &Address) {
-        let Some(target) = self.targets.get_mut(device) else { return };
+    /// A sent device was offline: pending again, until it connects or its next try. Answers when that is.
+    pub(super) fn wait_for(&mut self, now: DateTime<Utc>, device: &Address, waits: Waits) -> DateTime<Utc> {
+        let until = self.course.as_ref().and_then(|course| course.offline_until());
+        let Some(target) = self.targets.get_mut(device) else { return now };
         // Beyond 2^8 the longest wait rules anyway.
-        let wait = (FIRST_WAIT * 2_i32.pow(target.offline.min(8))).min(LONGEST_WAIT);
+        let wait = (waits.first * 2_i32.pow(target.offline.min(8))).min(waits.longest);
+        let at = match target.has_arrived {
+            // It has connected while its attempt failed.
+            true => now,
+            false => until.map_or(now + wait, |until| until.min(now + wait)),
+        };
         target.offline += 1;
-        target.state = State::Offline(now + wait);
-        self.offline.insert((now + wait, device.clone()));
+        target.awaits_connection = true;
+        self.try_again(at, device);
+        at
+    }
+
+    /// A sent device failed: pending again, until its next try. Answers how often it has failed.
+    pub(super) fn retry(&mut self, at: DateTime<Utc>, device: &Address, outcome: DeviceJobOutcome) -> u32 {
+        let Some(target) = self.targets.get_mut(device) else { return 0 };
+        target.failures += 1;
+        target.last = Some(Box::new(outcome));
+        target.awaits_connection = false;
+        let failures = target.failures;
+        self.try_again(at, device);
+        failures
+    }
+
+    fn try_again(&mut self, at: DateTime<Utc>, device: &Address) {
+        let Some(target) = self.targets.get_mut(device) else { return };
+        target.state = State::Later(at);
+        self.later.insert((at, device.clone()));
         self.landed();
         self.statistics.pending_count += 1;
     }
 
+    /// How often a device has failed.
+    pub(super) fn failures(&self, device: &Address) -> u32 {
+        self.targets.get(device).map_or(0, |target| target.failures)
+    }
+
     /// A device has its end. Counted by the state that it was in.
-    pub(super) fn end(&mut self, now: DateTime<Utc>, device: &Address, status: DeviceJobStatus) {
+    pub(super) fn end(&mut self, now: DateTime<Utc>, device: &Address, end: End) {
         let Some(target) = self.targets.remove(device) else { return };
         if let Some(course) = &mut self.course {
             if let Some(awaited) = &mut course.awaited {
                 awaited.remove(device);
             }
-            if matches!(status, DeviceJobStatus::Completed | DeviceJobStatus::Failed) {
-                course.count(now, target.stage, status == DeviceJobStatus::Completed);
+            match end {
+                End::Succeeded => course.count(now, target.stage, None),
+                End::Failed(class) => course.count(now, target.stage, Some(class)),
+                End::LeftOut => course.leave_out(target.stage),
             }
         }
         match target.state {
             State::Starting | State::Sent => self.landed(),
             State::Awaited => self.statistics.running_count = self.statistics.running_count.saturating_sub(1),
-            State::Offline(at) => {
-                self.offline.remove(&(at, device.clone()));
+            State::Later(at) => {
+                self.later.remove(&(at, device.clone()));
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
             State::Held | State::Ready | State::Blocked => {
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
         }
-        self.count(status, 1);
+        self.count(end.status(), 1);
     }
 
     /// All devices that are pending have their end.
     pub(super) fn end_pending(&mut self, status: DeviceJobStatus) {
         self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent | State::Awaited));
         self.ready.clear();
-        self.offline.clear();
+        self.later.clear();
         if let Some(course) = &mut self.course {
             course.stop();
         }
@@ -285,10 +421,10 @@ impl Job {
         tried.map(|(device, _)| device.clone()).collect()
     }
 
-    /// The devices for which anything was begun, and what they lack of an end.
-    pub(super) fn begun_targets(&self) -> Vec<(Address, Lack)> {
+    /// The devices for which anything was begun, and what they come to without an end of their own.
+    pub(super) fn begun_targets(&self) -> Vec<(Address, DeviceJobOutcome)> {
         let begun = self.targets.iter().filter(|(_, target)| target.attempt > 0);
-        begun.map(|(device, target)| (device.clone(), target.lack())).collect()
+        begun.map(|(device, target)| (device.clone(), target.lacking())).collect()
     }
 
     fn landed(&mut self) {

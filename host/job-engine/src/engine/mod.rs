@@ -25,6 +25,7 @@ mod outcome;
 mod policy;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -33,22 +34,31 @@ use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 
 pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
-use job::{Job, Lack, Phase, State};
-use outcome::failed;
-use policy::{ended_unknown, skipped};
+use job::{End, Job, Lack, Phase, State};
+use outcome::{error_outcome, failed};
+use policy::{ended_unknown, failing, in_doubt, skipped, succeeded};
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
 /// lost their connections with the same restart and need about this long to come back.
 const RECONNECT_GRACE: TimeDelta = TimeDelta::seconds(60);
 
-/// The first wait for a device that is offline after a restart, doubled each time up to the longest.
-const FIRST_WAIT: TimeDelta = TimeDelta::seconds(1);
-const LONGEST_WAIT: TimeDelta = TimeDelta::seconds(30);
+/// Between tries of a device that is not connected: the first wait, doubled each time up to the longest.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    first: TimeDelta,
+    longest: TimeDelta,
+}
+
+/// After a restart, when devices are on their way back.
+const AFTER_RESTART: Waits = Waits { first: TimeDelta::seconds(1), longest: TimeDelta::seconds(30) };
+/// Where the policy waits: for hours, perhaps, and for very many. A fleet that tells of arrivals makes it unnecessary.
+const BY_POLICY: Waits = Waits { first: TimeDelta::seconds(30), longest: TimeDelta::minutes(10) };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -77,6 +87,10 @@ pub enum Input {
     Outcome { job: JobId, device: Address, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
     /// The answer to [`Output::Look`]: how each of the devices that exist stands.
     Seen { job: JobId, devices: Vec<Address>, result: Result<HashMap<Address, PinState>, HubError> },
+    /// A device has connected and listens for methods.
+    Arrived(Address),
+    /// So many have that nobody can tell which.
+    ManyArrived,
     /// The answer to [`Output::Unpin`].
     Unpinned { job: JobId, result: Result<(), HubError> },
     /// Time has passed.
@@ -183,6 +197,8 @@ impl Engine {
                 }
             }
             Input::Seen { job, devices, result } => self.seen(now, &job, devices, result.ok().as_ref()),
+            Input::Arrived(device) => self.arrived(now, |job| job.arrived(&device)),
+            Input::ManyArrived => self.arrived(now, Job::all_arrived),
             Input::Unpinned { job, result } => self.unpinned(now, &job, result.is_ok()),
             Input::Tick => {}
         }
@@ -270,8 +286,11 @@ impl Engine {
         job.waits_for_offline = true;
         if let (Some(course), Some(saved)) = (&mut job.course, saved_course) {
             course.resume(saved.stage, &saved.ended);
+            course.resume_started(saved.reached.len() as u64);
             saved.reached.iter().for_each(|device| course.reach(device));
         }
+        let fails_in_doubt = job.course.as_ref().is_some_and(|course| course.fails_in_doubt());
+        let mut lost = Vec::new();
         for target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
@@ -281,9 +300,19 @@ impl Engine {
             if target.in_doubt {
                 job.statistics.running_count = job.statistics.running_count.saturating_sub(1);
                 job.statistics.pending_count += 1;
-                push(&mut self.changes, now, &id, What::Waiting { device: target.device.clone() });
+                match fails_in_doubt {
+                    true => lost.push(target.device.clone()),
+                    false => {
+                        let device = target.device.clone();
+                        push(&mut self.changes, now, &id, What::Waiting { device, until: None, failed: None });
+                    }
+                }
             }
-            job.add_target(target.device, target.attempt, target.stage);
+            job.add_waiting(target);
+        }
+        for device in lost {
+            job.end(now, &device, End::Failed(FailureClass::Unknown));
+            push(&mut self.changes, now, &id, failed(&device, in_doubt()));
         }
         self.active.insert(id.clone());
         self.jobs.insert(id.clone(), job);
@@ -316,7 +345,8 @@ impl Engine {
             self.end_window(now, id);
             return;
         }
-        job.wake(now);
+        let given_up = job.wake(now);
+        self.give_up(now, id, given_up);
         self.look(now, id);
         self.judge(now, id);
         self.fill(now, id);
@@ -387,7 +417,7 @@ impl Engine {
             let attempt = target.attempt;
             job.started();
             if let Some(course) = &mut job.course {
-                course.started(now);
+                course.started(now, attempt);
             }
             self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
             push(&mut self.changes, now, id, What::Started { device, attempt });
@@ -442,26 +472,12 @@ impl Engine {
         }
         let what = match result {
             Err(error) if job.waits_for_offline && !job.cancelling && error.code == ErrorCode::DeviceNotOnline => {
-                job.wait_for(now, device);
-                What::Waiting { device: device.clone() }
+                let until = Some(job.wait_for(now, device, AFTER_RESTART));
+                What::Waiting { device: device.clone(), until, failed: None }
             }
-            Ok(_) if !job.cancelling && job.wait_for_report(now, device) => What::Awaited { device: device.clone() },
-            Ok(_) if job.cancelling && job.succeeds_by_report() => {
-                job.end(now, device, DeviceJobStatus::Canceled);
-                ended_unknown(device, job.aborted.is_some())
-            }
-            Ok(outcome) => {
-                job.end(now, device, DeviceJobStatus::Completed);
-                let (status, outcome) = (DeviceJobStatus::Completed, Some(outcome));
-                What::Ended { device: device.clone(), status, outcome }
-            }
-            Err(error) => {
-                job.end(now, device, DeviceJobStatus::Failed);
-                if let Some(course) = &mut job.course {
-                    course.failed_because(device, &error.to_string());
-                }
-                failed(device, error.code, &error.message)
-            }
+            Ok(outcome) if job.is_success(&outcome) => succeeded(now, job, device, outcome),
+            Ok(outcome) => failing(now, job, device, outcome),
+            Err(error) => failing(now, job, device, error_outcome(error.code, &error.message)),
         };
         push(&mut self.changes, now, id, what);
         self.judge(now, id);
@@ -495,7 +511,7 @@ impl Engine {
         let outcome = job.aborted.as_ref().map(|_| skipped());
         let unsent: Vec<Address> = job.in_state(State::Starting);
         for device in &unsent {
-            job.end(now, device, DeviceJobStatus::Canceled);
+            job.end(now, device, End::LeftOut);
             let (status, outcome) = (DeviceJobStatus::Canceled, outcome.clone());
             push(&mut self.changes, now, id, What::Ended { device: device.clone(), status, outcome });
         }
@@ -504,7 +520,7 @@ impl Engine {
             unknown.extend(job.tried_and_pending());
         }
         for device in unknown {
-            job.end(now, &device, DeviceJobStatus::Canceled);
+            job.end(now, &device, End::LeftOut);
             push(&mut self.changes, now, id, ended_unknown(&device, job.aborted.is_some()));
         }
         job.end_pending(DeviceJobStatus::Canceled);
@@ -518,10 +534,9 @@ impl Engine {
     fn end_window(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let unsent = job.in_state(State::Starting);
-        for (device, lack) in job.begun_targets() {
-            job.end(now, &device, DeviceJobStatus::Failed);
-            let (status, outcome) = (DeviceJobStatus::Failed, Some(lack.outcome()));
-            push(&mut self.changes, now, id, What::Ended { device, status, outcome });
+        for (device, outcome) in job.begun_targets() {
+            job.end(now, &device, End::Failed(FailureClass::of_outcome(&outcome)));
+            push(&mut self.changes, now, id, failed(&device, outcome));
         }
         job.end_pending(DeviceJobStatus::Failed);
         let outcome = Some(Lack::Start.outcome());

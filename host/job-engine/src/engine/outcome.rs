@@ -8,12 +8,22 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus};
 use super::What;
 use super::job::Lack;
 
-pub(super) fn failed(device: &Address, code: ErrorCode, text: &str) -> What {
-    let outcome = Some(error_outcome(code, text));
-    What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome }
+pub(super) fn failed(device: &Address, outcome: DeviceJobOutcome) -> What {
+    What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome: Some(outcome) }
 }
 
-fn error_outcome(code: ErrorCode, text: &str) -> DeviceJobOutcome {
+/// For people: why a device failed.
+pub(super) fn describe(outcome: &DeviceJobOutcome) -> String {
+    match outcome {
+        DeviceJobOutcome::Method(response) => format!("it answered {}", response.status),
+        DeviceJobOutcome::TwinUpdated => "its twin was updated".to_owned(),
+        // Ours say it all in words.
+        DeviceJobOutcome::Error { code, description } if PolicyOutcome::by_code(code).is_some() => description.clone(),
+        DeviceJobOutcome::Error { code, description } => format!("{code}: {description}"),
+    }
+}
+
+pub(super) fn error_outcome(code: ErrorCode, text: &str) -> DeviceJobOutcome {
     DeviceJobOutcome::Error { code: code.name().to_owned(), description: text.to_owned() }
 }
 

@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
+use iothub_protocol::error::ErrorCode;
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::PolicyOutcome;
+use iothub_protocol::job::policy::{FailureClass, OfflineEnd, PolicyOutcome};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 
 use super::awaited::Verdict;
-use super::course::Judgement;
-use super::job::Phase;
-use super::outcome::policy_outcome;
-use super::{Engine, Output, What, push};
+use super::course::{After, Judgement};
+use super::job::{End, Job, Phase};
+use super::outcome::{describe, error_outcome, failed, policy_outcome};
+use super::{BY_POLICY, Engine, Output, What, push};
 
 impl Engine {
     /// Have the reports looked at that are waited for, if it is time.
@@ -40,20 +41,20 @@ impl Engine {
         let awaited = job.course.as_mut().and_then(|course| course.awaited.as_mut());
         let verdicts = awaited.map(|awaited| awaited.seen(now, devices, found)).unwrap_or_default();
         for (device, verdict) in verdicts {
-            let (status, outcome) = match verdict {
-                Verdict::Succeeded => (DeviceJobStatus::Completed, DeviceJobOutcome::TwinUpdated),
+            let what = match verdict {
+                Verdict::Succeeded => {
+                    job.end(now, &device, End::Succeeded);
+                    let (status, outcome) = (End::Succeeded.status(), Some(DeviceJobOutcome::TwinUpdated));
+                    What::Ended { device, status, outcome }
+                }
                 Verdict::Failed(reason) => {
-                    (DeviceJobStatus::Failed, policy_outcome(PolicyOutcome::PluginVersionFailed, reason))
+                    fail(now, job, &device, policy_outcome(PolicyOutcome::PluginVersionFailed, reason))
                 }
                 Verdict::NotReported(what) => {
-                    (DeviceJobStatus::Failed, policy_outcome(PolicyOutcome::PluginVersionNotReported, what))
+                    fail(now, job, &device, policy_outcome(PolicyOutcome::PluginVersionNotReported, what))
                 }
             };
-            job.end(now, &device, status);
-            if let (Some(course), DeviceJobOutcome::Error { description, .. }) = (&mut job.course, &outcome) {
-                course.failed_because(&device, description);
-            }
-            push(&mut self.changes, now, id, What::Ended { device, status, outcome: Some(outcome) });
+            push(&mut self.changes, now, id, what);
         }
         self.judge(now, id);
         self.end_if_done(now, id);
@@ -82,6 +83,30 @@ impl Engine {
                 push(&mut self.changes, now, id, What::Aborting { reason });
                 self.stop_sending(now, id);
             }
+        }
+    }
+
+    /// Devices have connected.
+    pub(super) fn arrived(&mut self, now: DateTime<Utc>, mut arrived: impl FnMut(&mut Job) -> bool) {
+        let active: Vec<JobId> = self.active.iter().cloned().collect();
+        for id in active {
+            if self.jobs.get_mut(&id).is_some_and(&mut arrived) {
+                self.fill(now, &id);
+            }
+        }
+    }
+
+    /// Wait no longer for these devices.
+    pub(super) fn give_up(&mut self, now: DateTime<Utc>, id: &JobId, devices: Vec<Address>) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let is_any = !devices.is_empty();
+        for device in devices {
+            let what = end_offline(now, job, &device);
+            push(&mut self.changes, now, id, what);
+        }
+        if is_any {
+            self.judge(now, id);
+            self.end_if_done(now, id);
         }
     }
 
@@ -118,6 +143,73 @@ impl Engine {
         }
         self.unpin(now, id);
     }
+}
+
+/// A sent device has come through what it was sent.
+pub(super) fn succeeded(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
+    if !job.cancelling && job.wait_for_report(now, device) {
+        return What::Awaited { device: device.clone() };
+    }
+    if job.cancelling && job.succeeds_by_report() {
+        job.end(now, device, End::LeftOut);
+        return ended_unknown(device, job.aborted.is_some());
+    }
+    job.end(now, device, End::Succeeded);
+    What::Ended { device: device.clone(), status: End::Succeeded.status(), outcome: Some(outcome) }
+}
+
+/// A sent device has failed: for good, or for now.
+pub(super) fn failing(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
+    let class = FailureClass::of_outcome(&outcome);
+    let next = match &job.course {
+        Some(course) if !job.cancelling => course.after_failure(now, device, class, job.failures(device)),
+        _ => After::Fail,
+    };
+    match next {
+        After::Fail => fail(now, job, device, outcome),
+        After::LeaveOut => end_offline(now, job, device),
+        After::Wait => {
+            let until = Some(job.wait_for(now, device, BY_POLICY));
+            What::Waiting { device: device.clone(), until, failed: None }
+        }
+        After::Retry(at) => {
+            let failures = job.retry(at, device, outcome.clone());
+            What::Waiting { device: device.clone(), until: Some(at), failed: Some((failures, outcome)) }
+        }
+    }
+}
+
+fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
+    job.end(now, device, End::Failed(FailureClass::of_outcome(&outcome)));
+    if let Some(course) = &mut job.course {
+        course.failed_because(device, &describe(&outcome));
+    }
+    failed(device, outcome)
+}
+
+/// A device that was not connected is not waited for, or no longer.
+fn end_offline(now: DateTime<Utc>, job: &mut Job, device: &Address) -> What {
+    let Some(rule) = job.course.as_ref().map(|course| course.offline()) else {
+        return fail(now, job, device, error_outcome(ErrorCode::DeviceNotOnline, "the device is not connected"));
+    };
+    let when = match rule.wait_in_seconds {
+        0 => "when its turn came".to_owned(),
+        seconds => format!("within {seconds} s of the job's beginning"),
+    };
+    let outcome = policy_outcome(PolicyOutcome::DeviceWasOffline, format!("the device was not connected {when}"));
+    match rule.then {
+        OfflineEnd::Fail => fail(now, job, device, outcome),
+        OfflineEnd::Skip => {
+            job.end(now, device, End::LeftOut);
+            What::Ended { device: device.clone(), status: End::LeftOut.status(), outcome: Some(outcome) }
+        }
+    }
+}
+
+/// What becomes of a device that was perhaps reached, and is not to be asked again.
+pub(super) fn in_doubt() -> DeviceJobOutcome {
+    let text = "the host ended before the device had answered, and the policy does not have it asked again";
+    policy_outcome(PolicyOutcome::AttemptInDoubt, text.to_owned())
 }
 
 /// What a device has of an aborted job whose turn did not come.

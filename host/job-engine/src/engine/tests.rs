@@ -1,4 +1,5 @@
 mod policy;
+mod retries;
 
 use std::collections::BTreeMap;
 

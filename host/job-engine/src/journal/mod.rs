@@ -63,6 +63,12 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE device_jobs ADD COLUMN awaited INTEGER;
 ",
     r"
+    -- Of a device that is tried again: how often it has failed, and when its turn comes. Its last failure is in the
+    -- columns of the outcome.
+    ALTER TABLE device_jobs ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE device_jobs ADD COLUMN until INTEGER;
+",
+    r"
     -- Rows of a module stand under device/module, and are found by their device, too.
     DROP INDEX device_jobs_by_device;
     CREATE INDEX device_jobs_of_device ON device_jobs (substr(device, 1, instr(device || '/', '/') - 1));

@@ -5,6 +5,7 @@ use durable_store::sql::types::Value;
 use durable_store::sql::{self, Connection, OptionalExtension, Row, params, params_from_iter};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{
     DeviceJob, DeviceJobOutcome, DeviceJobStatus, JobRequest, JobResponse, JobStatistics, JobStatus,
 };
@@ -149,29 +150,42 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
 const DEVICE_OF_ROW: &str = "substr(d.device, 1, instr(d.device || '/', '/') - 1)";
 
 fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
-    let query = "SELECT device, attempt, status, stage, awaited FROM device_jobs
-                 WHERE job = ?1 AND ended IS NULL ORDER BY device";
+    let query = "SELECT device, attempt, status, stage, awaited, failures, until, answer, payload, error, description
+                 FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
         let status: String = row.get("status")?;
         let awaited = time(row, "awaited")?;
         let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running) && awaited.is_none();
         let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
-        Ok(SavedTarget { device: address(row)?, attempt: row.get("attempt")?, in_doubt, awaited, stage })
+        Ok(SavedTarget {
+            device: address(row)?,
+            attempt: row.get("attempt")?,
+            in_doubt,
+            failures: row.get("failures")?,
+            last: told(row)?,
+            until: time(row, "until")?,
+            awaited,
+            stage,
+        })
     })?;
     targets.collect()
 }
 
 /// How far a job with a policy has come.
 fn course(connection: &Connection, job: i64, stage: u32) -> sql::Result<SavedCourse> {
-    let query = "SELECT stage, status, ended FROM device_jobs
+    let query = "SELECT stage, status, ended, answer, payload, error, description FROM device_jobs
                  WHERE job = ?1 AND status IN (?2, ?3) AND ended IS NOT NULL ORDER BY ended, device";
     let (completed, failed) = (DeviceJobStatus::Completed.name(), DeviceJobStatus::Failed.name());
     let mut statement = connection.prepare_cached(query)?;
     let ended = statement.query_map(params![job, completed, failed], |row| {
         let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
-        let succeeded = row.get::<_, String>("status")? == completed;
-        Ok(SavedEnd { stage, at: time(row, "ended")?.unwrap_or_default(), succeeded })
+        let failure = match row.get::<_, String>("status")? == completed {
+            true => None,
+            // A failure that says nothing of itself is a fault of whoever wrote it.
+            false => Some(told(row)?.map_or(FailureClass::Fault, |outcome| FailureClass::of_outcome(&outcome))),
+        };
+        Ok(SavedEnd { stage, at: time(row, "ended")?.unwrap_or_default(), failure })
     })?;
     let ended = ended.collect::<sql::Result<_>>()?;
     let query = "SELECT device FROM device_jobs WHERE job = ?1 AND attempt > 0 ORDER BY device";
@@ -241,6 +255,8 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
         outcome: outcome(row, &job_type, status)?,
         stage: row.get("stage")?,
         is_awaited: !status.is_terminal() && time(row, "awaited")?.is_some(),
+        attempts: row.get("attempt")?,
+        next_attempt: if status.is_terminal() { None } else { time(row, "until")? },
     })
 }
 
@@ -248,6 +264,12 @@ const METHOD: &str = "scheduleDeviceMethod";
 const TWIN: &str = "scheduleUpdateTwin";
 
 fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Result<Option<DeviceJobOutcome>> {
+    let is_updated = job_type == TWIN && status == DeviceJobStatus::Completed;
+    Ok(told(row)?.or(is_updated.then_some(DeviceJobOutcome::TwinUpdated)))
+}
+
+/// What the columns of the outcome say.
+fn told(row: &Row<'_>) -> sql::Result<Option<DeviceJobOutcome>> {
     if let Some(code) = row.get("error")? {
         let description = row.get::<_, Option<String>>("description")?.unwrap_or_default();
         return Ok(Some(DeviceJobOutcome::Error { code, description }));
@@ -257,8 +279,7 @@ fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Resul
         let payload = serde_json::from_str(&payload).map_err(|error| unreadable(9, error))?;
         return Ok(Some(DeviceJobOutcome::Method(MethodResponse { status, payload })));
     }
-    let is_updated = job_type == TWIN && status == DeviceJobStatus::Completed;
-    Ok(is_updated.then_some(DeviceJobOutcome::TwinUpdated))
+    Ok(None)
 }
 
 fn address(row: &Row<'_>) -> sql::Result<Address> {

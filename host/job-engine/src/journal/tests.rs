@@ -1,13 +1,13 @@
 use chrono::TimeDelta;
 use durable_store::sql::{Connection, params};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::JobPolicy;
+use iothub_protocol::job::policy::{FailureClass, JobPolicy};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::json;
 
 use super::*;
-use crate::record::{Change, Record, What};
+use crate::record::{Change, Record, SavedTarget, What};
 use crate::testing::{at, condition, database, device, job_id, method_job, rows, stored, twin_job};
 
 fn write<T>(connection: &mut Connection, write: impl FnOnce(&sql::Transaction<'_>) -> sql::Result<T>) -> T {
@@ -97,8 +97,9 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
     let saved = unfinished(&connection).expect("jobs").remove(0);
     assert_eq!((saved.request, saved.cancelling, saved.aborted), (request, true, Some("too many".to_owned())));
     let course = saved.course.expect("it has begun");
-    let ends: Vec<_> = course.ended.iter().map(|end| (end.stage, end.at, end.succeeded)).collect();
-    assert_eq!((course.stage, ends), (2, vec![(1, at(2), false), (2, at(2), true)]));
+    let ends: Vec<_> = course.ended.iter().map(|end| (end.stage, end.at, end.failure)).collect();
+    let failed = (1, at(2), Some(FailureClass::Fault));
+    assert_eq!((course.stage, ends), (2, vec![failed, (2, at(2), None)]));
     assert_eq!(course.reached, [0, 1, 2, 3].map(device));
     let targets: Vec<_> =
         saved.targets.iter().map(|it| (it.device.clone(), it.stage, it.in_doubt, it.awaited)).collect();
@@ -109,6 +110,33 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
     let of = |stage, awaited| (json!(stage), awaited);
     assert_eq!(shown, [of(1, false), of(1, false), of(2, true), of(2, false), of(3, false)]);
     assert_eq!(stored(&connection, &job_id("p")).to_json()["latch"]["progress"], json!({"stage": 2, "stages": 1}));
+}
+
+#[test]
+fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
+    let mut connection = filled();
+    let failure = DeviceJobOutcome::Error { code: "GatewayTimeout".into(), description: "late".into() };
+    change(&mut connection, "b", What::Started { device: device(0), attempt: 1 });
+    let failed = Some((1, failure.clone()));
+    change(&mut connection, "b", What::Waiting { device: device(0), until: Some(at(60)), failed });
+    let target = unfinished(&connection).expect("jobs")[1].targets[0].clone();
+    let expected = SavedTarget {
+        device: device(0),
+        attempt: 1,
+        in_doubt: false,
+        failures: 1,
+        last: Some(failure.clone()),
+        until: Some(at(60)),
+        awaited: None,
+        stage: 0,
+    };
+    assert_eq!(target, expected);
+    let row = rows(&connection, &job_id("b")).remove(0);
+    assert_eq!((row.status, row.next_attempt), (DeviceJobStatus::Pending, Some(at(60))));
+    // Cancelled meanwhile, it shows how it failed.
+    change(&mut connection, "b", What::PendingEnded { status: DeviceJobStatus::Canceled, outcome: None });
+    let row = rows(&connection, &job_id("b")).remove(0);
+    assert_eq!((row.status, row.outcome, row.next_attempt), (DeviceJobStatus::Canceled, Some(failure), None));
 }
 
 #[test]
@@ -147,9 +175,7 @@ fn a_journal_of_before_policies_is_read() {
     connection.execute(row, values).expect("a job");
     let row = "INSERT INTO device_jobs (job, device, status, attempt, created, updated) VALUES (1, ?1, ?2, 1, 1, 1)";
     connection.execute(row, params![device(1).to_string(), "running"]).expect("a row");
-    for migration in &MIGRATIONS[1..] {
-        connection.execute_batch(migration).expect("the next versions");
-    }
+    MIGRATIONS[1..].iter().for_each(|next| connection.execute_batch(next).expect("the next version"));
     let saved = unfinished(&connection).expect("jobs").remove(0);
     assert_eq!((saved.request, saved.course, saved.aborted), (request, None, None));
     assert_eq!((saved.targets[0].in_doubt, saved.targets[0].awaited, saved.targets[0].stage), (true, None, 0));

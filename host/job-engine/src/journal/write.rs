@@ -96,10 +96,19 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let status = DeviceJobStatus::Running.name();
             tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, attempt, at]).map(drop)
         }
-        What::Waiting { device } => {
-            let row = "UPDATE device_jobs SET status = ?3, updated = ?4 WHERE job = ?1 AND device = ?2";
+        What::Waiting { device, until, failed } => {
             let status = DeviceJobStatus::Pending.name();
-            tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at]).map(drop)
+            let until = until.map(millis);
+            let Some((failures, outcome)) = failed else {
+                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5 WHERE job = ?1 AND device = ?2";
+                return tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at, until]).map(drop);
+            };
+            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, failures = ?6,
+                       answer = ?7, payload = ?8, error = ?9, description = ?10 WHERE job = ?1 AND device = ?2";
+            let Outcome { answer, payload, error, description } = columns(Some(outcome));
+            let values =
+                params![job, device.to_string(), status, at, until, failures, answer, payload, error, description];
+            tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::Stage { number } => {
             tx.execute("UPDATE jobs SET stage = ?2 WHERE number = ?1", params![job, number]).map(drop)
@@ -116,11 +125,18 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::PendingEnded { status, outcome } => {
-            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4, error = ?5, description = ?6
-                        WHERE job = ?1 AND status = ?2";
-            let Outcome { error, description, .. } = columns(outcome.as_ref());
             let pending = DeviceJobStatus::Pending.name();
-            tx.execute(rows, params![job, pending, status.name(), at, error, description]).map(drop)
+            let Some(outcome) = outcome else {
+                // A device that was to be tried again goes on to show how it failed.
+                let rows =
+                    "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4 WHERE job = ?1 AND status = ?2";
+                return tx.execute(rows, params![job, pending, status.name(), at]).map(drop);
+            };
+            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
+                        answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND status = ?2";
+            let Outcome { answer, payload, error, description } = columns(Some(outcome));
+            let values = params![job, pending, status.name(), at, answer, payload, error, description];
+            tx.execute(rows, values).map(drop)
         }
         What::Cancelling => tx.execute("UPDATE jobs SET cancelling = 1 WHERE number = ?1", [job]).map(drop),
         What::Aborting { reason } => {

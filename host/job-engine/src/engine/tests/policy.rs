@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, Stage, SuccessRule};
+use iothub_protocol::job::policy::{AbortRule, JobPolicy, OnAbort, Rate, ReportRule, Stage, SuccessRule};
 use iothub_protocol::job::{JobAction, TwinUpdate};
 use iothub_protocol::plugin_report::{PinState, pin};
 use serde_json::Value;
@@ -32,13 +32,14 @@ fn with(policy: JobPolicy) -> JobRequest {
 
 /// A job that pins lock-door: a device succeeds when it has reported for 5 seconds to run it, and fails after 30.
 fn rollout(policy: JobPolicy) -> JobRequest {
-    let succeed = SuccessRule { plugin: "lock-door".into(), soak_in_seconds: 5, timeout_in_seconds: 30 };
+    let rule = ReportRule { plugin: "lock-door".into(), soak_in_seconds: 5, timeout_in_seconds: 30 };
+    let succeed = SuccessRule::Report(rule);
     let action = JobAction::UpdateTwin(TwinUpdate { tags: None, desired: Some(pin("lock-door", "2.0.0")) });
     JobRequest { action, max_execution_time_in_seconds: 1000, ..with(JobPolicy { succeed: Some(succeed), ..policy }) }
 }
 
-fn abort(failure_percent: u8, minimum: u32, window_in_seconds: Option<u32>) -> Option<AbortRule> {
-    Some(AbortRule { failure_percent, minimum, window_in_seconds })
+pub(super) fn abort(failure_percent: u8, minimum: u32, window_in_seconds: Option<u32>) -> Vec<AbortRule> {
+    vec![AbortRule { failure_percent, on: Vec::new(), minimum, window_in_seconds }]
 }
 
 impl World {
@@ -51,7 +52,7 @@ impl World {
     }
 
     /// The devices with a call that is out, all of which are answered.
-    fn answer_all(&mut self, result: &Result<DeviceJobOutcome, HubError>) -> HashSet<Address> {
+    pub(super) fn answer_all(&mut self, result: &Result<DeviceJobOutcome, HubError>) -> HashSet<Address> {
         let mut answered = HashSet::new();
         for (job, device, attempt) in std::mem::take(&mut self.calls) {
             answered.insert(device.clone());
@@ -181,7 +182,7 @@ fn a_sample_is_enough_and_a_pause_is_kept_over_a_restart() {
 #[test]
 fn a_rate_spreads_starts() {
     let mut world = World::new(50, Limits::default());
-    world.create(with(JobPolicy { rate: Some(10), ..JobPolicy::default() }));
+    world.create(with(JobPolicy { rate: Some(Rate::Constant(10)), ..JobPolicy::default() }));
     world.settle();
     let mut sent = Vec::new();
     for _ in 0..5 {
@@ -197,7 +198,7 @@ fn a_rate_spreads_starts() {
     assert_eq!(sent, [1, 11, 21, 31, 41]);
     // Who could not start anybody does not make up for it all at once.
     let mut world = World::new(50, Limits::default());
-    world.create(with(JobPolicy { rate: Some(10), ..JobPolicy::default() }));
+    world.create(with(JobPolicy { rate: Some(Rate::Constant(10)), ..JobPolicy::default() }));
     world.settle();
     world.pass(60);
     assert_eq!(world.calls.len(), 3);
@@ -443,7 +444,9 @@ pub(super) fn some(number: u8, request: JobRequest) -> JobRequest {
     match number {
         0 => request,
         1 => JobRequest { policy: Some(JobPolicy { abort: abort(50, 2, Some(3)), ..staged() }), ..request },
-        2 => JobRequest { policy: Some(JobPolicy { rate: Some(1), ..JobPolicy::default() }), ..request },
+        2 => {
+            JobRequest { policy: Some(JobPolicy { rate: Some(Rate::Constant(1)), ..JobPolicy::default() }), ..request }
+        }
         3 => rollout(staged()),
         _ => rollout(JobPolicy { abort: abort(0, 1, None), on_abort: OnAbort::Unpin, ..JobPolicy::default() }),
     }
