@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::client;
-use super::figures::{resident, verdict};
+use super::figures::{processor_time, resident, verdict};
 use super::harness::{FREE_PORTS, Latch, latch_command};
 
 /// Twins of a run that says nothing else.
@@ -47,8 +47,10 @@ pub(crate) fn twins(runtime: &Runtime, count: usize) {
     println!("a hub with them ready: {:.2?}; resident memory: {:.1} MiB", begun.elapsed(), resident(latch.pid()));
     let service = client(data.path());
     let ask = |what: &str, query: &str, bound: Duration| {
+        let begun = processor_time(latch.pid());
         let took = runtime.block_on(first_page(&service, query));
-        println!("{what}: {took:.1?}{}", verdict(took < bound));
+        let used = (processor_time(latch.pid()) - begun) / RUNS as f64;
+        println!("{what}: {took:.1?}, {used:.2}s of processor time{}", verdict(took < bound));
     };
     let by_site = "SELECT deviceId FROM devices WHERE tags.site = 'site-7'";
     ask("first page of WHERE tags.site = 'site-7', not indexed", by_site, LOOKED_FOR);
