@@ -319,7 +319,8 @@ impl Job {
             _ => false,
         });
         let awaited: Vec<_> = awaited.map(|(device, _)| device.clone()).collect();
-        awaited.iter().fold(false, |any, device| self.arrived(device) || any)
+        // Each of them, whatever came of those before it.
+        awaited.iter().filter(|device| self.arrived(device)).count() > 0
     }
 
     /// A device has left the pending ones.
