@@ -5,7 +5,6 @@
 //! themselves, since each call has a time limit and none begins on them while somebody waits, and a device that waits
 //! keeps nothing in use. So the line always moves.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,22 +19,43 @@ pub(crate) struct Residency {
     unused: Arc<Mutex<Unused>>,
 }
 
+/// A line of the instances that are not in use. An instance joins and leaves it with each call, so both cost nothing
+/// but a look at its neighbours.
 #[derive(Debug, Default)]
 struct Unused {
-    /// Whom to ask, the longest unused first.
-    owners: BTreeMap<u64, Bell>,
-    next_stamp: u64,
+    /// One for each place that is taken, and for some that were.
+    slots: Vec<Slot>,
+    /// Slots without a place.
+    free: Vec<usize>,
+    /// The longest unused, which is asked first, and the last that joined.
+    ends: Option<(usize, usize)>,
     waiting: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// Rung when the instance should go. None without a place.
+    owner: Option<Bell>,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    InUse,
+    /// In the line, between these.
+    Unused {
+        before: Option<usize>,
+        after: Option<usize>,
+    },
+    /// Unused, and its owner has been asked to let it go.
+    Asked,
 }
 
 /// The right to have one instance; free again when dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     residency: Residency,
-    /// Rung when the instance should go.
-    owner: Bell,
-    /// While unused.
-    stamp: Option<u64>,
+    slot: usize,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -51,7 +71,8 @@ impl Residency {
             Ok(permit) => permit,
             Err(_) => self.wait_for_permit().await,
         };
-        Place { residency: self.clone(), owner, stamp: None, _permit: permit }
+        let slot = self.lock().add(owner);
+        Place { residency: self.clone(), slot, _permit: permit }
     }
 
     async fn wait_for_permit(&self) -> OwnedSemaphorePermit {
@@ -76,18 +97,15 @@ impl Place {
         if unused.waiting > 0 {
             return false;
         }
-        let stamp = unused.next_stamp;
-        unused.next_stamp += 1;
-        unused.owners.insert(stamp, self.owner.clone());
-        self.stamp = Some(stamp);
+        unused.join(self.slot);
         true
     }
 
     /// The instance is in use again. If it was asked for, another one goes in its stead.
     pub(crate) fn take(&mut self) {
-        let Some(stamp) = self.stamp.take() else { return };
         let mut unused = self.residency.lock();
-        if unused.owners.remove(&stamp).is_none() && unused.waiting > 0 {
+        let was_asked = unused.leave(self.slot) == State::Asked;
+        if was_asked && unused.waiting > 0 {
             unused.ask();
         }
     }
@@ -95,16 +113,66 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(stamp) = self.stamp {
-            self.residency.lock().owners.remove(&stamp);
-        }
+        self.residency.lock().remove(self.slot);
     }
 }
 
 impl Unused {
+    /// A slot for an instance that is in use.
+    fn add(&mut self, owner: Bell) -> usize {
+        let slot = Slot { owner: Some(owner), state: State::InUse };
+        match self.free.pop() {
+            Some(free) => {
+                self.slots[free] = slot;
+                free
+            }
+            None => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        self.leave(slot);
+        self.slots[slot].owner = None;
+        self.free.push(slot);
+    }
+
+    /// It is not in use any more: the last that will be asked.
+    fn join(&mut self, slot: usize) {
+        let last = self.ends.map(|(_, last)| last);
+        if let Some(State::Unused { after, .. }) = last.map(|last| &mut self.slots[last].state) {
+            *after = Some(slot);
+        }
+        self.slots[slot].state = State::Unused { before: last, after: None };
+        self.ends = Some((self.ends.map_or(slot, |(first, _)| first), slot));
+    }
+
+    /// It is in use from now on. Answers what it was.
+    fn leave(&mut self, slot: usize) -> State {
+        let state = std::mem::replace(&mut self.slots[slot].state, State::InUse);
+        let State::Unused { before, after } = state else { return state };
+        if let Some(State::Unused { after: its, .. }) = before.map(|before| &mut self.slots[before].state) {
+            *its = after;
+        }
+        if let Some(State::Unused { before: its, .. }) = after.map(|after| &mut self.slots[after].state) {
+            *its = before;
+        }
+        // Whoever has nobody on one side is that end.
+        self.ends = self.ends.and_then(|(first, last)| {
+            let first = if before.is_none() { after? } else { first };
+            Some((first, if after.is_none() { before? } else { last }))
+        });
+        state
+    }
+
     /// Ask for the instance that is unused for longest.
     fn ask(&mut self) {
-        if let Some((_, owner)) = self.owners.pop_first() {
+        let Some((first, _)) = self.ends else { return };
+        self.leave(first);
+        self.slots[first].state = State::Asked;
+        if let Some(owner) = &self.slots[first].owner {
             owner.ring(Signal::Evict);
         }
     }
@@ -130,9 +198,13 @@ impl Drop for InLine<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
+
+    use rand::rngs::SmallRng;
+    use rand::{Rng as _, SeedableRng as _};
 
     use super::*;
     use crate::bell::{Signals, bell};
@@ -208,5 +280,50 @@ mod tests {
         assert!(place.park());
         assert!(!is_asked(&mut asked));
         place.take();
+    }
+
+    /// The line, from either end.
+    fn line(unused: &Unused) -> VecDeque<usize> {
+        let mut line = VecDeque::new();
+        let mut next = unused.ends.map(|(first, _)| first);
+        while let Some(slot) = next {
+            let State::Unused { before, after } = unused.slots[slot].state else { panic!("{slot} is in use") };
+            assert_eq!(before, line.back().copied());
+            line.push_back(slot);
+            next = after;
+        }
+        assert_eq!(unused.ends.map(|(_, last)| last), line.back().copied());
+        line
+    }
+
+    #[test]
+    fn the_line_stays_whole_whoever_leaves_it() {
+        let (mut unused, mut random) = (Unused::default(), SmallRng::seed_from_u64(7));
+        let (mut in_use, mut expected) = (Vec::new(), VecDeque::new());
+        for _ in 0..10_000 {
+            match random.random_range(0..5) {
+                0 if unused.slots.len() - unused.free.len() < 20 => in_use.push(unused.add(bell().0)),
+                1 if !in_use.is_empty() => unused.remove(in_use.swap_remove(random.random_range(0..in_use.len()))),
+                2 if !expected.is_empty() => {
+                    let slot = expected.remove(random.random_range(0..expected.len())).expect("one of them");
+                    assert!(matches!(unused.leave(slot), State::Unused { .. }));
+                    in_use.push(slot);
+                }
+                3 => {
+                    unused.ask();
+                    if let Some(slot) = expected.pop_front() {
+                        assert_eq!(unused.leave(slot), State::Asked);
+                        in_use.push(slot);
+                    }
+                }
+                _ if !in_use.is_empty() => {
+                    let slot = in_use.swap_remove(random.random_range(0..in_use.len()));
+                    unused.join(slot);
+                    expected.push_back(slot);
+                }
+                _ => {}
+            }
+            assert_eq!(line(&unused), expected);
+        }
     }
 }
