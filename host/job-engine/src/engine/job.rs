@@ -204,7 +204,8 @@ impl Job {
         (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
         if let (Some(until), State::Ready) = (until, target.state) {
             target.state = State::Later(until);
-            self.ready.retain(|ready| *ready != device);
+            // It was put there just now.
+            self.ready.pop_back();
             self.later.insert((until, device));
         }
     }
@@ -336,7 +337,7 @@ impl Job {
         let Some(target) = self.targets.get_mut(device) else { return now };
         // Beyond 2^8 the longest wait rules anyway.
         let wait = (waits.first * 2_i32.pow(target.offline.min(8))).min(waits.longest);
-        let at = match target.has_arrived {
+        let at = match std::mem::take(&mut target.has_arrived) {
             // It has connected while its attempt failed.
             true => now,
             false => until.map_or(now + wait, |until| until.min(now + wait)),

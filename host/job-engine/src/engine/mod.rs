@@ -291,13 +291,15 @@ impl Engine {
         }
         let fails_in_doubt = job.course.as_ref().is_some_and(|course| course.fails_in_doubt());
         let mut lost = Vec::new();
-        for target in targets {
+        for mut target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
                 job.add_awaited(now, target.device, (target.attempt, target.stage), (since, at_least));
                 continue;
             }
             if target.in_doubt {
+                // Of a wait that was over before its attempt.
+                target.until = None;
                 job.statistics.running_count = job.statistics.running_count.saturating_sub(1);
                 job.statistics.pending_count += 1;
                 match fails_in_doubt {

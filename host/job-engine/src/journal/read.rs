@@ -256,7 +256,7 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
         stage: row.get("stage")?,
         is_awaited: !status.is_terminal() && time(row, "awaited")?.is_some(),
         attempts: row.get("attempt")?,
-        next_attempt: if status.is_terminal() { None } else { time(row, "until")? },
+        next_attempt: if status == DeviceJobStatus::Pending { time(row, "until")? } else { None },
     })
 }
 

@@ -201,10 +201,18 @@ fn a_device_that_connects_while_its_attempt_fails_is_not_missed() {
     world.arrives(0);
     world.answer("j", 0, offline());
     assert!(world.calls.contains(&(job_id("j"), device(0), 2)), "asked again at once");
+    world.answer("j", 0, offline());
+    assert!(!world.calls.contains(&(job_id("j"), device(0), 3)), "once for each time that it connects");
+    world.arrives(0);
+    assert!(world.calls.contains(&(job_id("j"), device(0), 3)));
+    // In doubt, it is asked again at once, whenever it was to be looked for before it connected.
+    world.restart();
+    world.settle();
+    assert!(world.calls.contains(&(job_id("j"), device(0), 4)));
     world.answer("j", 1, offline());
     world.engine.handle(at(world.now), Input::ManyArrived);
     world.settle();
-    assert!(world.calls.contains(&(job_id("j"), device(1), 2)));
+    assert!(world.calls.contains(&(job_id("j"), device(1), 3)));
     world.answer("j", 0, answered(200));
     world.answer("j", 1, offline());
     world.pass(1000);
