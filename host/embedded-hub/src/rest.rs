@@ -81,6 +81,11 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
+        // Ours: Azure cannot do these.
+        .route("/jobs/v2/{id}/pause", post(jobs::pause))
+        .route("/jobs/v2/{id}/resume", post(jobs::resume))
+        .route("/jobs/v2/{id}/approve", post(jobs::approve))
+        .route("/jobs/v2/{id}/report", get(jobs::report))
         // Azure does not heed the letters' case in these, and neither do those who write them.
         .merge(message_routes("deviceBound", "serviceBound"))
         .merge(message_routes("devicebound", "servicebound"))
