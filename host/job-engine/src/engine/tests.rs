@@ -356,6 +356,7 @@ fn draining_sends_nothing_more() {
 enum Step {
     Create { devices: Vec<usize>, start: i64, window: u32, policy: u8 },
     Command(usize, Command),
+    ResumeAll,
     Answer(usize, u8),
     Pass(i64),
     Select,
@@ -406,6 +407,12 @@ impl World {
                     self.engine.command(at(self.now), id, command);
                 }
             }
+            Step::ResumeAll => {
+                for id in created.iter() {
+                    self.engine.command(at(self.now), id, Command::Approve { stage: None });
+                    self.engine.command(at(self.now), id, Command::Resume);
+                }
+            }
             Step::Answer(number, kind) if number < self.calls.len() => {
                 let (job, device, attempt) = self.calls.remove(number);
                 let result = match kind {
@@ -446,9 +453,8 @@ proptest! {
         let mut created = Vec::new();
         let mut ended: BTreeMap<(JobId, Address), DeviceJob> = BTreeMap::new();
         // At the end each answer comes at once, until the last window is over.
-        let resume_all = (0..8).flat_map(|job| [Step::Command(job, Command::Approve { stage: None }), Step::Command(job, Command::Resume)]);
-        let last = [Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
-        let rest = (0..60).flat_map(|_| resume_all.clone().chain(last.clone()));
+        let last = [Step::ResumeAll, Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
+        let rest = (0..60).flat_map(|_| last.clone());
         for step in steps.into_iter().chain(rest) {
             let may_show = matches!(step, Step::Commit);
             world.take(step, &mut created);

@@ -104,7 +104,7 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
     let hold = Hold { cause: HoldCause::Rule, reason: "too many".to_owned(), since: at(2) };
     assert_eq!(unfinished(&connection).expect("jobs")[0].hold, Some(hold));
     let shown = stored(&connection, &job_id("p")).to_json()["latch"]["progress"]["paused"].clone();
-    assert_eq!(shown, json!({"by": "rule", "reason": "too many", "since": "1970-01-01T00:00:02Z"}));
+    assert_eq!(shown, json!({"by": "rule", "reason": "too many", "since": "1970-01-01T00:00:02.000Z"}));
     let held_for = TimeDelta::seconds(7);
     change(&mut connection, "p", What::Resumed { held_for, is_forgiven: true });
     change(&mut connection, "p", What::Resumed { held_for, is_forgiven: false });

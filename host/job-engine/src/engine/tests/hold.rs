@@ -61,6 +61,7 @@ fn a_paused_job_begins_nothing_new_keeps_outcomes_and_goes_on_with_the_rest() {
     assert_eq!((world.hold(), world.calls.len()), (None, 2));
     assert_eq!(world.engine.deadline(), Some(at(1100)), "100 seconds, and the 1000 of the pause");
     world.restart();
+    world.settle();
     assert_eq!(world.engine.deadline(), Some(at(1100)), "and that is recorded");
     while !world.calls.is_empty() {
         world.answer_all(&UPDATED);
@@ -100,7 +101,7 @@ fn a_job_that_is_paused_while_it_selects_begins_with_all_of_its_time() {
 
 #[test]
 fn a_paused_job_can_be_cancelled_and_leaves_its_place_to_others() {
-    let mut world = World::new(2, limits(9, 1));
+    let mut world = World::new(2, limits(1, 1));
     world.create(twin_job("j"));
     world.create(JobRequest { query_condition: "deviceId = 'door-0001'".into(), ..twin_job("k") });
     world.settle();
@@ -197,6 +198,7 @@ fn a_rule_that_pauses_names_the_group_and_the_rest_follows_after_a_resume() {
     world.restart();
     assert_eq!(world.command(Command::Resume), Obedience::Begun);
     world.restart();
+    world.settle();
     while !world.calls.is_empty() {
         for (_, device, _) in &world.calls {
             assert!(before.iter().all(|row| row.address != *device), "{device} has had its outcome");
