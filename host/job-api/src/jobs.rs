@@ -11,55 +11,50 @@ use job_engine::JobFilter;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::RestState;
-use super::extract::{Path, Query};
-use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
-use crate::policy::Rights;
+use crate::JobApi;
+use crate::extract::{Path, Query};
+use crate::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ListQuery {
+pub(crate) struct ListQuery {
     job_type: Option<String>,
     job_status: Option<String>,
 }
 
-pub(super) async fn create(
-    State(state): State<RestState>,
+pub(crate) async fn create(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    state.authorize(&headers)?;
     let request = JobRequest::from_json(JobId::parse(&id)?, &read_body(body).await?)?;
     let created = request.created();
     state.jobs.create(request).await?;
     Ok(json(&created))
 }
 
-pub(super) async fn get(
-    State(state): State<RestState>,
-    Path(id): Path,
-    headers: HeaderMap,
-) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+pub(crate) async fn get(State(state): State<JobApi>, Path(id): Path, headers: HeaderMap) -> Result<Response, Refusal> {
+    state.authorize(&headers)?;
     Ok(json(&state.jobs.get(&JobId::parse(&id)?).await?.to_json()))
 }
 
-pub(super) async fn cancel(
-    State(state): State<RestState>,
+pub(crate) async fn cancel(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    state.authorize(&headers)?;
     Ok(json(&state.jobs.cancel(&JobId::parse(&id)?).await?.to_json()))
 }
 
-pub(super) async fn query(
-    State(state): State<RestState>,
+pub(crate) async fn query(
+    State(state): State<JobApi>,
     Query(query): Query<ListQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    state.authorize(&headers)?;
     let filter = JobFilter {
         job_type: query.job_type.filter(|text| !text.is_empty()),
         status: match query.job_status.filter(|text| !text.is_empty()) {
