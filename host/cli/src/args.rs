@@ -249,6 +249,36 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         /// The job's id
         id: JobId,
     },
+    /// Begin nothing new on any device, until the job is resumed; its time stands still
+    #[command(after_help = "Azure IoT Hub cannot do this: it is for jobs of the embedded hub.
+
+Example:
+  latch job pause lock-all --reason 'building 43 reports failures'")]
+    Pause {
+        /// The job's id
+        id: JobId,
+        /// For whoever looks at the job
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Go on with a job that is paused, with the devices that are left
+    Resume {
+        /// The job's id
+        id: JobId,
+    },
+    /// Go on to the next stage of a job that waits for approval (--stage-approval)
+    Approve {
+        /// The job's id
+        id: JobId,
+        /// Only if this is the stage that went well, counted from 1
+        #[arg(long, value_name = "N")]
+        stage: Option<u32>,
+    },
+    /// Show how a job's devices stand and why they failed, by the groups of --group-by
+    Report {
+        /// The job's id
+        id: JobId,
+    },
     /// Show each device's outcome
     Results {
         /// The job's id

@@ -1,5 +1,7 @@
 //! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
 
+mod extension;
+pub mod label;
 pub mod policy;
 
 use chrono::{DateTime, Utc};
@@ -10,6 +12,8 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
+pub use extension::EXTENSION_VERSION;
+use extension::Extension;
 use policy::{FailureClass, JobPolicy};
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
@@ -73,6 +77,25 @@ pub enum DeviceJobStatus {
     Canceled,
 }
 
+/// Why a job that could go on does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub cause: HoldCause,
+    /// For people.
+    pub reason: String,
+    pub since: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldCause {
+    /// Somebody has paused it.
+    Operator,
+    /// A stage went well, and the next one waits for approval.
+    Approval,
+    /// An abort rule was broken, or a stage failed, and the policy says to pause.
+    Rule,
+}
+
 /// `deviceJobStatistics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct JobStatistics {
@@ -97,6 +120,8 @@ pub struct JobResponse {
     pub statistics: Option<JobStatistics>,
     /// The stage in which a job with a policy is, counted from 1; `None` before it has begun.
     pub stage: Option<u32>,
+    /// Set while it is paused. Azure has no status for that: it stays `running`, `scheduled` or `queued`.
+    pub hold: Option<Hold>,
 }
 
 /// The row of a job for one device or module.
@@ -190,8 +215,8 @@ impl JobRequest {
                 .filter(|seconds| (1..=MAX_MAX_EXECUTION).contains(seconds))
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
-        let policy = body.get("latch").unwrap_or(&Value::Null);
-        let policy = JobPolicy::from_json(policy, &action, max_execution_time_in_seconds)?;
+        let latch = body.get("latch").unwrap_or(&Value::Null);
+        let Extension { policy } = Extension::from_json(latch, &action, max_execution_time_in_seconds)?;
         Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy })
     }
 
@@ -210,18 +235,18 @@ impl JobRequest {
             body.insert("startTime".into(), json!(time::format(start)));
         }
         body.insert("maxExecutionTimeInSeconds".into(), json!(self.max_execution_time_in_seconds));
-        if let Some(policy) = &self.policy {
-            body.insert("latch".into(), policy.to_json());
+        if let Some(latch) = self.extension() {
+            body.insert("latch".into(), latch);
         }
         Value::Object(body)
     }
 
-    /// The whole body that the service answers a PUT with. A policy comes back, so that its sender knows that it counts.
+    /// The whole body that the service answers a PUT with. The field `latch` comes back, so that its sender knows that it counts.
     pub fn created(&self) -> Value {
         let mut body =
             json!({"jobId": self.job_id, "type": self.action.job_type(), "status": JobStatus::Queued.name()});
-        if let Some(policy) = &self.policy {
-            body["latch"] = policy.to_json();
+        if let Some(latch) = self.extension() {
+            body["latch"] = latch;
         }
         body
     }
@@ -314,6 +339,28 @@ impl JobStatus {
     }
 }
 
+impl Hold {
+    fn to_json(&self) -> Value {
+        json!({"by": self.cause.name(), "reason": self.reason, "since": time::format(self.since)})
+    }
+}
+
+impl HoldCause {
+    const ALL: [HoldCause; 3] = [HoldCause::Operator, HoldCause::Approval, HoldCause::Rule];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            HoldCause::Operator => "operator",
+            HoldCause::Approval => "approval",
+            HoldCause::Rule => "rule",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<HoldCause> {
+        HoldCause::ALL.into_iter().find(|cause| cause.name() == name)
+    }
+}
+
 impl DeviceJobStatus {
     pub const ALL: [DeviceJobStatus; 6] = [
         DeviceJobStatus::Pending,
@@ -375,11 +422,20 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
-        if let Some(policy) = &self.request.policy {
-            let mut latch = policy.to_json();
-            if let Some(number) = self.stage {
-                latch["progress"] = json!({"stage": number, "stages": policy.stages.len().max(1)});
-            }
+        let mut progress = Map::new();
+        if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
+            progress.insert("stage".into(), json!(number));
+            progress.insert("stages".into(), json!(policy.stages.len().max(1)));
+        }
+        if let Some(hold) = &self.hold {
+            progress.insert("paused".into(), hold.to_json());
+        }
+        let mut latch = self.request.extension();
+        if !progress.is_empty() {
+            // Also of a job as at Azure, which can be paused here.
+            latch.get_or_insert_with(|| json!({"version": EXTENSION_VERSION}))["progress"] = Value::Object(progress);
+        }
+        if let Some(latch) = latch {
             body.insert("latch".into(), latch);
         }
         Value::Object(body)
@@ -476,6 +532,7 @@ mod tests {
                 failure_reason: None,
                 statistics: None,
                 stage: request.policy.as_ref().map(|_| 1),
+                hold: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

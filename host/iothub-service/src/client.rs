@@ -202,6 +202,25 @@ impl ServiceClient {
         self.object(ServiceRequest::cancel_job(job)).await
     }
 
+    /// Begin nothing new on any device. Like the next three, for the embedded hub: Azure has no such request.
+    pub async fn pause_job(&self, job: &JobId, reason: &str) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::pause_job(job, reason)).await
+    }
+
+    pub async fn resume_job(&self, job: &JobId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::resume_job(job)).await
+    }
+
+    /// Go on to the next stage, if the one that went well is `stage`, or whichever it is.
+    pub async fn approve_job(&self, job: &JobId, stage: Option<u32>) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::approve_job(job, stage)).await
+    }
+
+    /// How a job's devices stand, by the groups that its policy makes.
+    pub async fn job_report(&self, job: &JobId) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::job_report(job)).await
+    }
+
     pub async fn query_jobs(&self, filter: JobFilter<'_>, page: &PageRequest) -> Result<Page, ServiceError> {
         self.page(ServiceRequest::query_jobs(filter, page)).await
     }

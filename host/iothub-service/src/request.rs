@@ -127,6 +127,24 @@ impl ServiceRequest {
         ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "cancel"])
     }
 
+    pub fn pause_job(job: &JobId, reason: &str) -> ServiceRequest {
+        let body = json!({"reason": reason});
+        ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "pause"]).with_body(body)
+    }
+
+    pub fn resume_job(job: &JobId) -> ServiceRequest {
+        ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "resume"])
+    }
+
+    pub fn approve_job(job: &JobId, stage: Option<u32>) -> ServiceRequest {
+        let body = stage.map_or_else(|| json!({}), |stage| json!({"stage": stage}));
+        ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "approve"]).with_body(body)
+    }
+
+    pub fn job_report(job: &JobId) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "report"])
+    }
+
     pub fn query_jobs(filter: JobFilter<'_>, page: &PageRequest) -> ServiceRequest {
         let mut request = ServiceRequest::new(Method::GET, &["jobs", "v2", "query"]).with_page(page);
         let filters = [("jobType", filter.job_type), ("jobStatus", filter.status.map(JobStatus::name))];
@@ -323,6 +341,14 @@ mod tests {
         check(&ServiceRequest::get_job(&job("j+1")), line, &[], Value::Null);
         let line = "POST /jobs/v2/j1/cancel?api-version=2021-04-12";
         check(&ServiceRequest::cancel_job(&job("j1")), line, &[], Value::Null);
+        let line = "POST /jobs/v2/j1/pause?api-version=2021-04-12";
+        check(&ServiceRequest::pause_job(&job("j1"), "why"), line, &[], json!({"reason": "why"}));
+        let line = "POST /jobs/v2/j1/resume?api-version=2021-04-12";
+        check(&ServiceRequest::resume_job(&job("j1")), line, &[], Value::Null);
+        let line = "POST /jobs/v2/j1/approve?api-version=2021-04-12";
+        check(&ServiceRequest::approve_job(&job("j1"), Some(2)), line, &[], json!({"stage": 2}));
+        let line = "GET /jobs/v2/j1/report?api-version=2021-04-12";
+        check(&ServiceRequest::job_report(&job("j1")), line, &[], Value::Null);
         let filter = JobFilter { job_type: Some("scheduleUpdateTwin"), status: Some(JobStatus::Running) };
         let line = "GET /jobs/v2/query?api-version=2021-04-12&jobType=scheduleUpdateTwin&jobStatus=running";
         check(&ServiceRequest::query_jobs(filter, &page), line, &headers, Value::Null);

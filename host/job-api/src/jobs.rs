@@ -7,13 +7,17 @@ use axum::response::Response;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::{JobRequest, JobStatus};
-use job_engine::JobFilter;
+use job_engine::{Command, JobFilter};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::JobApi;
 use crate::extract::{Path, Query};
 use crate::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
+
+/// Longest reason of a pause, in characters.
+const MAX_REASON: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -45,8 +49,78 @@ pub(crate) async fn cancel(
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    command(&state, &id, &headers, Command::Cancel).await
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pause {
+    /// For whoever looks at the job.
+    #[serde(default)]
+    reason: String,
+}
+
+pub(crate) async fn pause(
+    State(state): State<JobApi>,
+    Path(id): Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let Pause { reason } = optional(body).await?;
+    if reason.chars().count() > MAX_REASON {
+        let text = format!("the reason is longer than {MAX_REASON} characters");
+        return Err(HubError::new(ErrorCode::ArgumentInvalid, text).into());
+    }
+    command(&state, &id, &headers, Command::Pause { reason }).await
+}
+
+pub(crate) async fn resume(
+    State(state): State<JobApi>,
+    Path(id): Path,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    command(&state, &id, &headers, Command::Resume).await
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Approval {
+    stage: Option<u32>,
+}
+
+pub(crate) async fn approve(
+    State(state): State<JobApi>,
+    Path(id): Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let Approval { stage } = optional(body).await?;
+    command(&state, &id, &headers, Command::Approve { stage }).await
+}
+
+/// How the devices of each group stand, and how those failed that did.
+pub(crate) async fn report(
+    State(state): State<JobApi>,
+    Path(id): Path,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
     state.authorize(&headers)?;
-    Ok(json(&state.jobs.cancel(&JobId::parse(&id)?).await?.to_json()))
+    Ok(json(&state.jobs.report(&JobId::parse(&id)?).await?))
+}
+
+async fn command(state: &JobApi, id: &str, headers: &HeaderMap, command: Command) -> Result<Response, Refusal> {
+    state.authorize(headers)?;
+    Ok(json(&state.jobs.command(&JobId::parse(id)?, command).await?.to_json()))
+}
+
+/// A body that need not be there.
+async fn optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, HubError> {
+    let body = read_body(body).await?;
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body)
+        .map_err(|error| HubError::new(ErrorCode::ArgumentInvalid, format!("the body: {error}")))
 }
 
 pub(crate) async fn query(

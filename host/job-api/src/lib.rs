@@ -40,12 +40,17 @@ impl JobApi {
     }
 }
 
-/// The routes of `/jobs/v2`, for a router of any state. Whoever merges them answers what has no route.
+/// The routes of `/jobs/v2`, Azure's and ours, for a router of any state. Whoever merges them answers what has no route.
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
+        // Ours: Azure cannot do these.
+        .route("/jobs/v2/{id}/pause", post(jobs::pause))
+        .route("/jobs/v2/{id}/resume", post(jobs::resume))
+        .route("/jobs/v2/{id}/approve", post(jobs::approve))
+        .route("/jobs/v2/{id}/report", get(jobs::report))
         .with_state(api)
 }
 

@@ -18,6 +18,6 @@ mod record;
 mod testing;
 
 pub use driver::{JobEngine, Settings};
-pub use engine::Limits;
-pub use fleet::Fleet;
+pub use engine::{Command, Limits};
+pub use fleet::{Fleet, Selected, Selection};
 pub use journal::{JobFilter, MIGRATIONS, Page};

@@ -35,6 +35,10 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Resul
             let job = context.service()?.cancel_job(&id).await?;
             if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
         }
+        JobCommand::Pause { id, reason } => control(&id, &context.service()?.pause_job(&id, &reason).await?, context),
+        JobCommand::Resume { id } => control(&id, &context.service()?.resume_job(&id).await?, context),
+        JobCommand::Approve { id, stage } => control(&id, &context.service()?.approve_job(&id, stage).await?, context),
+        JobCommand::Report { id } => report(&id, context).await,
         JobCommand::Results { id, failed } => results(&id, failed, context).await,
     }
 }
@@ -88,6 +92,42 @@ async fn create(
         return watch(&service, &job_id, context).await;
     }
     if context.json { document(&created) } else { line(&format!("{job_id} {}", cell(&created["status"]))) }
+}
+
+/// Tell how a job is after a command.
+fn control(id: &JobId, job: &Value, context: &Context) -> anyhow::Result<()> {
+    if context.json {
+        return document(job);
+    }
+    let paused = &job["latch"]["progress"]["paused"];
+    match paused.is_null() {
+        true => line(&format!("{id} {}", cell(&job["status"]))),
+        false => line(&format!("{id} {}", progress::paused(paused))),
+    }
+}
+
+async fn report(id: &JobId, context: &Context) -> anyhow::Result<()> {
+    let report = context.service()?.job_report(id).await?;
+    if context.json {
+        return document(&report);
+    }
+    let failures = |group: &Value| {
+        let classes = group["failures"].as_object().into_iter().flatten();
+        classes.map(|(class, count)| format!("{count} {class}")).collect::<Vec<_>>().join(", ")
+    };
+    let row = |name: String, group: &Value| {
+        let count = |status: &str| group["byStatus"][status].as_u64().unwrap_or(0).to_string();
+        let statuses = ["completed", "failed", "running", "pending", "canceled"].map(count);
+        let head = [name, cell(&group["devices"])];
+        head.into_iter().chain(statuses).chain([failures(group)]).collect::<Vec<_>>()
+    };
+    let tag = report["groupBy"].as_str();
+    let groups = report["groups"].as_array().into_iter().flatten();
+    let name = |group: &Value| group["group"].as_str().unwrap_or("(none)").to_owned();
+    let mut rows: Vec<_> = groups.map(|group| row(name(group), group)).collect();
+    rows.push(row("all".to_owned(), &report));
+    let tag = tag.unwrap_or("devices").to_uppercase();
+    table(&[&tag, "DEVICES", "SUCCEEDED", "FAILED", "RUNNING", "PENDING", "LEFT OUT", "FAILURES"], &rows)
 }
 
 /// Sorts by time, and does not collide with one made elsewhere in the same second.

@@ -13,10 +13,11 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Cancellation, Engine, Limits};
+use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::record::SavedJob;
@@ -51,7 +52,7 @@ pub struct JobEngine {
 
 enum Message {
     Created(Box<SavedJob>),
-    Cancel { job: JobId, reply: oneshot::Sender<Cancellation> },
+    Command { job: JobId, command: Command, reply: oneshot::Sender<Obedience> },
 }
 
 impl JobEngine {
@@ -110,29 +111,37 @@ impl JobEngine {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::job(connection, &job)).await;
         let found = found.map_err(|error| store_error(&error))?;
-        found.ok_or_else(|| HubError::new(ErrorCode::JobNotFound, format!("there is no job {id}")))
+        found.ok_or_else(|| not_found(id))
     }
 
-    /// Stop a job. One that was not yet sent anything is `cancelled` at once, another when the answers that are out
-    /// have come.
+    /// Have a command carried out; it is durable when this returns. A job that is cancelled before it was sent anything
+    /// is `cancelled` at once, another when the answers that are out have come.
     ///
     /// # Errors
-    /// 404002 if there is no such job, 412003 if it has ended.
-    pub async fn cancel(&self, id: &JobId) -> Result<JobResponse, HubError> {
-        if self.ask_to_cancel(id).await? == Cancellation::Begun {
-            return self.get(id).await;
-        }
-        if !self.get(id).await?.status.is_terminal() {
+    /// 404002 if there is no such job, 412003 if it has ended or is not so that the command fits.
+    pub async fn command(&self, id: &JobId, command: Command) -> Result<JobResponse, HubError> {
+        let mut met = self.ask(id, command.clone()).await?;
+        if met == Obedience::Unknown && !self.get(id).await?.status.is_terminal() {
             // It is being created this instant. Once this empty write is through, the engine has been told of it.
             self.store.write(|_| Ok(())).await.map_err(|error| store_error(&error))?;
-            if self.ask_to_cancel(id).await? == Cancellation::Begun {
-                return self.get(id).await;
-            }
+            met = self.ask(id, command).await?;
         }
-        Err(HubError::new(
-            ErrorCode::JobRunPreconditionFailed,
-            format!("the job {id} has ended and cannot be cancelled"),
-        ))
+        let refused = match met {
+            Obedience::Begun => return self.get(id).await,
+            Obedience::Refused(reason) => reason,
+            Obedience::Finished | Obedience::Unknown => format!("the job {id} has ended"),
+        };
+        Err(HubError::new(ErrorCode::JobRunPreconditionFailed, refused))
+    }
+
+    /// How the job's devices stand and how they failed, all together and by the groups that its policy makes.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job.
+    pub async fn report(&self, id: &JobId) -> Result<Value, HubError> {
+        let job = id.clone();
+        let found = self.store.read(move |connection| journal::report(connection, &job)).await;
+        found.map_err(|error| store_error(&error))?.ok_or_else(|| not_found(id))
     }
 
     /// Jobs, the newest first.
@@ -190,9 +199,9 @@ impl JobEngine {
         self.messages.closed().await;
     }
 
-    async fn ask_to_cancel(&self, id: &JobId) -> Result<Cancellation, HubError> {
+    async fn ask(&self, id: &JobId, command: Command) -> Result<Obedience, HubError> {
         let (reply, replied) = oneshot::channel();
-        self.messages.send(Message::Cancel { job: id.clone(), reply }).map_err(|_| stopped())?;
+        self.messages.send(Message::Command { job: id.clone(), command, reply }).map_err(|_| stopped())?;
         replied.await.map_err(|_| stopped())
     }
 }
@@ -221,6 +230,10 @@ async fn prune_daily(store: Store, cancel: CancellationToken) {
 fn store_error(error: &StoreError) -> HubError {
     tracing::error!(%error, "job journal failed");
     HubError::new(ErrorCode::ServerError, "the job journal failed, see the log")
+}
+
+fn not_found(id: &JobId) -> HubError {
+    HubError::new(ErrorCode::JobNotFound, format!("there is no job {id}"))
 }
 
 fn stopped() -> HubError {

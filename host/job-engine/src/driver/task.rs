@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
-use crate::engine::{Cancellation, Engine, Input, Output, Record};
+use crate::engine::{Engine, Input, Obedience, Output, Record};
 use crate::fleet::Fleet;
 use crate::journal;
 
@@ -47,9 +47,9 @@ pub(super) struct Task<F> {
     panicked: HashMap<Id, Input>,
     write: Option<Write>,
     /// Who waits for the write that is under way.
-    awaiting_write: Vec<oneshot::Sender<Cancellation>>,
+    awaiting_write: Vec<oneshot::Sender<Obedience>>,
     /// Who waits for the one after it.
-    awaiting_next: Vec<oneshot::Sender<Cancellation>>,
+    awaiting_next: Vec<oneshot::Sender<Obedience>>,
 }
 
 impl<F: Fleet> Task<F> {
@@ -136,8 +136,8 @@ impl<F: Fleet> Task<F> {
     fn take(&mut self, message: Message) {
         match message {
             Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(job)),
-            Message::Cancel { job, reply } => match self.engine.cancel(Utc::now(), &job) {
-                Cancellation::Begun => self.awaiting_next.push(reply),
+            Message::Command { job, command, reply } => match self.engine.command(Utc::now(), &job, command) {
+                Obedience::Begun => self.awaiting_next.push(reply),
                 // The caller may have gone away.
                 other => _ = reply.send(other),
             },
@@ -174,9 +174,9 @@ impl<F: Fleet> Task<F> {
         let fleet = Arc::clone(&self.fleet);
         let panic = || HubError::new(ErrorCode::ServerError, "the call failed inside the hub, see its log");
         let (handle, panicked) = match output {
-            Output::Select { job, condition } => {
+            Output::Select { job, selection } => {
                 let panicked = Input::Selected { job: job.clone(), result: Err(panic()) };
-                let select = async move { Input::Selected { job, result: fleet.select(&condition).await } };
+                let select = async move { Input::Selected { job, result: fleet.select(&selection).await } };
                 (self.calls.spawn(select), panicked)
             }
             Output::Look { job, plugin, devices } => {
@@ -260,9 +260,9 @@ async fn pending(write: &mut Option<Write>) -> Result<Arc<Record>, StoreError> {
     }
 }
 
-fn reply(waiting: &mut Vec<oneshot::Sender<Cancellation>>) {
+fn reply(waiting: &mut Vec<oneshot::Sender<Obedience>>) {
     for reply in waiting.drain(..) {
         // The caller may have gone away.
-        _ = reply.send(Cancellation::Begun);
+        _ = reply.send(Obedience::Begun);
     }
 }

@@ -11,7 +11,8 @@ use iothub_protocol::plugin_report::{self, PinState};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{condition, device, job_id, method_job, recount, twin_job};
+use crate::fleet::{Selected, Selection};
+use crate::testing::{condition, device, job_id, method_job, recount, selected, twin_job};
 
 /// Devices that do as they are told by their numbers.
 struct Scripted {
@@ -41,8 +42,8 @@ impl Scripted {
 }
 
 impl Fleet for Scripted {
-    async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
-        Ok((0..self.size).map(device).filter(|id| condition.matches(&json!({"deviceId": id.to_string()}))).collect())
+    async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
+        Ok(selected(self.size, selection))
     }
 
     async fn call_method(&self, id: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
@@ -141,12 +142,12 @@ async fn errors_have_the_hubs_codes() {
     let code = |result: Result<JobResponse, HubError>| result.map(|job| job.status).map_err(|error| error.code);
     assert_eq!(engine.create(twin_job("j")).await.map_err(|error| error.code), Err(ErrorCode::JobAlreadyExists));
     engine.ended(&job_id("j")).await.expect("its end");
-    assert_eq!(code(engine.cancel(&job_id("j")).await), Err(ErrorCode::JobRunPreconditionFailed));
-    assert_eq!(code(engine.cancel(&job_id("k")).await), Err(ErrorCode::JobNotFound));
+    assert_eq!(code(engine.command(&job_id("j"), Command::Cancel).await), Err(ErrorCode::JobRunPreconditionFailed));
+    assert_eq!(code(engine.command(&job_id("k"), Command::Cancel).await), Err(ErrorCode::JobNotFound));
     assert_eq!(code(engine.get(&job_id("k")).await), Err(ErrorCode::JobNotFound));
     let start_time = Some(Utc::now() + TimeDelta::hours(1));
     engine.create(JobRequest { start_time, ..method_job("later") }).await.expect("a job");
-    assert_eq!(code(engine.cancel(&job_id("later")).await), Ok(JobStatus::Cancelled));
+    assert_eq!(code(engine.command(&job_id("later"), Command::Cancel).await), Ok(JobStatus::Cancelled));
     let rows = engine.device_rows(Condition::all(), 1, Some("?")).await;
     assert_eq!(rows.map_err(|error| error.code), Err(ErrorCode::ArgumentInvalid));
     running.stop().await;
@@ -176,7 +177,7 @@ async fn reports_decide_and_pins_are_taken_back() {
         let running = start(folder.path(), &fleet).await;
         let pin = TwinUpdate { tags: None, desired: Some(plugin_report::pin("lock-door", "2.0.0")) };
         let policy = JobPolicy {
-            abort: vec![AbortRule { failure_percent: 0, on: Vec::new(), minimum: 4, window_in_seconds: None }],
+            abort: vec![AbortRule { minimum: 4, ..AbortRule::new(0) }],
             succeed: Some(SuccessRule::Report(ReportRule {
                 plugin: "lock-door".into(),
                 soak_in_seconds: 0,

@@ -2,12 +2,12 @@ use chrono::TimeDelta;
 use durable_store::sql::{Connection, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::json;
 
 use super::*;
-use crate::record::{Change, Record, SavedTarget, What};
+use crate::record::{BegunTarget, Change, Record, SavedTarget, What};
 use crate::testing::{at, condition, database, device, job_id, method_job, rows, stored, twin_job};
 
 fn write<T>(connection: &mut Connection, write: impl FnOnce(&sql::Transaction<'_>) -> sql::Result<T>) -> T {
@@ -17,13 +17,17 @@ fn write<T>(connection: &mut Connection, write: impl FnOnce(&sql::Transaction<'_
     value
 }
 
+fn target(device: Address) -> BegunTarget {
+    BegunTarget { device, stage: None, group: None }
+}
+
 /// Two jobs over five devices each; in the first, each device has another end.
 fn filled() -> Connection {
     let mut connection = database();
     for request in [method_job("a"), twin_job("b")] {
         let job = request.job_id.clone();
         write(&mut connection, |tx| insert(tx, request, at(1))).expect("a new id");
-        let targets = (0..5).map(|number| (device(number), None)).collect();
+        let targets = (0..5).map(|number| target(device(number))).collect();
         change(&mut connection, job.as_str(), What::Begun { targets });
     }
     let outcomes = [
@@ -80,7 +84,11 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
     let request = JobRequest { policy: Some(JobPolicy::default()), ..twin_job("p") };
     write(&mut connection, |tx| insert(tx, request.clone(), at(1))).expect("a new id");
     assert_eq!(unfinished(&connection).expect("jobs")[0].course, None, "it has not begun");
-    let targets = (0..5).map(|number| (device(number), Some(1 + number as u32 / 2))).collect();
+    let target = |number| {
+        let group = (number != 3).then(|| format!("b{}", number % 2).into());
+        BegunTarget { device: device(number), stage: Some(1 + number as u32 / 2), group }
+    };
+    let targets = (0..5).map(target).collect();
     change(&mut connection, "p", What::Begun { targets });
     change(&mut connection, "p", What::Stage { number: 1 });
     for number in 0..4 {
@@ -92,11 +100,25 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
         change(&mut connection, "p", What::Ended { device: device(number), status, outcome: None });
     }
     change(&mut connection, "p", What::Stage { number: 2 });
+    change(&mut connection, "p", What::Paused { cause: HoldCause::Rule, reason: "too many".to_owned() });
+    let hold = Hold { cause: HoldCause::Rule, reason: "too many".to_owned(), since: at(2) };
+    assert_eq!(unfinished(&connection).expect("jobs")[0].hold, Some(hold));
+    let shown = stored(&connection, &job_id("p")).to_json()["latch"]["progress"]["paused"].clone();
+    assert_eq!(shown, json!({"by": "rule", "reason": "too many", "since": "1970-01-01T00:00:02.000Z"}));
+    let held_for = TimeDelta::seconds(7);
+    change(&mut connection, "p", What::Resumed { held_for, is_forgiven: true });
+    change(&mut connection, "p", What::Resumed { held_for, is_forgiven: false });
     change(&mut connection, "p", What::Aborting { reason: "too many".to_owned() });
 
     let saved = unfinished(&connection).expect("jobs").remove(0);
     assert_eq!((saved.request, saved.cancelling, saved.aborted), (request, true, Some("too many".to_owned())));
+    assert_eq!((saved.hold, saved.held_for), (None, held_for));
     let course = saved.course.expect("it has begun");
+    assert_eq!(course.forgiven, Some(at(2)));
+    let groups: Vec<_> = course.ended.iter().map(|end| end.group.as_deref()).collect();
+    assert_eq!(groups, [Some("b0"), None]);
+    let groups: Vec<_> = saved.targets.iter().map(|target| target.group.as_deref()).collect();
+    assert_eq!(groups, [Some("b1"), Some("b0"), Some("b0")]);
     let ends: Vec<_> = course.ended.iter().map(|end| (end.stage, end.at, end.failure)).collect();
     let failed = (1, at(2), Some(FailureClass::Fault));
     assert_eq!((course.stage, ends), (2, vec![failed, (2, at(2), None)]));
@@ -129,6 +151,7 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
         until: Some(at(60)),
         awaited: None,
         stage: 0,
+        group: None,
     };
     assert_eq!(target, expected);
     let row = rows(&connection, &job_id("b")).remove(0);
@@ -144,7 +167,7 @@ fn rows_of_modules_name_them_and_are_found_by_their_device() {
     let mut connection = database();
     write(&mut connection, |tx| insert(tx, twin_job("m"), at(1))).expect("a new id");
     let address = |text: &str| Address::parse(text).expect("an address");
-    let targets = ["d", "d/m1", "d/m2", "d1/m1", "d0"].map(|text| (address(text), None)).to_vec();
+    let targets = ["d", "d/m1", "d/m2", "d1/m1", "d0"].map(|text| target(address(text))).to_vec();
     change(&mut connection, "m", What::Begun { targets });
     change(&mut connection, "m", What::Started { device: address("d/m1"), attempt: 1 });
     let found = |text: &str, after: Option<&Position>| {
