@@ -25,6 +25,8 @@ fn moment(value: &Value) -> chrono::DateTime<chrono::Utc> {
 fn a_device_that_connects_late_has_its_turn_then_and_not_at_the_next_look() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [data, host_data] = folders.each_ref().map(|folder| folder.path());
+    // Before the job: to make them can take longer than the job's first wait.
+    let plugins = plugin_folder(&["lock-door"]);
     let hub = Latch::start(data, &[&["hub", "--devices", "2"], FREE_PORTS].concat());
     let policy = ["--wait-offline", "1h", "--skip-offline"];
     latch_json(data, &[&["job", "method", "lockDoor", "--query", "*", "--id", "late"][..], &policy].concat());
@@ -35,7 +37,6 @@ fn a_device_that_connects_late_has_its_turn_then_and_not_at_the_next_look() {
         all_wait.then(|| moment(&rows[0]["latch"]["nextAttempt"]))
     });
 
-    let plugins = plugin_folder(&["lock-door"]);
     let connection = data.join("devices").join(format!("{}.connstr", door(1)));
     let (ca, folder) = (hub.data().join("ca.pem"), plugins.path());
     let [connection, ca, folder] = [&*connection, &*ca, folder].map(|path| path.to_str().expect("a readable name"));

@@ -185,9 +185,7 @@ impl Course {
 
     /// The group under which a device is counted that has this value of the tag.
     pub(super) fn group(&mut self, value: Group) -> Group {
-        if self.policy.group_by.is_none() {
-            return None;
-        }
+        self.policy.group_by.as_ref()?;
         let group = match self.groups.contains_key(&value) || self.groups.len() < MAX_GROUPS {
             true => value,
             false => Some(OTHERS.into()),
