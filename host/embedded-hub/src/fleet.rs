@@ -16,9 +16,9 @@ use tokio::sync::broadcast;
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
-use crate::rehearsal::tier::Class;
 use crate::scan::Walk;
 use crate::store::Kind;
+use iothub_protocol::quota::tier::Class;
 
 /// Jobs act on the hub's devices and modules through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
