@@ -87,7 +87,7 @@ fn full() -> [(Value, usize); 2] {
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
     }, "then": then});
-    [(twin, 35), (method, 40)]
+    [(twin, 35), (method, 51)]
 }
 
 #[test]
