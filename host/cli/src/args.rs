@@ -413,9 +413,11 @@ const THEN_HELP: &str =
     "What follows on each device, step by step: a JSON list in a file. Each step is an action as in \
 IoT Hub's jobs, and may wait for the answer before it, or for the device's twin:
 
-  [{\"type\": \"scheduleUpdateTwin\", \"updateTwin\": {\"etag\": \"*\", \"tags\": {\"state\": \"locked\"}},
-    \"when\": {\"statuses\": [[200, 299]], \"condition\": \"properties.reported.door.locked = true\",
-             \"withinInSeconds\": 60, \"otherwise\": \"fail\"}}]";
+[{\"type\": \"scheduleUpdateTwin\",
+  \"updateTwin\": {\"etag\": \"*\", \"tags\": {\"state\": \"locked\"}},
+  \"when\": {\"statuses\": [[200, 299]],
+           \"condition\": \"properties.reported.door.locked = true\",
+           \"withinInSeconds\": 60, \"otherwise\": \"fail\"}}]";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
