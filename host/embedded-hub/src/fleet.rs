@@ -1,7 +1,6 @@
 //! The embedded hub as the job engine sees it.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -9,7 +8,7 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::twin::TwinPatch;
-use job_engine::{Fleet, Selected, Selection};
+use job_engine::{Fleet, LabelReader, Selected, Selection};
 use serde_json::json;
 use tokio::sync::broadcast;
 
@@ -36,21 +35,6 @@ impl HubFleet {
     }
 }
 
-/// One of each value: a million devices are in some hundred buildings.
-#[derive(Default)]
-struct Values(HashSet<Arc<str>>);
-
-impl Values {
-    fn shared(&mut self, value: String) -> Arc<str> {
-        if let Some(known) = self.0.get(value.as_str()) {
-            return Arc::clone(known);
-        }
-        let value: Arc<str> = value.into();
-        self.0.insert(Arc::clone(&value));
-        value
-    }
-}
-
 impl Fleet for HubFleet {
     fn arrivals(&self) -> Option<broadcast::Receiver<Address>> {
         Some(self.hub.arrivals())
@@ -62,13 +46,11 @@ impl Fleet for HubFleet {
             true => Walk::ids(&self.hub, condition),
             false => Walk::tags(&self.hub, condition),
         };
-        let mut values = Values::default();
+        let mut reader = LabelReader::new(selection);
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
-            selected.extend(twins.into_iter().map(|(address, twin)| Selected {
-                address,
-                labels: labels.iter().map(|label| label.read(&twin).map(|value| values.shared(value))).collect(),
-            }));
+            let with_labels = |(address, twin)| Selected { labels: reader.read(&twin), address };
+            selected.extend(twins.into_iter().map(with_labels));
         }
         Ok(selected)
     }

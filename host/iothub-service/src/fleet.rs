@@ -1,0 +1,272 @@
+//! A hub behind its service API, as the job engine sees it: twin queries, direct methods and twin updates.
+//!
+//! Jobs send more than any other caller, so this keeps to what the hub takes ([`pace`]) and outlasts a while of
+//! throttling or absence ([`patience`]). What may not be done twice is sent again only if it certainly was not done.
+
+mod pace;
+mod patience;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::future::Future;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use iothub_protocol::address::Address;
+use iothub_protocol::error::{ErrorCode, HubError};
+use iothub_protocol::job::TwinUpdate;
+use iothub_protocol::method::{DirectMethod, MethodResponse};
+use iothub_protocol::plugin_report::PinState;
+use iothub_protocol::query::{Condition, MAX_QUERY, Source};
+use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku};
+use job_engine::{Fleet, LabelReader, Selected, Selection};
+use reqwest::header::HeaderMap;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::client::{Page, ServiceClient, decode, read_page};
+use crate::error::{Failure, FailureKind, Problem, ServiceError};
+use crate::request::{PageRequest, ServiceRequest};
+use pace::{Pace, Turn};
+use patience::Patience;
+
+/// Most rows of a page, by the hub's own limit.
+const PAGE: u32 = 1000;
+/// On top of a method's time-outs and of what every call has: a hub that is near its limit lets calls wait in a queue
+/// before it begins to carry them out.
+const QUEUE_MARGIN: Duration = Duration::from_secs(20);
+
+/// Jobs act on the hub's devices and modules through this. Nobody tells it that a device has connected.
+#[derive(Debug)]
+pub struct RestFleet {
+    service: ServiceClient,
+    queries: Lane,
+    methods: Lane,
+    twin_updates: Lane,
+    /// Calls that are out at once need a connection each.
+    connections: Semaphore,
+}
+
+/// All calls that one throttle of the hub is over.
+#[derive(Debug)]
+struct Lane {
+    name: &'static str,
+    pace: Mutex<Pace>,
+    /// Held by the one whose turn is next; the others stand in line behind it.
+    line: tokio::sync::Mutex<()>,
+}
+
+impl RestFleet {
+    /// With a `sku`, calls keep to what a hub of that size takes; in any case, to what it says. They are over at most so
+    /// many connections.
+    pub fn new(service: ServiceClient, sku: Option<Sku>, connections: usize) -> RestFleet {
+        let lane = |class: Class| Lane::new(class.name(), Pace::new(sku.map(|sku| sku.rate(class))));
+        RestFleet {
+            service,
+            queries: lane(Class::Queries),
+            methods: lane(Class::Methods),
+            twin_updates: lane(Class::TwinUpdates),
+            connections: Semaphore::new(connections.max(1)),
+        }
+    }
+
+    async fn send(&self, lane: &Lane, amount: u64, request: &ServiceRequest) -> Result<(HeaderMap, Vec<u8>), HubError> {
+        let sent = lane.call(amount, request.repeatable, || async {
+            // It is never closed.
+            let _connection = self.connections.acquire().await;
+            self.service.attempt(request).await
+        });
+        sent.await.map_err(|error| hub_error(&error))
+    }
+
+    /// All rows of a query, page by page.
+    async fn rows(
+        &self,
+        query: &str,
+        mut each: impl FnMut(&Value) -> Result<(), HubError> + Send,
+    ) -> Result<(), HubError> {
+        let mut next = PageRequest { max_items: Some(PAGE), continuation: None };
+        loop {
+            let request = ServiceRequest::query(query, &next);
+            let (headers, body) = self.send(&self.queries, 1, &request).await?;
+            let Page { items, continuation, .. } = read_page(&request, &headers, &body).map_err(|e| failed(&e))?;
+            items.iter().try_for_each(&mut each)?;
+            match continuation {
+                None => return Ok(()),
+                continuation => next.continuation = continuation,
+            }
+        }
+    }
+}
+
+impl Fleet for RestFleet {
+    async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
+        let mut reader = LabelReader::new(selection);
+        let mut selected = Vec::new();
+        let query = selecting(&selection.condition, !selection.labels.is_empty());
+        self.rows(&query, |row| {
+            selected.push(Selected { address: address(row)?, labels: reader.read(row) });
+            Ok(())
+        })
+        .await?;
+        Ok(selected)
+    }
+
+    async fn call_method(&self, device: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
+        let mut request = ServiceRequest::invoke_method(device, method);
+        request.timeout += QUEUE_MARGIN;
+        let bytes = method.payload.to_string().len() as u64;
+        let steps = bytes.div_ceil(METHOD_STEP).max(1);
+        let (_, body) = self.send(&self.methods, steps * METHOD_STEP, &request).await?;
+        decode(&request, &body).map_err(|e| failed(&e))
+    }
+
+    async fn patch_twin(&self, device: &Address, update: &TwinUpdate) -> Result<(), HubError> {
+        self.send(&self.twin_updates, 1, &ServiceRequest::patch_twin(device, update, None)).await.map(|_| ())
+    }
+
+    async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
+        let wanted: HashSet<&Address> = devices.iter().collect();
+        let mut states = HashMap::with_capacity(devices.len());
+        for query in naming(devices) {
+            self.rows(&query, |twin| {
+                let address = address(twin)?;
+                // Of a device that has more modules than the one.
+                if wanted.contains(&address) {
+                    let state = PinState::of_twin(twin, plugin);
+                    states.insert(address, state);
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(states)
+    }
+}
+
+impl Lane {
+    fn new(name: &'static str, pace: Pace) -> Lane {
+        Lane { name, pace: Mutex::new(pace), line: tokio::sync::Mutex::default() }
+    }
+
+    /// Make a call until it succeeds, has the hub's last word, or patience ends.
+    async fn call<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        amount: u64,
+        repeatable: bool,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, Failure> {
+        let mut patience = Patience::new(repeatable);
+        loop {
+            self.turn(amount).await;
+            let failure = match attempt().await {
+                Ok(answer) => {
+                    self.pace(|pace| pace.went_well(Instant::now()));
+                    return Ok(answer);
+                }
+                Err(failure) => failure,
+            };
+            let now = Instant::now();
+            match failure.kind {
+                FailureKind::Throttled => self.pace(|pace| pace.throttled(now, failure.retry_after)),
+                // The hub is there, and does what it is asked.
+                FailureKind::Refused => self.pace(|pace| pace.went_well(now)),
+                _ => {}
+            }
+            let Some(wait) = patience.after(now, &failure, rand::random()) else { return Err(failure) };
+            match failure.kind {
+                FailureKind::Throttled => debug!(calls = self.name, ?wait, "the hub is throttling"),
+                _ => warn!(calls = self.name, error = %failure.error, ?wait, "the hub cannot be asked, trying again"),
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Stand in line until a call may go.
+    async fn turn(&self, amount: u64) {
+        let _first = self.line.lock().await;
+        while let Turn::At(at) = self.pace(|pace| pace.turn(Instant::now(), amount)) {
+            tokio::time::sleep_until(at.into()).await;
+        }
+    }
+
+    fn pace<T>(&self, take: impl FnOnce(&mut Pace) -> T) -> T {
+        // Nothing under the lock panics half-way.
+        take(&mut self.pace.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The query for the ids, and perhaps the tags, of all that meet a condition. Not whole twins: there may be a million.
+fn selecting(condition: &Condition, with_tags: bool) -> String {
+    let (module, rest) = match condition.source() {
+        Source::Devices if condition.is_all() => ("", "FROM devices".to_owned()),
+        Source::Devices | Source::Jobs => ("", format!("FROM devices WHERE {condition}")),
+        Source::Modules => (", moduleId", condition.to_string()),
+    };
+    let tags = if with_tags { ", tags" } else { "" };
+    format!("SELECT deviceId{module}{tags} {rest}")
+}
+
+/// The queries, as few as may be, for the twins of these and perhaps of some more modules.
+fn naming(addresses: &[Address]) -> Vec<String> {
+    let mut queries = Vec::new();
+    for (of_modules, source) in [(false, "devices"), (true, "devices.modules")] {
+        let begin = format!("SELECT * FROM {source} WHERE deviceId IN [");
+        let mut text = begin.clone();
+        let mut devices: Vec<&str> =
+            addresses.iter().filter(|a| a.is_module() == of_modules).map(|a| a.device().as_str()).collect();
+        devices.sort_unstable();
+        devices.dedup();
+        for device in devices {
+            // An id may hold the one character that ends a text.
+            let quoted = format!("'{}'", device.replace('\'', "\\'"));
+            if text.len() + quoted.len() + 2 > MAX_QUERY {
+                queries.push(std::mem::replace(&mut text, begin.clone()) + "]");
+            }
+            if text.len() > begin.len() {
+                text.push(',');
+            }
+            text.push_str(&quoted);
+        }
+        if text.len() > begin.len() {
+            queries.push(text + "]");
+        }
+    }
+    queries
+}
+
+/// Whose row it is.
+fn address(row: &Value) -> Result<Address, HubError> {
+    let text = |name: &str| row.get(name).and_then(Value::as_str);
+    let device = text("deviceId").unwrap_or_default();
+    let address = match text("moduleId") {
+        None => Address::parse(device),
+        Some(module) => Address::parse(&format!("{device}/{module}")),
+    };
+    address.map_err(|error| {
+        HubError::new(ErrorCode::ServerError, format!("the hub answered a query with a row of nobody: {error}"))
+    })
+}
+
+/// A call that brought nothing, in the words of the hub's own errors.
+fn hub_error(failure: &Failure) -> HubError {
+    let lost = |code, text: String| HubError::new(code, text);
+    match (&failure.error, failure.kind) {
+        (ServiceError::Hub(error), _) => error.clone(),
+        (ServiceError::Transport { problem: Problem::TimedOut, .. }, FailureKind::Lost) => {
+            lost(ErrorCode::GatewayTimeout, format!("{}, and the device has perhaps been reached", failure.error))
+        }
+        (error, FailureKind::Lost) => lost(
+            ErrorCode::ServiceUnavailable,
+            format!("the hub's answer was lost, and the device has perhaps been reached: {error}"),
+        ),
+        (error, _) => lost(ErrorCode::ServiceUnavailable, format!("the hub could not be reached: {error}")),
+    }
+}
+
+/// An answer that is none.
+fn failed(error: &ServiceError) -> HubError {
+    HubError::new(ErrorCode::ServerError, error.to_string())
+}
