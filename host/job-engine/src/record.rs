@@ -7,6 +7,7 @@ use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
+use iothub_protocol::method::MethodResponse;
 
 /// Changes to record in one transaction, in their order.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +48,15 @@ pub enum What {
         until: Option<DateTime<Utc>>,
         /// What failed, and how often the device has failed by now.
         failed: Option<(u32, DeviceJobOutcome)>,
+    },
+    /// The device has come through a step, and has another before it, counted from 0: the job's own action.
+    Stepped {
+        device: Address,
+        step: u32,
+        /// Of the step that is done.
+        outcome: DeviceJobOutcome,
+        /// Its twin is waited for before that step.
+        awaits: bool,
     },
     /// The device's twin is updated, and its report is waited for.
     Awaited {
@@ -156,4 +166,8 @@ pub struct SavedTarget {
     /// Counted from 1; 0 in a job without a policy.
     pub stage: u32,
     pub group: Option<Arc<str>>,
+    /// The step that it is to do, counted from 0: the job's own action.
+    pub step: u32,
+    /// What it answered to the last method that is done with.
+    pub answered: Option<MethodResponse>,
 }

@@ -157,6 +157,7 @@ pub(super) fn succeeded(now: DateTime<Utc>, job: &mut Job, device: &Address, out
         job.end(now, device, End::LeftOut);
         return ended_unknown(device, job.aborted.is_some());
     }
+    let outcome = job.answer_of(device, outcome);
     job.end(now, device, End::Succeeded);
     What::Ended { device: device.clone(), status: End::Succeeded.status(), outcome: Some(outcome) }
 }
@@ -182,7 +183,7 @@ pub(super) fn failing(now: DateTime<Utc>, job: &mut Job, device: &Address, outco
     }
 }
 
-fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
+pub(super) fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
     job.end(now, device, End::Failed(FailureClass::of_outcome(&outcome)));
     if let Some(course) = &mut job.course {
         course.failed_because(device, &describe(&outcome));

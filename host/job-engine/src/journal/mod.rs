@@ -85,6 +85,10 @@ pub const MIGRATIONS: &[&str] = &[
     -- The value of the tag by which the job's policy tells devices apart.
     ALTER TABLE device_jobs ADD COLUMN grp TEXT;
 ",
+    r"
+    -- The step of a job with several that a device does or did last, counted from 0.
+    ALTER TABLE device_jobs ADD COLUMN step INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Some of a list, and where the next page begins.

@@ -152,6 +152,8 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
         awaited: None,
         stage: 0,
         group: None,
+        step: 0,
+        answered: None,
     };
     assert_eq!(target, expected);
     let row = rows(&connection, &job_id("b")).remove(0);

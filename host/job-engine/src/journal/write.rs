@@ -101,7 +101,8 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let status = DeviceJobStatus::Pending.name();
             let until = until.map(millis);
             let Some((failures, outcome)) = failed else {
-                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5 WHERE job = ?1 AND device = ?2";
+                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL
+                           WHERE job = ?1 AND device = ?2";
                 return tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at, until]).map(drop);
             };
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, failures = ?6,
@@ -109,6 +110,15 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let Outcome { answer, payload, error, description } = columns(Some(outcome));
             let values =
                 params![job, device.to_string(), status, at, until, failures, answer, payload, error, description];
+            tx.prepare_cached(row)?.execute(values).map(drop)
+        }
+        What::Stepped { device, step, outcome, awaits } => {
+            let status = if *awaits { DeviceJobStatus::Running } else { DeviceJobStatus::Pending };
+            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, step = ?5, awaited = iif(?6, ?4, NULL),
+                       until = NULL, answer = coalesce(?7, answer), payload = coalesce(?8, payload),
+                       error = NULL, description = NULL WHERE job = ?1 AND device = ?2";
+            let Outcome { answer, payload, .. } = columns(Some(outcome));
+            let values = params![job, device.to_string(), status.name(), at, step, awaits, answer, payload];
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::Stage { number } => {
