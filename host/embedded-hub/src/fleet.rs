@@ -1,6 +1,6 @@
 //! The embedded hub as the job engine sees it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};

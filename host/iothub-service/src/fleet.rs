@@ -99,6 +99,23 @@ impl RestFleet {
             }
         }
     }
+
+    /// The twins of these devices and modules, as far as they exist.
+    async fn twins(&self, addresses: &[Address], mut each: impl FnMut(Address, &Value) + Send) -> Result<(), HubError> {
+        let wanted: HashSet<&Address> = addresses.iter().collect();
+        for query in naming(addresses) {
+            self.rows(&query, |twin| {
+                let address = address(twin)?;
+                // Its device may have more modules than the one.
+                if wanted.contains(&address) {
+                    each(address, twin);
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
 }
 
 impl Fleet for RestFleet {
@@ -128,21 +145,22 @@ impl Fleet for RestFleet {
     }
 
     async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
-        let wanted: HashSet<&Address> = devices.iter().collect();
         let mut states = HashMap::with_capacity(devices.len());
-        for query in naming(devices) {
-            self.rows(&query, |twin| {
-                let address = address(twin)?;
-                // Of a device that has more modules than the one.
-                if wanted.contains(&address) {
-                    let state = PinState::of_twin(twin, plugin);
-                    states.insert(address, state);
-                }
-                Ok(())
-            })
-            .await?;
-        }
+        let each = |address, twin: &Value| _ = states.insert(address, PinState::of_twin(twin, plugin));
+        self.twins(devices, each).await?;
         Ok(states)
+    }
+
+    async fn matching(&self, condition: &Condition, devices: &[Address]) -> Result<HashSet<Address>, HubError> {
+        let mut matching = HashSet::new();
+        // Not the hub: condition and ids together may be longer than a query can be.
+        let each = |address, twin: &Value| {
+            if condition.matches(twin) {
+                matching.insert(address);
+            }
+        };
+        self.twins(devices, each).await?;
+        Ok(matching)
     }
 }
 

@@ -330,20 +330,21 @@ async fn a_method_is_not_called_twice_unless_it_was_certainly_not_called() {
 }
 
 #[tokio::test]
-async fn pins_are_looked_at_in_twins() {
+async fn pins_and_conditions_are_looked_at_in_twins() {
     let twin = json!({"deviceId": "d", "moduleId": "m", "properties": {
         "desired": {"latch": {"plugins": {"door": "2.0.0"}}}, "reported": {}}});
     let mut other = twin.clone();
     other["moduleId"] = json!("n");
-    let hub = ScriptedHub::start(vec![
-        answer(200, "", r#"[{"deviceId":"d"}]"#),
-        answer(200, "", &json!([twin, other]).to_string()),
-    ])
-    .await;
+    let devices = answer(200, "", r#"[{"deviceId":"d"}]"#);
+    let modules = answer(200, "", &json!([twin, other]).to_string());
+    let hub = ScriptedHub::start(vec![devices.clone(), modules.clone(), devices, modules]).await;
     let fleet = RestFleet::new(hub.client(), None, 4);
     let wanted = addresses(&["d", "d/m", "gone"]);
     let states = fleet.pin_states("door", &wanted).await.expect("states");
     assert_eq!(states.len(), 2, "{states:?}");
     assert_eq!(states[&wanted[0]], PinState::default());
     assert_eq!(states[&wanted[1]], PinState::of_twin(&twin, "door"));
+    let pinned = Condition::parse_job("properties.desired.latch.plugins.door = '2.0.0'").expect("a condition");
+    let matching = fleet.matching(&pinned, &wanted).await.expect("those that match");
+    assert_eq!(matching.into_iter().collect::<Vec<_>>(), wanted[1..2]);
 }
