@@ -178,10 +178,7 @@ fn a_folder_runs_the_jobs_of_one_hub() {
 
     // Without devices of its own it runs jobs alone, and says which hub's.
     let _host = apart.host();
-    let wrong = latch(
-        apart.host_data(),
-        &["job", "list", "--engine", "latch", "--hub", hub, "--ca", ca],
-    );
+    let wrong = latch(apart.host_data(), &["job", "list", "--engine", "latch", "--hub", hub, "--ca", ca]);
     assert!(wrong.code == Some(1) && wrong.stderr.contains("runs jobs on the hub localhost:"), "{wrong:?}");
     let alone = tempfile::tempdir().expect("a folder");
     let jobs_alone = Latch::start(alone.path(), &["run", "--jobs", "--hub", hub, "--ca", ca, "--tier", "s3"]);
