@@ -4,6 +4,7 @@ mod extension;
 pub mod label;
 pub mod policy;
 pub mod steps;
+pub mod template;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};

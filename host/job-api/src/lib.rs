@@ -8,6 +8,7 @@ pub mod extract;
 mod jobs;
 pub mod query;
 pub mod reply;
+mod templates;
 
 use std::sync::Arc;
 
@@ -40,7 +41,8 @@ impl JobApi {
     }
 }
 
-/// The routes of `/jobs/v2`, Azure's and ours, for a router of any state. Whoever merges them answers what has no route.
+/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them
+/// answers what has no route.
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))
@@ -51,6 +53,9 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/resume", post(jobs::resume))
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
         .route("/jobs/v2/{id}/report", get(jobs::report))
+        .route("/jobs/templates", get(templates::list))
+        .route("/jobs/templates/{name}", put(templates::put).get(templates::get).delete(templates::delete))
+        .route("/jobs/templates/{name}/run", post(templates::run))
         .with_state(api)
 }
 

@@ -1,5 +1,7 @@
 //! `latch job`.
 
+mod template;
+
 use std::fs;
 use std::path::Path;
 
@@ -34,6 +36,17 @@ pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> 
             let action = JobAction::UpdateTwin(super::twin_update(&change)?);
             let policy = policy::of_updates(&policy, success.success_by.as_deref(), &success.report)?;
             create(action, schedule, policy, engine, context).await
+        }
+        JobCommand::Run { name, set, set_json, id, wait } => {
+            let parameters = template::values(set, set_json)?;
+            let id = id.map_or_else(made_up_id, Ok)?;
+            // Templates are kept by the engine, and Azure's keeps none.
+            let service = Engines::find(context, engine).await?.for_new(true)?;
+            let created = service.run_template(&name, &id, &parameters).await?;
+            follow_or_tell(&service, &id, &created, wait, context).await
+        }
+        JobCommand::Template(command) => {
+            template::run(command, &Engines::find(context, engine).await?.for_new(true)?, context).await
         }
         JobCommand::List => list(engine, context).await,
         JobCommand::Show { id } => document(&of(&id).await?.get_job(&id).await?),
@@ -97,10 +110,20 @@ async fn create(
              have reached devices"
         );
     }
-    if schedule.wait {
-        return watch(&service, &job_id, context).await;
+    follow_or_tell(&service, &job_id, &created, schedule.wait, context).await
+}
+
+async fn follow_or_tell(
+    service: &ServiceClient,
+    id: &JobId,
+    created: &Value,
+    wait: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
+    if wait {
+        return watch(service, id, context).await;
     }
-    if context.json { document(&created) } else { line(&format!("{job_id} {}", cell(&created["status"]))) }
+    if context.json { document(created) } else { line(&format!("{id} {}", cell(&created["status"]))) }
 }
 
 fn steps_of(file: &Path, action: &JobAction) -> anyhow::Result<Vec<Step>> {

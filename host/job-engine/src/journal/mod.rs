@@ -5,6 +5,7 @@
 
 mod read;
 mod report;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -15,6 +16,7 @@ use iothub_protocol::job::JobStatus;
 
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
+pub use templates::{delete_template, put_template, template, templates};
 pub use write::{insert, prune, record};
 
 /// For [`durable_store::Store::open`].
@@ -88,6 +90,13 @@ pub const MIGRATIONS: &[&str] = &[
     r"
     -- The step of a job with several that a device does or did last, counted from 0.
     ALTER TABLE device_jobs ADD COLUMN step INTEGER NOT NULL DEFAULT 0;
+",
+    r"
+    CREATE TABLE job_templates (
+        name    TEXT PRIMARY KEY,
+        body    TEXT NOT NULL,
+        updated INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 
