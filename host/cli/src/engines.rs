@@ -128,15 +128,15 @@ fn choose(choice: EngineChoice, hub: Hub, has_run: bool, has_extras: bool, folde
     match (choice, hub) {
         (EngineChoice::Latch, _) | (EngineChoice::Auto, Hub::None) if has_run => Ok(Which::Run),
         (EngineChoice::Azure, Hub::Azure) if has_extras => Err(
-            "Azure's engine knows no policy and no further steps: it would go over all devices at once\nhint: leave \
-             their options out, or have `latch run --jobs` run the job with --engine latch"
+            "Azure's engine knows no policies, lists, exclusions and further steps: it would go over all devices at \
+             once\nhint: leave their options out, or have `latch run --jobs` run the job with --engine latch"
                 .to_owned(),
         ),
         (EngineChoice::Auto, Hub::Azure) if has_extras => match has_run {
             true => Ok(Which::Run),
             false => Err(format!(
-                "Azure's engine knows no policy and no further steps, and no latch run --jobs was found on \
-                 {folder}\nhint: {start}"
+                "Azure's engine knows no policies, lists, exclusions and further steps, and no latch run --jobs was found \
+                 on {folder}\nhint: {start}"
             )),
         },
         (EngineChoice::Latch, Hub::Azure) => {

@@ -100,15 +100,20 @@ impl RestFleet {
         }
     }
 
-    /// The twins of these devices and modules, as far as they exist.
-    async fn twins(&self, addresses: &[Address], mut each: impl FnMut(Address, &Value) + Send) -> Result<(), HubError> {
+    /// The rows of these devices and modules, as far as they exist.
+    async fn named(
+        &self,
+        asked: &Naming,
+        addresses: &[Address],
+        mut each: impl FnMut(Address, &Value) + Send,
+    ) -> Result<(), HubError> {
         let wanted: HashSet<&Address> = addresses.iter().collect();
-        for query in naming(addresses) {
-            self.rows(&query, |twin| {
-                let address = address(twin)?;
+        for query in asked.queries(addresses) {
+            self.rows(&query, |row| {
+                let address = address(row)?;
                 // Its device may have more modules than the one.
                 if wanted.contains(&address) {
-                    each(address, twin);
+                    each(address, row);
                 }
                 Ok(())
             })
@@ -116,18 +121,33 @@ impl RestFleet {
         }
         Ok(())
     }
+
+    async fn twins(&self, addresses: &[Address], mut each: impl FnMut(Address, &Value) + Send) -> Result<(), HubError> {
+        self.named(&Naming::twins(Source::Devices), addresses, &mut each).await?;
+        self.named(&Naming::twins(Source::Modules), addresses, each).await
+    }
 }
 
 impl Fleet for RestFleet {
     async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
         let mut reader = LabelReader::new(selection);
         let mut selected = Vec::new();
-        let query = selecting(&selection.condition, !selection.labels.is_empty());
-        self.rows(&query, |row| {
-            selected.push(Selected { address: address(row)?, labels: reader.read(row) });
-            Ok(())
-        })
-        .await?;
+        let Selection { condition, among, labels } = selection;
+        let Some(among) = among else {
+            self.rows(&selecting(condition, !labels.is_empty()), |row| {
+                selected.push(Selected { address: address(row)?, labels: reader.read(row) });
+                Ok(())
+            })
+            .await?;
+            return Ok(selected);
+        };
+        let asked = Naming::selecting(condition, !labels.is_empty());
+        let each = |address, row: &Value| {
+            if asked.has_condition || condition.matches(row) {
+                selected.push(Selected { address, labels: reader.read(row) });
+            }
+        };
+        self.named(&asked, among, each).await?;
         Ok(selected)
     }
 
@@ -218,41 +238,87 @@ impl Lane {
 
 /// The query for the ids, and perhaps the tags, of all that meet a condition. Not whole twins: there may be a million.
 fn selecting(condition: &Condition, with_tags: bool) -> String {
-    let (module, rest) = match condition.source() {
-        Source::Devices if condition.is_all() => ("", "FROM devices".to_owned()),
-        Source::Devices | Source::Jobs => ("", format!("FROM devices WHERE {condition}")),
-        Source::Modules => (", moduleId", condition.to_string()),
-    };
-    let tags = if with_tags { ", tags" } else { "" };
-    format!("SELECT deviceId{module}{tags} {rest}")
+    let items = items(condition.source(), with_tags);
+    match condition.source() {
+        Source::Devices if condition.is_all() => format!("SELECT {items} FROM devices"),
+        Source::Devices | Source::Jobs => format!("SELECT {items} FROM devices WHERE {condition}"),
+        Source::Modules => format!("SELECT {items} {condition}"),
+    }
 }
 
-/// The queries, as few as may be, for the twins of these and perhaps of some more modules.
-fn naming(addresses: &[Address]) -> Vec<String> {
-    let mut queries = Vec::new();
-    for (of_modules, source) in [(false, "devices"), (true, "devices.modules")] {
-        let begin = format!("SELECT * FROM {source} WHERE deviceId IN [");
-        let mut text = begin.clone();
-        let mut devices: Vec<&str> =
-            addresses.iter().filter(|a| a.is_module() == of_modules).map(|a| a.device().as_str()).collect();
+fn items(source: Source, with_tags: bool) -> String {
+    let module = if source == Source::Modules { ", moduleId" } else { "" };
+    let tags = if with_tags { ", tags" } else { "" };
+    format!("deviceId{module}{tags}")
+}
+
+/// Queries that name the devices that they are about.
+struct Naming {
+    is_of_modules: bool,
+    /// What stands before their ids, and what behind.
+    begin: String,
+    end: String,
+    /// The hub looks for the condition, too; else it is left to us, with whole twins.
+    has_condition: bool,
+}
+
+impl Naming {
+    /// For whole twins.
+    fn twins(source: Source) -> Naming {
+        Naming::new(source, "*", String::new())
+    }
+
+    /// As [`selecting`].
+    fn selecting(condition: &Condition, with_tags: bool) -> Naming {
+        let source = condition.source();
+        let text = match (condition.is_all(), source) {
+            (true, _) => String::new(),
+            (false, Source::Devices | Source::Jobs) => format!(" AND ({condition})"),
+            // Its text begins with its source.
+            (false, Source::Modules) => {
+                let text = condition.to_string();
+                text.split_once(" WHERE ").map(|(_, text)| format!(" AND ({text})")).unwrap_or_default()
+            }
+        };
+        // There must be room for ids.
+        match text.len() <= MAX_QUERY / 2 {
+            true => Naming::new(source, &items(source, with_tags), text),
+            false => Naming { has_condition: false, ..Naming::twins(source) },
+        }
+    }
+
+    fn new(source: Source, items: &str, end: String) -> Naming {
+        let is_of_modules = source == Source::Modules;
+        let name = if is_of_modules { "devices.modules" } else { "devices" };
+        let begin = format!("SELECT {items} FROM {name} WHERE deviceId IN [");
+        Naming { is_of_modules, begin, end: format!("]{end}"), has_condition: true }
+    }
+
+    /// As few as may be. Those of modules are about all modules of a device.
+    fn queries(&self, addresses: &[Address]) -> Vec<String> {
+        let of_kind = addresses.iter().filter(|address| address.is_module() == self.is_of_modules);
+        let mut devices: Vec<&str> = of_kind.map(|address| address.device().as_str()).collect();
         devices.sort_unstable();
         devices.dedup();
+        let mut queries = Vec::new();
+        let mut ids = String::new();
         for device in devices {
             // An id may hold the one character that ends a text.
             let quoted = format!("'{}'", device.replace('\'', "\\'"));
-            if text.len() + quoted.len() + 2 > MAX_QUERY {
-                queries.push(std::mem::replace(&mut text, begin.clone()) + "]");
+            if self.begin.len() + ids.len() + 1 + quoted.len() + self.end.len() > MAX_QUERY && !ids.is_empty() {
+                queries.push(format!("{}{ids}{}", self.begin, self.end));
+                ids.clear();
             }
-            if text.len() > begin.len() {
-                text.push(',');
+            if !ids.is_empty() {
+                ids.push(',');
             }
-            text.push_str(&quoted);
+            ids.push_str(&quoted);
         }
-        if text.len() > begin.len() {
-            queries.push(text + "]");
+        if !ids.is_empty() {
+            queries.push(format!("{}{ids}{}", self.begin, self.end));
         }
+        queries
     }
-    queries
 }
 
 /// Whose row it is.

@@ -8,6 +8,7 @@ pub mod extract;
 mod jobs;
 pub mod query;
 pub mod reply;
+mod targets;
 mod templates;
 
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/resume", post(jobs::resume))
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
         .route("/jobs/v2/{id}/report", get(jobs::report))
+        .route("/jobs/v2/{id}/targets", post(targets::extend))
+        .route("/jobs/v2/{id}/targets/complete", post(targets::complete))
         .route("/jobs/templates", get(templates::list))
         .route("/jobs/templates/{name}", put(templates::put).get(templates::get).delete(templates::delete))
         .route("/jobs/templates/{name}/run", post(templates::run))

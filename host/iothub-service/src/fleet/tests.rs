@@ -254,22 +254,37 @@ fn selections_are_queries_that_ask_for_no_more_than_is_wanted() {
 #[test]
 fn devices_are_named_in_as_few_queries_as_hold_them() {
     let few = addresses(&["door-2", "it's", "door-2/m", "door-1", "door-2/n"]);
-    let expected = [
-        r"SELECT * FROM devices WHERE deviceId IN ['door-1','door-2','it\'s']",
-        "SELECT * FROM devices.modules WHERE deviceId IN ['door-2']",
-    ];
-    assert_eq!(naming(&few), expected);
-    assert!(naming(&[]).is_empty());
+    let devices = Naming::twins(Source::Devices).queries(&few);
+    assert_eq!(devices, [r"SELECT * FROM devices WHERE deviceId IN ['door-1','door-2','it\'s']"]);
+    let modules = Naming::twins(Source::Modules).queries(&few);
+    assert_eq!(modules, ["SELECT * FROM devices.modules WHERE deviceId IN ['door-2']"]);
+    assert!(Naming::twins(Source::Devices).queries(&[]).is_empty());
+
     let many: Vec<Address> = (0..2000).map(|n| Address::parse(&format!("door-{n:04}")).expect("an id")).collect();
-    let queries = naming(&many);
-    assert_eq!(queries.len(), 3);
-    let mut count = 0;
-    for query in &queries {
-        assert!(query.len() <= MAX_QUERY, "{}", query.len());
-        let parsed = Query::parse(query).expect("a query");
-        count += many.iter().filter(|id| parsed.condition().matches(&json!({"deviceId": id.to_string()}))).count();
+    let long = format!("tags.site = '{}'", "A".repeat(MAX_QUERY / 2));
+    for (condition, with_tags, has_condition, begin) in [
+        ("*", false, true, "SELECT deviceId FROM devices WHERE deviceId IN ["),
+        ("tags.site = 'A'", true, true, "SELECT deviceId, tags FROM devices WHERE deviceId IN ["),
+        (long.as_str(), true, false, "SELECT * FROM devices WHERE deviceId IN ["),
+    ] {
+        let condition = Condition::parse_job(condition).expect("a condition");
+        let naming = Naming::selecting(&condition, with_tags);
+        assert_eq!(naming.has_condition, has_condition);
+        let queries = naming.queries(&many);
+        assert_eq!(queries.len(), 3);
+        let mut count = 0;
+        for query in &queries {
+            assert!(query.len() <= MAX_QUERY && query.starts_with(begin), "{}: {query}", query.len());
+            let parsed = Query::parse(query).expect("a query");
+            let twin = |id: &Address| json!({"deviceId": id.to_string(), "tags": {"site": "A"}});
+            count += many.iter().filter(|id| parsed.condition().matches(&twin(id))).count();
+        }
+        assert_eq!(count, many.len());
     }
-    assert_eq!(count, many.len());
+    let condition = Condition::parse_job("FROM devices.modules WHERE moduleId = 'm' OR tags.a = 1").expect("it");
+    let expected = "SELECT deviceId, moduleId FROM devices.modules WHERE deviceId IN ['door-2'] AND (moduleId = 'm' OR \
+                    tags.a = 1)";
+    assert_eq!(Naming::selecting(&condition, false).queries(&few), [expected]);
 }
 
 #[tokio::test]
@@ -290,6 +305,7 @@ async fn devices_are_selected_page_by_page_whatever_the_hub_throttles() {
     let fleet = RestFleet::new(hub.client(), None, 4);
     let selection = |condition, labels: &[&str]| Selection {
         condition: Condition::parse_job(condition).expect(condition),
+        among: None,
         labels: labels.iter().map(|label| TagPath::parse(label).expect(label)).collect(),
     };
     let devices = fleet.select(&selection("*", &["tags.site"])).await.expect("devices");
@@ -337,7 +353,7 @@ async fn pins_and_conditions_are_looked_at_in_twins() {
     other["moduleId"] = json!("n");
     let devices = answer(200, "", r#"[{"deviceId":"d"}]"#);
     let modules = answer(200, "", &json!([twin, other]).to_string());
-    let hub = ScriptedHub::start(vec![devices.clone(), modules.clone(), devices, modules]).await;
+    let hub = ScriptedHub::start(vec![devices.clone(), modules.clone(), devices, modules.clone(), modules]).await;
     let fleet = RestFleet::new(hub.client(), None, 4);
     let wanted = addresses(&["d", "d/m", "gone"]);
     let states = fleet.pin_states("door", &wanted).await.expect("states");
@@ -347,4 +363,8 @@ async fn pins_and_conditions_are_looked_at_in_twins() {
     let pinned = Condition::parse_job("properties.desired.latch.plugins.door = '2.0.0'").expect("a condition");
     let matching = fleet.matching(&pinned, &wanted).await.expect("those that match");
     assert_eq!(matching.into_iter().collect::<Vec<_>>(), wanted[1..2]);
+    let condition = Condition::parse_job("FROM devices.modules").expect("a condition");
+    let among = Selection { condition, among: Some(wanted.clone()), labels: Vec::new() };
+    let selected = fleet.select(&among).await.expect("those that there are");
+    assert_eq!(selected.into_iter().map(|selected| selected.address).collect::<Vec<_>>(), wanted[1..2]);
 }

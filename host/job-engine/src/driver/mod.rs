@@ -1,5 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
+mod lists;
+mod targets;
 mod task;
 mod templates;
 #[cfg(test)]
@@ -12,6 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::{Store, StoreError};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
 use serde_json::Value;
@@ -22,6 +25,7 @@ use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::record::SavedJob;
+pub use lists::Listed;
 use task::Task;
 
 /// How long ended jobs are kept, as Azure does.
@@ -53,7 +57,13 @@ pub struct JobEngine {
 
 enum Message {
     Created(Box<SavedJob>),
-    Command { job: JobId, command: Command, reply: oneshot::Sender<Obedience> },
+    Command {
+        job: JobId,
+        command: Command,
+        reply: oneshot::Sender<Obedience>,
+    },
+    /// Somebody else has written the journal.
+    Written,
 }
 
 impl JobEngine {
@@ -72,8 +82,10 @@ impl JobEngine {
         let (committed, commits) = watch::channel(0);
         let task = Task::new(engine, fleet, store.clone(), inbox, committed);
         tokio::spawn(task.run(settings.drain, cancel.clone()));
-        tokio::spawn(prune_daily(store.clone(), cancel));
-        Ok(JobEngine { store, messages, commits })
+        tokio::spawn(prune_daily(store.clone(), cancel.clone()));
+        let engine = JobEngine { store, messages, commits };
+        tokio::spawn(lists::drop_forsaken(engine.clone(), cancel));
+        Ok(engine)
     }
 
     /// Take a job. It is durable when this returns.
@@ -90,6 +102,10 @@ impl JobEngine {
             move |inserted| {
                 // From here, and not after the await below: the job runs even if its creator has gone away.
                 let answered = match inserted {
+                    // The engine hears of it once its list is whole.
+                    Ok(Some(job)) if job.request.targets.as_ref().is_some_and(JobTargets::is_uploaded) => {
+                        messages.send(Message::Written).map(|()| true).map_err(|_| stopped())
+                    }
                     Ok(Some(job)) => {
                         messages.send(Message::Created(Box::new(job))).map(|()| true).map_err(|_| stopped())
                     }
@@ -121,6 +137,9 @@ impl JobEngine {
     /// # Errors
     /// 404002 if there is no such job, 412003 if it has ended or is not so that the command fits.
     pub async fn command(&self, id: &JobId, command: Command) -> Result<JobResponse, HubError> {
+        if command == Command::Cancel && self.get(id).await?.listed.is_some() && self.cancel_list(id).await? {
+            return self.get(id).await;
+        }
         let mut met = self.ask(id, command.clone()).await?;
         if met == Obedience::Unknown && !self.get(id).await?.status.is_terminal() {
             // It is being created this instant. Once this empty write is through, the engine has been told of it.

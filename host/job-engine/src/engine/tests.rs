@@ -2,6 +2,7 @@ mod hold;
 mod policy;
 mod retries;
 mod steps;
+mod targets;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -70,7 +71,7 @@ impl World {
     fn pump(&mut self) {
         while let Some(output) = self.engine.poll() {
             match output {
-                Output::Select { job, selection } => self.selections.push((job, selection)),
+                Output::Select { job, selection, .. } => self.selections.push((job, selection)),
                 Output::Look { job, plugin, devices } => {
                     assert!(plugin == "lock-door" && !devices.is_empty());
                     self.looks.push((job, devices));
@@ -91,7 +92,7 @@ impl World {
 
     fn select(&mut self) {
         for (job, selection) in std::mem::take(&mut self.selections) {
-            let result = Ok(selected(self.fleet, &selection));
+            let result = Ok(selected(self.fleet, &selection).into());
             self.engine.handle(at(self.now), Input::Selected { job, result });
         }
     }

@@ -3,6 +3,7 @@
 //! The functions are plain and synchronous, for the closures of a [`durable_store::Store`]. Times are milliseconds
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
+mod list;
 mod read;
 mod report;
 mod templates;
@@ -14,6 +15,7 @@ use chrono::{DateTime, Utc};
 use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
+pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
 pub use templates::{delete_template, put_template, template, templates};
@@ -96,6 +98,21 @@ pub const MIGRATIONS: &[&str] = &[
         name    TEXT PRIMARY KEY,
         body    TEXT NOT NULL,
         updated INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+    r"
+    -- How many devices are excluded from a job. Of one whose list is uploaded: how many are listed so far, those to
+    -- leave out included, and when the last came, as long as the list is not whole.
+    ALTER TABLE jobs ADD COLUMN excluded INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN listed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN listing INTEGER;
+    CREATE INDEX listing_jobs ON jobs (listing) WHERE listing IS NOT NULL;
+    -- Uploaded lists, until their jobs begin.
+    CREATE TABLE job_lists (
+        job      INTEGER NOT NULL REFERENCES jobs (number),
+        excluded INTEGER NOT NULL,
+        device   TEXT NOT NULL,
+        PRIMARY KEY (job, excluded, device)
     ) STRICT, WITHOUT ROWID;
 ",
 ];
