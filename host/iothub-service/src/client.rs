@@ -37,6 +37,9 @@ const ATTEMPTS: u32 = 4;
 /// The longest wait between two of them, whatever the hub asks for: someone is waiting at the other end.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection without a call is kept: less than hubs do (Latch's 30 s), as a call that meets the other end's
+/// goodbye is lost, and perhaps was carried out.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client of one hub. Connections are kept and shared by all who hold a reference.
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl ServiceClient {
             .redirect(redirect::Policy::none())
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .user_agent(concat!("latch/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(ServiceError::Setup)?;
