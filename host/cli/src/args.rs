@@ -301,10 +301,12 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         id: JobId,
     },
     /// Begin nothing new on any device, until the job is resumed; its time stands still
-    #[command(after_help = "Azure IoT Hub cannot do this: it is for jobs of the embedded hub.
+    #[command(
+        after_help = "Azure's own engine cannot do this: it is for jobs of the embedded hub and of latch run --jobs.
 
 Example:
-  latch job pause lock-all --reason 'building 43 reports failures'")]
+  latch job pause lock-all --reason 'building 43 reports failures'"
+    )]
     Pause {
         /// The job's id
         id: JobId,
