@@ -1,15 +1,15 @@
 //! The embedded hub as the job engine sees it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::Condition;
 use iothub_protocol::twin::TwinPatch;
-use job_engine::Fleet;
+use job_engine::{Fleet, Selected, Selection};
 use serde_json::json;
 use tokio::sync::broadcast;
 
@@ -36,16 +36,39 @@ impl HubFleet {
     }
 }
 
+/// One of each value: a million devices are in some hundred buildings.
+#[derive(Default)]
+struct Values(HashSet<Arc<str>>);
+
+impl Values {
+    fn shared(&mut self, value: String) -> Arc<str> {
+        if let Some(known) = self.0.get(value.as_str()) {
+            return Arc::clone(known);
+        }
+        let value: Arc<str> = value.into();
+        self.0.insert(Arc::clone(&value));
+        value
+    }
+}
+
 impl Fleet for HubFleet {
     fn arrivals(&self) -> Option<broadcast::Receiver<Address>> {
         Some(self.hub.arrivals())
     }
 
-    async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
-        let mut walk = Walk::ids(&self.hub, condition);
+    async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
+        let Selection { condition, labels } = selection;
+        let mut walk = match labels.is_empty() {
+            true => Walk::ids(&self.hub, condition),
+            false => Walk::tags(&self.hub, condition),
+        };
+        let mut values = Values::default();
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
-            selected.extend(twins.into_iter().map(|(id, _)| id));
+            selected.extend(twins.into_iter().map(|(address, twin)| Selected {
+                address,
+                labels: labels.iter().map(|label| label.read(&twin).map(|value| values.shared(value))).collect(),
+            }));
         }
         Ok(selected)
     }

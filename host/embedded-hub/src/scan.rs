@@ -154,6 +154,12 @@ impl Walk {
         Walk::begin(hub, condition, condition.parts(), None, MAX_ROWS)
     }
 
+    /// With that, and with tags.
+    pub(crate) fn tags(hub: &HubHandle, condition: &Condition) -> Walk {
+        let parts = Parts { tags: true, ..condition.parts() };
+        Walk::begin(hub, condition, parts, None, MAX_ROWS)
+    }
+
     /// With what the query looks at. `limit` is how many rows its page may have.
     pub(crate) fn of_query(hub: &HubHandle, query: &Query, after: Option<&Address>, limit: usize) -> Walk {
         // One more, which tells whether there is another page.

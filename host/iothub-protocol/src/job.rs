@@ -1,5 +1,7 @@
 //! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
 
+mod extension;
+pub mod label;
 pub mod policy;
 
 use chrono::{DateTime, Utc};
@@ -10,6 +12,8 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
+pub use extension::EXTENSION_VERSION;
+use extension::Extension;
 use policy::{FailureClass, JobPolicy};
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
@@ -190,8 +194,8 @@ impl JobRequest {
                 .filter(|seconds| (1..=MAX_MAX_EXECUTION).contains(seconds))
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
-        let policy = body.get("latch").unwrap_or(&Value::Null);
-        let policy = JobPolicy::from_json(policy, &action, max_execution_time_in_seconds)?;
+        let latch = body.get("latch").unwrap_or(&Value::Null);
+        let Extension { policy } = Extension::from_json(latch, &action, max_execution_time_in_seconds)?;
         Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy })
     }
 
@@ -210,18 +214,18 @@ impl JobRequest {
             body.insert("startTime".into(), json!(time::format(start)));
         }
         body.insert("maxExecutionTimeInSeconds".into(), json!(self.max_execution_time_in_seconds));
-        if let Some(policy) = &self.policy {
-            body.insert("latch".into(), policy.to_json());
+        if let Some(latch) = self.extension() {
+            body.insert("latch".into(), latch);
         }
         Value::Object(body)
     }
 
-    /// The whole body that the service answers a PUT with. A policy comes back, so that its sender knows that it counts.
+    /// The whole body that the service answers a PUT with. The field `latch` comes back, so that its sender knows that it counts.
     pub fn created(&self) -> Value {
         let mut body =
             json!({"jobId": self.job_id, "type": self.action.job_type(), "status": JobStatus::Queued.name()});
-        if let Some(policy) = &self.policy {
-            body["latch"] = policy.to_json();
+        if let Some(latch) = self.extension() {
+            body["latch"] = latch;
         }
         body
     }
@@ -375,9 +379,8 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
-        if let Some(policy) = &self.request.policy {
-            let mut latch = policy.to_json();
-            if let Some(number) = self.stage {
+        if let Some(mut latch) = self.request.extension() {
+            if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
                 latch["progress"] = json!({"stage": number, "stages": policy.stages.len().max(1)});
             }
             body.insert("latch".into(), latch);

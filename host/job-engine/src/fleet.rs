@@ -2,14 +2,31 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 
 use iothub_protocol::address::Address;
 use iothub_protocol::error::HubError;
 use iothub_protocol::job::TwinUpdate;
+use iothub_protocol::job::label::TagPath;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 use tokio::sync::broadcast;
+
+/// Which devices to select, and what to tell of each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selection {
+    pub condition: Condition,
+    pub labels: Vec<TagPath>,
+}
+
+/// A device or module that was selected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    pub address: Address,
+    /// The values of [`Selection::labels`], in their order. Many devices have the same, and may share it.
+    pub labels: Box<[Option<Arc<str>>]>,
+}
 
 /// The devices and modules that jobs act on.
 ///
@@ -18,7 +35,7 @@ use tokio::sync::broadcast;
 pub trait Fleet: Send + Sync + 'static {
     /// The devices, or the modules if the condition is of them, whose twins match; asked once for each job, when it
     /// starts.
-    fn select(&self, condition: &Condition) -> impl Future<Output = Result<Vec<Address>, HubError>> + Send;
+    fn select(&self, selection: &Selection) -> impl Future<Output = Result<Vec<Selected>, HubError>> + Send;
 
     /// Invoke a method and wait for the answer, as long as the method's own time-outs say. `DeviceNotOnline` is the
     /// error for a device that was not there, as the engine may wait for it after a restart.

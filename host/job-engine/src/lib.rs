@@ -19,5 +19,5 @@ mod testing;
 
 pub use driver::{JobEngine, Settings};
 pub use engine::Limits;
-pub use fleet::Fleet;
+pub use fleet::{Fleet, Selected, Selection};
 pub use journal::{JobFilter, MIGRATIONS, Page};

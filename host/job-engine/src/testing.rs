@@ -4,11 +4,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::Connection;
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::{DeviceJob, DeviceJobStatus, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use iothub_protocol::query::{Condition, Query};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::fleet::{Selected, Selection};
 use crate::journal;
 
 pub(crate) fn device(number: usize) -> Address {
@@ -21,6 +23,22 @@ pub(crate) fn job_id(name: &str) -> JobId {
 
 pub(crate) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+}
+
+/// Of so many devices those that match. A device is in the building of its number's last digit.
+pub(crate) fn selected(fleet: usize, selection: &Selection) -> Vec<Selected> {
+    let twin = |number| {
+        let address = device(number);
+        let twin = json!({"deviceId": address.to_string(), "tags": {"building": format!("b{}", number % 10)}});
+        (address, twin)
+    };
+    let label = |label: &TagPath, twin: &Value| label.read(twin).map(Into::into);
+    let matching = (0..fleet).map(twin).filter(|(_, twin)| selection.condition.matches(twin));
+    let selected = matching.map(|(address, twin)| Selected {
+        address,
+        labels: selection.labels.iter().map(|path| label(path, &twin)).collect(),
+    });
+    selected.collect()
 }
 
 /// A twin job over all devices, to begin at once, with a window of 100 seconds.

@@ -1,5 +1,4 @@
-//! How a job goes over its devices: in stages, at a rate, and only as long as it goes well. Azure has none of this; the
-//! field `latch` beside its own is ignored by its clients. `host/job-engine/policy.schema.json` describes it.
+//! How a job goes over its devices: in stages, at a rate, and only as long as it goes well.
 
 mod failure;
 mod rules;
@@ -8,10 +7,11 @@ mod tests;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use super::extension::{invalid, object};
 use super::{JobAction, MAX_MAX_EXECUTION};
-use crate::error::{ErrorCode, HubError};
+use crate::error::HubError;
 use crate::plugin_report;
 
 pub use failure::{FailureClass, PolicyOutcome};
@@ -21,8 +21,6 @@ pub use rules::{
     OnAbort, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 
-/// The version of the field `latch` that this crate reads and writes.
-pub const POLICY_VERSION: u64 = 1;
 /// Fastest rate, in devices a second. Beyond it no rate is the plainer wish.
 pub const MAX_RATE: u32 = 10_000;
 /// How often a device can be tried again.
@@ -52,20 +50,12 @@ pub struct JobPolicy {
 }
 
 impl JobPolicy {
-    /// Read the field `latch` of a job with that action. `null` is no policy.
+    /// Read the policy of a job with that action.
     ///
     /// # Errors
-    /// 400004, naming the place and what is allowed there: for another version, a field that is not known, a number
-    /// out of its range, and rules that do not fit each other, the action or the job's time of so many seconds.
-    pub(super) fn from_json(latch: &Value, action: &JobAction, window: u32) -> Result<Option<JobPolicy>, HubError> {
-        if latch.is_null() {
-            return Ok(None);
-        }
-        let fields = object(latch, "latch", &["version", "policy"])?;
-        if fields.get("version").and_then(Value::as_u64) != Some(POLICY_VERSION) {
-            return Err(invalid(format!("latch.version must be {POLICY_VERSION}, as this hub knows no other")));
-        }
-        let policy = fields.get("policy").ok_or_else(|| invalid("latch.policy is missing".into()))?;
+    /// 400004, naming the place and what is allowed there: for a field that is not known, a number out of its range,
+    /// and rules that do not fit each other, the action or the job's time of so many seconds.
+    pub(super) fn from_json(policy: &Value, action: &JobAction, window: u32) -> Result<JobPolicy, HubError> {
         let fields = object(policy, "latch.policy", FIELDS)?;
         let policy = JobPolicy {
             stages: part(fields, "stages")?.unwrap_or_default(),
@@ -84,12 +74,7 @@ impl JobPolicy {
                 "maxExecutionTimeInSeconds is {window}, and latch.policy alone pauses and soaks for {shortest} seconds"
             )));
         }
-        Ok(Some(policy))
-    }
-
-    /// The field `latch`, with every default filled in.
-    pub fn to_json(&self) -> Value {
-        json!({"version": POLICY_VERSION, "policy": self})
+        Ok(policy)
     }
 
     /// What each device must report to succeed, and the version that it must run, if that is what makes it succeed.
@@ -203,21 +188,9 @@ fn range(name: &str, value: u32, least: u32, most: u32) -> Result<(), String> {
     }
 }
 
-fn object<'a>(value: &'a Value, at: &str, known: &[&str]) -> Result<&'a Map<String, Value>, HubError> {
-    let fields = value.as_object().ok_or_else(|| invalid(format!("{at} must be an object")))?;
-    match fields.keys().find(|name| !known.contains(&name.as_str())) {
-        Some(name) => Err(invalid(format!("{at} has no field {name:?}, only {}", known.join(", ")))),
-        None => Ok(fields),
-    }
-}
-
 fn part<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Result<Option<T>, HubError> {
     let Some(value) = fields.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
     T::deserialize(value).map(Some).map_err(|error| invalid(format!("latch.policy.{name}: {error}")))
-}
-
-fn invalid(text: String) -> HubError {
-    HubError::new(ErrorCode::ArgumentInvalid, text)
 }
 
 const FIELDS: &[&str] = &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort"];

@@ -174,9 +174,9 @@ impl<F: Fleet> Task<F> {
         let fleet = Arc::clone(&self.fleet);
         let panic = || HubError::new(ErrorCode::ServerError, "the call failed inside the hub, see its log");
         let (handle, panicked) = match output {
-            Output::Select { job, condition } => {
+            Output::Select { job, selection } => {
                 let panicked = Input::Selected { job: job.clone(), result: Err(panic()) };
-                let select = async move { Input::Selected { job, result: fleet.select(&condition).await } };
+                let select = async move { Input::Selected { job, result: fleet.select(&selection).await } };
                 (self.calls.spawn(select), panicked)
             }
             Output::Look { job, plugin, devices } => {

@@ -11,7 +11,7 @@ use iothub_protocol::plugin_report::{self, PinState};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::{condition, device, job_id, method_job, recount, twin_job};
+use crate::testing::{condition, device, job_id, method_job, recount, selected, twin_job};
 
 /// Devices that do as they are told by their numbers.
 struct Scripted {
@@ -41,8 +41,8 @@ impl Scripted {
 }
 
 impl Fleet for Scripted {
-    async fn select(&self, condition: &Condition) -> Result<Vec<Address>, HubError> {
-        Ok((0..self.size).map(device).filter(|id| condition.matches(&json!({"deviceId": id.to_string()}))).collect())
+    async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
+        Ok(selected(self.size, selection))
     }
 
     async fn call_method(&self, id: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {

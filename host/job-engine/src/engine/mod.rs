@@ -39,6 +39,7 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStat
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 
+use crate::fleet::{Selected, Selection};
 pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
@@ -80,7 +81,7 @@ pub enum Input {
     /// A new job is in the journal.
     Created(Box<SavedJob>),
     /// The answer to [`Output::Select`].
-    Selected { job: JobId, result: Result<Vec<Address>, HubError> },
+    Selected { job: JobId, result: Result<Vec<Selected>, HubError> },
     /// A record is durable.
     Recorded(Arc<Record>),
     /// The answer to [`Output::Send`].
@@ -101,7 +102,7 @@ pub enum Input {
 pub enum Output {
     Select {
         job: JobId,
-        condition: Condition,
+        selection: Selection,
     },
     Send {
         job: JobId,
@@ -360,18 +361,22 @@ impl Engine {
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
         match Condition::parse_job(&job.condition) {
-            Ok(condition) => self.outputs.push_back(Output::Select { job: id.clone(), condition }),
+            Ok(condition) => {
+                let selection = Selection { condition, labels: Vec::new() };
+                self.outputs.push_back(Output::Select { job: id.clone(), selection });
+            }
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }
     }
 
-    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<Address>, HubError>) {
+    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<Selected>, HubError>) {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.phase == Phase::Selecting) else { return };
         let devices = match result {
             Ok(devices) => devices,
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
+        let devices: Vec<Address> = devices.into_iter().map(|selected| selected.address).collect();
         let devices: Vec<(Address, u32)> = match &job.course {
             Some(course) => course.arrange(devices),
             None => devices.into_iter().map(|device| (device, 0)).collect(),

@@ -7,11 +7,10 @@ use durable_store::sql::Connection;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::method::MethodResponse;
 use proptest::prelude::*;
-use serde_json::json;
 
 use super::*;
 use crate::journal;
-use crate::testing::{at, database, device, job_id, method_job, recount, rows, stored, twin_job};
+use crate::testing::{at, database, device, job_id, method_job, recount, rows, selected, stored, twin_job};
 
 /// An engine, its journal and a fleet that answers when the test says so.
 struct World {
@@ -21,7 +20,7 @@ struct World {
     limits: Limits,
     fleet: usize,
     /// Selections that are out.
-    selections: Vec<(JobId, Condition)>,
+    selections: Vec<(JobId, Selection)>,
     /// Calls that are out.
     calls: Vec<(JobId, Address, u32)>,
     /// Looks that are out.
@@ -62,7 +61,7 @@ impl World {
     fn pump(&mut self) {
         while let Some(output) = self.engine.poll() {
             match output {
-                Output::Select { job, condition } => self.selections.push((job, condition)),
+                Output::Select { job, selection } => self.selections.push((job, selection)),
                 Output::Look { job, plugin, devices } => {
                     assert!(plugin == "lock-door" && !devices.is_empty());
                     self.looks.push((job, devices));
@@ -80,9 +79,8 @@ impl World {
     }
 
     fn select(&mut self) {
-        for (job, condition) in std::mem::take(&mut self.selections) {
-            let devices = (0..self.fleet).map(device);
-            let result = Ok(devices.filter(|d| condition.matches(&json!({"deviceId": d.to_string()}))).collect());
+        for (job, selection) in std::mem::take(&mut self.selections) {
+            let result = Ok(selected(self.fleet, &selection));
             self.engine.handle(at(self.now), Input::Selected { job, result });
         }
     }

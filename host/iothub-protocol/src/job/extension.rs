@@ -1,0 +1,84 @@
+//! The field `latch` of a job: what Azure has not. Its clients ignore the field.
+//! `host/job-engine/policy.schema.json` describes it.
+
+use serde_json::{Map, Value, json};
+
+use super::policy::JobPolicy;
+use super::{JobAction, JobRequest};
+use crate::error::{ErrorCode, HubError};
+
+/// The version of the field that this crate reads and writes.
+pub const EXTENSION_VERSION: u64 = 1;
+
+/// What the field holds.
+#[derive(Debug, Default)]
+pub(super) struct Extension {
+    pub(super) policy: Option<JobPolicy>,
+}
+
+impl Extension {
+    /// Read the field of a job with that action and a time of so many seconds. `null` is nothing.
+    ///
+    /// # Errors
+    /// 400004, naming the place and what is allowed there, for another version and a field that is not known; and as
+    /// each part says.
+    pub(super) fn from_json(latch: &Value, action: &JobAction, window: u32) -> Result<Extension, HubError> {
+        if latch.is_null() {
+            return Ok(Extension::default());
+        }
+        let fields = object(latch, "latch", FIELDS)?;
+        if fields.get("version").and_then(Value::as_u64) != Some(EXTENSION_VERSION) {
+            return Err(invalid(format!("latch.version must be {EXTENSION_VERSION}, as this hub knows no other")));
+        }
+        let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
+        let policy = given("policy").map(|policy| JobPolicy::from_json(policy, action, window)).transpose()?;
+        Ok(Extension { policy })
+    }
+}
+
+impl JobRequest {
+    /// The field `latch`, with every default filled in; `None` for a job as at Azure.
+    pub fn extension(&self) -> Option<Value> {
+        let mut fields = Map::new();
+        if let Some(policy) = &self.policy {
+            fields.insert("policy".into(), json!(policy));
+        }
+        if fields.is_empty() {
+            return None;
+        }
+        fields.insert("version".into(), json!(EXTENSION_VERSION));
+        Some(Value::Object(fields))
+    }
+}
+
+pub(super) fn object<'a>(value: &'a Value, at: &str, known: &[&str]) -> Result<&'a Map<String, Value>, HubError> {
+    let fields = value.as_object().ok_or_else(|| invalid(format!("{at} must be an object")))?;
+    match fields.keys().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(invalid(format!("{at} has no field {name:?}, only {}", known.join(", ")))),
+        None => Ok(fields),
+    }
+}
+
+pub(super) fn invalid(text: String) -> HubError {
+    HubError::new(ErrorCode::ArgumentInvalid, text)
+}
+
+const FIELDS: &[&str] = &["version", "policy"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::TwinUpdate;
+
+    #[test]
+    fn what_is_no_extension_is_refused_and_nothing_is_none() {
+        let action = JobAction::UpdateTwin(TwinUpdate::default());
+        for latch in [json!(1), json!({}), json!({"version": 2, "policy": {}}), json!({"version": 1, "rules": {}})] {
+            let refused = Extension::from_json(&latch, &action, 1000).map_err(|error| error.code).err();
+            assert_eq!(refused, Some(ErrorCode::ArgumentInvalid), "{latch}");
+        }
+        for latch in [Value::Null, json!({"version": 1}), json!({"version": 1, "policy": null})] {
+            assert_eq!(Extension::from_json(&latch, &action, 1000).expect("nothing").policy, None, "{latch}");
+        }
+    }
+}
