@@ -1,6 +1,8 @@
 //! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
 
+mod attempt;
 mod extension;
+mod failures;
 pub mod label;
 pub mod policy;
 
@@ -12,8 +14,10 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
+pub use attempt::{AttemptId, DeviceAttempt, LateAnswer};
 pub use extension::EXTENSION_VERSION;
 use extension::Extension;
+pub use failures::FailureCounts;
 use policy::{FailureClass, JobPolicy};
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
@@ -85,6 +89,8 @@ pub struct JobStatistics {
     pub succeeded_count: u64,
     pub running_count: u64,
     pub pending_count: u64,
+    /// `failed_count` by class; not on Azure's wire.
+    pub failures: FailureCounts,
 }
 
 /// A job as the hub shows it.
@@ -379,13 +385,45 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
-        if let Some(mut latch) = self.request.extension() {
-            if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
-                latch["progress"] = json!({"stage": number, "stages": policy.stages.len().max(1)});
+        let progress = self.progress();
+        let latch = self.request.extension().or_else(|| progress.is_some().then(|| json!({"version": EXTENSION_VERSION})));
+        if let Some(mut latch) = latch {
+            if let Some(progress) = progress {
+                latch["progress"] = progress;
             }
             body.insert("latch".into(), latch);
         }
         Value::Object(body)
+    }
+}
+
+impl JobResponse {
+    /// How far it is beyond what Azure's statistics say: the stage of a job with a policy, and failures by class.
+    fn progress(&self) -> Option<Value> {
+        let mut progress = Map::new();
+        if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
+            progress.insert("stage".into(), json!(number));
+            progress.insert("stages".into(), json!(policy.stages.len().max(1)));
+        }
+        let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
+        if failures.total() > 0 {
+            progress.insert("failures".into(), failures.to_json());
+        }
+        (!progress.is_empty()).then_some(Value::Object(progress))
+    }
+}
+
+impl DeviceJobOutcome {
+    fn write(&self, row: &mut Map<String, Value>) {
+        match self {
+            DeviceJobOutcome::Method(response) => {
+                row.insert("outcome".into(), json!({"deviceMethodResponse": response}))
+            }
+            DeviceJobOutcome::TwinUpdated => row.insert("outcome".into(), json!({"deviceMethodResponse": null})),
+            DeviceJobOutcome::Error { code, description } => {
+                row.insert("error".into(), json!({"code": code, "description": description}))
+            }
+        };
     }
 }
 
@@ -408,28 +446,21 @@ impl DeviceJob {
         }
         row.insert("createdDateTimeUtc".into(), json!(time::format(self.created)));
         row.insert("lastUpdatedDateTimeUtc".into(), json!(time::format(self.last_updated)));
-        match &self.outcome {
-            None => {}
-            Some(DeviceJobOutcome::Method(response)) => {
-                row.insert("outcome".into(), json!({"deviceMethodResponse": response}));
-            }
-            Some(DeviceJobOutcome::TwinUpdated) => {
-                row.insert("outcome".into(), json!({"deviceMethodResponse": null}));
-            }
-            Some(DeviceJobOutcome::Error { code, description }) => {
-                row.insert("error".into(), json!({"code": code, "description": description}));
-            }
+        if let Some(outcome) = &self.outcome {
+            outcome.write(&mut row);
         }
+        let mut latch = json!({"attempts": self.attempts});
         if let Some(number) = self.stage {
-            let mut latch = json!({"stage": number, "awaited": self.is_awaited, "attempts": self.attempts});
-            if let Some(next) = self.next_attempt {
-                latch["nextAttempt"] = json!(time::format(next));
-            }
-            if let (DeviceJobStatus::Failed, Some(outcome)) = (self.status, &self.outcome) {
-                latch["failure"] = json!(FailureClass::of_outcome(outcome));
-            }
-            row.insert("latch".into(), latch);
+            latch["stage"] = json!(number);
+            latch["awaited"] = json!(self.is_awaited);
         }
+        if let Some(next) = self.next_attempt {
+            latch["nextAttempt"] = json!(time::format(next));
+        }
+        if let (DeviceJobStatus::Failed, Some(outcome)) = (self.status, &self.outcome) {
+            latch["failure"] = json!(FailureClass::of_outcome(outcome));
+        }
+        row.insert("latch".into(), latch);
         Value::Object(row)
     }
 }

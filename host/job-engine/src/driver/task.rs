@@ -135,9 +135,15 @@ impl<F: Fleet> Task<F> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(job)),
-            Message::Cancel { job, reply } => match self.engine.cancel(Utc::now(), &job) {
-                Cancellation::Begun => self.awaiting_next.push(reply),
+            Message::Created(job) => {
+                self.committed.send_modify(|commits| *commits += 1);
+                self.engine.handle(Utc::now(), Input::Created(job));
+            }
+            Message::Cancel { job, note, reply } => match self.engine.cancel(Utc::now(), &job) {
+                Cancellation::Begun => {
+                    self.engine.audit(Utc::now(), &job, note);
+                    self.awaiting_next.push(reply);
+                }
                 // The caller may have gone away.
                 other => _ = reply.send(other),
             },

@@ -3,6 +3,7 @@
 //! The functions are plain and synchronous, for the closures of a [`durable_store::Store`]. Times are milliseconds
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
+mod attempts;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ use chrono::{DateTime, Utc};
 use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
+pub use attempts::{attempts, device_attempts};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use write::{insert, prune, record};
 
@@ -72,6 +74,52 @@ pub const MIGRATIONS: &[&str] = &[
     -- Rows of a module stand under device/module, and are found by their device, too.
     DROP INDEX device_jobs_by_device;
     CREATE INDEX device_jobs_of_device ON device_jobs (substr(device, 1, instr(device || '/', '/') - 1));
+",
+    r"
+    -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt
+    -- that ended it stands in the device's own row, which has when it began if it was not the first.
+    CREATE TABLE attempts (
+        job         INTEGER NOT NULL REFERENCES jobs (number),
+        device      TEXT NOT NULL,
+        attempt     INTEGER NOT NULL,
+        late        INTEGER NOT NULL,
+        started     INTEGER,
+        ended       INTEGER NOT NULL,
+        answer      INTEGER,
+        payload     TEXT,
+        error       TEXT,
+        description TEXT,
+        PRIMARY KEY (job, device, attempt, late)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE device_jobs ADD COLUMN attempted INTEGER;
+
+    -- Failed devices by class, as JSON.
+    ALTER TABLE jobs ADD COLUMN failures TEXT;
+
+    -- Counts changes of all jobs; a job has the number of its last one.
+    CREATE TABLE clock (changes INTEGER NOT NULL) STRICT;
+    INSERT INTO clock VALUES (0);
+    ALTER TABLE jobs ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX changed_jobs ON jobs (changed);
+
+    -- Who did what, each entry with the hash of the one before, and the ends of the trail.
+    CREATE TABLE audit (
+        number    INTEGER PRIMARY KEY,
+        at        INTEGER NOT NULL,
+        actor     TEXT NOT NULL,
+        action    TEXT NOT NULL,
+        job       TEXT,
+        details   TEXT NOT NULL,
+        previous  TEXT NOT NULL,
+        signature TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_of_job ON audit (job, number) WHERE job IS NOT NULL;
+    CREATE TABLE audit_ends (
+        place     TEXT PRIMARY KEY,
+        number    INTEGER NOT NULL,
+        hash      TEXT NOT NULL,
+        signature TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
 ",
 ];
 
