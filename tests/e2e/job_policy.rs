@@ -25,6 +25,8 @@ fn moment(value: &Value) -> chrono::DateTime<chrono::Utc> {
 fn a_device_that_connects_late_has_its_turn_then_and_not_at_the_next_look() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [data, host_data] = folders.each_ref().map(|folder| folder.path());
+    // Before the job: to make them can take longer than the job's first wait.
+    let plugins = plugin_folder(&["lock-door"]);
     let hub = Latch::start(data, &[&["hub", "--devices", "2"], FREE_PORTS].concat());
     let policy = ["--wait-offline", "1h", "--skip-offline"];
     latch_json(data, &[&["job", "method", "lockDoor", "--query", "*", "--id", "late"][..], &policy].concat());
@@ -35,7 +37,6 @@ fn a_device_that_connects_late_has_its_turn_then_and_not_at_the_next_look() {
         all_wait.then(|| moment(&rows[0]["latch"]["nextAttempt"]))
     });
 
-    let plugins = plugin_folder(&["lock-door"]);
     let connection = data.join("devices").join(format!("{}.connstr", door(1)));
     let (ca, folder) = (hub.data().join("ca.pem"), plugins.path());
     let [connection, ca, folder] = [&*connection, &*ca, folder].map(|path| path.to_str().expect("a readable name"));
@@ -83,3 +84,85 @@ fn answers_that_are_none_to_be_content_with_stop_a_job() {
 
 /// As `latch help` documents it.
 const EXIT_ENDED_BADLY: i32 = 4;
+
+#[test]
+fn a_rollout_that_fails_in_one_building_pauses_names_it_and_goes_on_with_the_rest_once_it_is_mended() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let (data, plugins) = (data.path(), plugin_folder(&["lock-door"]));
+    let folder = plugins.path().to_str().expect("a readable name");
+    let _latch = Latch::start(data, &[&["up", "--devices", "40", "--plugins", folder], FREE_PORTS].concat());
+    // Ten doors in building 43, which are locked already and so answer 409.
+    let quoted: Vec<_> = (1..=10).map(|number| format!("'{}'", door(number))).collect();
+    let in_43 = format!("deviceId IN [{}]", quoted.join(", "));
+    let tag = |building: &str, query: &str| {
+        latch_json(
+            data,
+            &["job", "twin", "--tags", &json!({"building": building}).to_string(), "--query", query, "--wait"],
+        )
+    };
+    tag("44", "*");
+    tag("43", &in_43);
+    latch_json(data, &["job", "method", "lockDoor", "--query", &in_43, "--wait"]);
+
+    let staged = ["--stage", "50,100", "--stage-success", "0", "--stage-approval", "--rate", "20"];
+    let by_building = ["--group-by", "tags.building", "--abort-failures", "30%", "--abort-per-group", "--minimum", "3"];
+    let lock =
+        ["job", "method", "lockDoor", "--query", "*", "--id", "lock", "--success-status", "200", "--pause-on-abort"];
+    latch_json(data, &[&lock[..], &staged, &by_building].concat());
+    let shown = || latch_json(data, &["job", "show", "lock"]);
+    let paused = |by: &str| {
+        wait_until(&format!("the job is paused by its {by}"), ANSWERED_BOUND, || {
+            let job = shown();
+            (job["latch"]["progress"]["paused"]["by"] == by).then_some(job)
+        })
+    };
+    let job = paused("rule");
+    let progress = &job["latch"]["progress"];
+    let reason = progress["paused"]["reason"].as_str().expect("a reason");
+    assert_eq!((&job["status"], &progress["stage"]), (&json!("running"), &json!(1)), "{job:#}");
+    assert!(reason.contains(" devices of 43 failed, more than 30%; by tags.building: 43: "), "{reason}");
+    // What was out when the rule broke is taken, too.
+    let settled = wait_until("nothing is out", ANSWERED_BOUND, || {
+        let job = shown();
+        (job["deviceJobStatistics"]["runningCount"] == 0).then_some(job)
+    });
+    let failed = settled["deviceJobStatistics"]["failedCount"].as_u64().expect("a count");
+    let report = latch(data, &["job", "report", "lock"]);
+    let line = report.stdout.lines().nth(1).unwrap_or_default();
+    assert!(report.stdout.starts_with("TAGS.BUILDING") && line.starts_with("43 "), "{report:?}");
+    assert!(line.ends_with(&format!("{failed} answer")), "{report:?}");
+
+    latch_json(data, &["job", "method", "unlockDoor", "--query", &in_43, "--wait"]);
+    let told = latch(data, &["job", "resume", "lock"]);
+    assert_eq!((told.code, told.stdout.as_str()), (Some(0), "lock running\n"), "{told:?}");
+    paused("approval");
+    let refused = latch(data, &["job", "resume", "lock"]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("approve of it, or cancel the job"), "{refused:?}");
+    let approved = latch(data, &["job", "approve", "lock", "--stage", "1"]);
+    assert_eq!(approved.code, Some(0), "{approved:?}");
+    let ended = latch(data, &["job", "watch", "lock"]);
+    let expected = format!("lock completed: {} of 40 devices succeeded, {failed} failed\n", 40 - failed);
+    assert_eq!(ended.stdout, expected, "{ended:?}");
+    // Nobody was asked twice: a second call of the same attempt would have been answered 409.
+    let rows = latch_json(data, &["query", "SELECT * FROM devices.jobs WHERE jobId = 'lock'"]);
+    assert!(rows.as_array().expect("rows").iter().all(|row| row["latch"]["attempts"] == 1), "{rows:#}");
+}
+
+#[test]
+fn a_job_of_azures_kind_can_be_paused_and_its_clients_see_it_running() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let _hub = Latch::start(data, &[&["hub", "--devices", "3"], FREE_PORTS].concat());
+    let start = "2099-01-01T00:00:00Z";
+    latch_json(data, &["job", "twin", "--desired", "{\"a\": 1}", "--query", "*", "--id", "plain", "--start", start]);
+    let paused = latch(data, &["job", "pause", "plain", "--reason", "not before the fair"]);
+    assert_eq!((paused.code, paused.stdout.as_str()), (Some(0), "plain paused: not before the fair\n"), "{paused:?}");
+    let job = latch_json(data, &["job", "show", "plain"]);
+    assert_eq!((&job["status"], &job["latch"]["progress"]["paused"]["by"]), (&json!("scheduled"), &json!("operator")));
+    latch_json(data, &["job", "resume", "plain"]);
+    assert!(latch_json(data, &["job", "show", "plain"])["latch"].is_null());
+    let refused = latch(data, &["job", "approve", "plain"]);
+    assert!(refused.stderr.contains("the job does not wait for approval"), "{refused:?}");
+    let absent = latch(data, &["job", "pause", "nothing"]);
+    assert!(absent.stderr.contains("there is no job nothing"), "{absent:?}");
+}

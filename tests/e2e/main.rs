@@ -23,6 +23,7 @@ mod events;
 mod fleet_job;
 mod hub_store;
 mod job_policy;
+mod job_records;
 mod languages;
 mod messages;
 mod misbehaving;

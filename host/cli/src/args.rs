@@ -9,6 +9,7 @@ mod identity;
 mod message;
 mod policy;
 mod rehearse;
+mod results;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,7 @@ pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
+pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -234,10 +236,13 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
     },
     /// List jobs, the newest first
     List,
-    /// Show a job
+    /// Show a job, or how it went on one device
     Show {
         /// The job's id
         id: JobId,
+        /// This device's row and every attempt at it; of jobs of the embedded hub
+        #[arg(long, value_name = "DEVICE[/MODULE]")]
+        device: Option<Address>,
     },
     /// Follow a job until it ends
     Watch {
@@ -249,14 +254,40 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         /// The job's id
         id: JobId,
     },
-    /// Show each device's outcome
-    Results {
+    /// Begin nothing new on any device, until the job is resumed; its time stands still
+    #[command(after_help = "Azure IoT Hub cannot do this: it is for jobs of the embedded hub.
+
+Example:
+  latch job pause lock-all --reason 'building 43 reports failures'")]
+    Pause {
         /// The job's id
         id: JobId,
-        /// Only the devices that failed
-        #[arg(long)]
-        failed: bool,
+        /// For whoever looks at the job
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
     },
+    /// Go on with a job that is paused, with the devices that are left
+    Resume {
+        /// The job's id
+        id: JobId,
+    },
+    /// Go on to the next stage of a job that waits for approval (--stage-approval)
+    Approve {
+        /// The job's id
+        id: JobId,
+        /// Only if this is the stage that went well, counted from 1
+        #[arg(long, value_name = "N")]
+        stage: Option<u32>,
+    },
+    /// Show how a job's devices stand and why they failed, by the groups of --group-by
+    Report {
+        /// The job's id
+        id: JobId,
+    },
+    /// Show each device's outcome
+    Results(ResultsArgs),
+    /// Show who did what to jobs, and check that nobody has edited that; of jobs of the embedded hub
+    Audit(AuditArgs),
 }
 
 #[derive(Debug, ClapArgs)]

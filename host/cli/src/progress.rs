@@ -48,9 +48,26 @@ pub(crate) fn show(bar: &ProgressBar, job: &Value) {
     });
 }
 
-/// `running`, or `running stage 1 of 3 (5%)`.
+/// `paused: stage 1 of 3 went well (waits for approval)`.
+pub(crate) fn paused(paused: &Value) -> String {
+    let reason = match paused["reason"].as_str() {
+        None | Some("") => String::new(),
+        Some(reason) => format!(": {reason}"),
+    };
+    match paused["by"].as_str() {
+        Some("approval") => format!("waits for approval{reason}"),
+        Some("rule") => format!("paused by its policy{reason}"),
+        _ => format!("paused{reason}"),
+    }
+}
+
+/// `running`, or `running stage 1 of 3 (5%)`, or why it is paused.
 fn status(job: &Value) -> String {
     let status = job["status"].as_str().unwrap_or("unknown");
+    let hold = &job["latch"]["progress"]["paused"];
+    if !hold.is_null() {
+        return paused(hold);
+    }
     let (progress, stages) = (&job["latch"]["progress"], &job["latch"]["policy"]["stages"]);
     let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
     match number.checked_sub(1).and_then(|place| stages.get(place)) {

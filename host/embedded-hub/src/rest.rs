@@ -10,6 +10,7 @@ mod configurations;
 mod devices;
 mod events;
 mod extract;
+mod job_records;
 mod jobs;
 mod messages;
 pub(crate) mod operator;
@@ -81,6 +82,16 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/jobs/v2/query", get(jobs::query))
         .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
+        // Ours: Azure cannot do these.
+        .route("/jobs/v2/{id}/pause", post(jobs::pause))
+        .route("/jobs/v2/{id}/resume", post(jobs::resume))
+        .route("/jobs/v2/{id}/approve", post(jobs::approve))
+        .route("/jobs/v2/{id}/report", get(jobs::report))
+        .route("/jobs/v2/{id}/attempts", get(job_records::attempts))
+        .route("/jobs/v2/{job}/devices/{id}/attempts", get(job_records::device_attempts))
+        .route("/jobs/v2/{job}/devices/{id}/modules/{module}/attempts", get(job_records::device_attempts))
+        .route("/jobs/v2/{id}/audit", get(job_records::audit_of_job))
+        .route("/jobs/v2/query/audit", get(job_records::audit))
         // Azure does not heed the letters' case in these, and neither do those who write them.
         .merge(message_routes("deviceBound", "serviceBound"))
         .merge(message_routes("devicebound", "servicebound"))

@@ -12,11 +12,12 @@ use iothub_protocol::error::ErrorCode;
 use iothub_protocol::feedback::MessageEnd;
 use iothub_protocol::id::{DeviceId, ModuleId};
 use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::label::TagPath;
 use iothub_protocol::link::CloudMessage;
 use iothub_protocol::query::Condition;
 use iothub_protocol::sas::SharedKey;
 use iothub_protocol::twin::TwinPatch;
-use job_engine::Fleet as _;
+use job_engine::{Fleet as _, Selection};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -247,9 +248,18 @@ async fn twenty_thousand_imported_twins_are_found_with_and_without_indexes() {
     let fleet = HubFleet::new(hub.handle.clone());
     let select = async |condition: &str| {
         let condition = Condition::parse_job(condition).expect(condition);
-        let ids = fleet.select(&condition).await.expect("selected");
-        assert!(ids.is_sorted());
-        ids.len()
+        let site = TagPath::parse("tags.site").expect("a tag");
+        let with_site = Selection { condition: condition.clone(), labels: vec![site] };
+        let labelled = fleet.select(&with_site).await.expect("selected");
+        let selected = fleet.select(&Selection { condition, labels: Vec::new() }).await.expect("selected");
+        assert!(selected.is_sorted_by_key(|selected| &selected.address));
+        for (one, other) in selected.iter().zip(&labelled) {
+            assert!(one.address == other.address && one.labels.is_empty(), "{one:?} {other:?}");
+            assert!(other.labels[0].as_deref().is_none_or(|site| site.starts_with('s')), "{other:?}");
+        }
+        assert_eq!(selected.len(), labelled.len());
+        assert!(selected.is_empty() || labelled.iter().any(|labelled| labelled.labels[0].is_some()));
+        selected.len()
     };
     for with_indexes in [false, true] {
         if with_indexes {

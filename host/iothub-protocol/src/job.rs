@@ -81,6 +81,25 @@ pub enum DeviceJobStatus {
     Canceled,
 }
 
+/// Why a job that could go on does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    pub cause: HoldCause,
+    /// For people.
+    pub reason: String,
+    pub since: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HoldCause {
+    /// Somebody has paused it.
+    Operator,
+    /// A stage went well, and the next one waits for approval.
+    Approval,
+    /// An abort rule was broken, or a stage failed, and the policy says to pause.
+    Rule,
+}
+
 /// `deviceJobStatistics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct JobStatistics {
@@ -107,6 +126,8 @@ pub struct JobResponse {
     pub statistics: Option<JobStatistics>,
     /// The stage in which a job with a policy is, counted from 1; `None` before it has begun.
     pub stage: Option<u32>,
+    /// Set while it is paused. Azure has no status for that: it stays `running`, `scheduled` or `queued`.
+    pub hold: Option<Hold>,
 }
 
 /// The row of a job for one device or module.
@@ -324,6 +345,28 @@ impl JobStatus {
     }
 }
 
+impl Hold {
+    fn to_json(&self) -> Value {
+        json!({"by": self.cause.name(), "reason": self.reason, "since": time::format(self.since)})
+    }
+}
+
+impl HoldCause {
+    const ALL: [HoldCause; 3] = [HoldCause::Operator, HoldCause::Approval, HoldCause::Rule];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            HoldCause::Operator => "operator",
+            HoldCause::Approval => "approval",
+            HoldCause::Rule => "rule",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<HoldCause> {
+        HoldCause::ALL.into_iter().find(|cause| cause.name() == name)
+    }
+}
+
 impl DeviceJobStatus {
     pub const ALL: [DeviceJobStatus; 6] = [
         DeviceJobStatus::Pending,
@@ -385,12 +428,12 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
-        let progress = self.progress();
-        let latch = self.request.extension().or_else(|| progress.is_some().then(|| json!({"version": EXTENSION_VERSION})));
-        if let Some(mut latch) = latch {
-            if let Some(progress) = progress {
-                latch["progress"] = progress;
-            }
+        let mut latch = self.request.extension();
+        if let Some(progress) = self.progress() {
+            // Also of a job as at Azure, whose devices can fail and which can be paused here.
+            latch.get_or_insert_with(|| json!({"version": EXTENSION_VERSION}))["progress"] = progress;
+        }
+        if let Some(latch) = latch {
             body.insert("latch".into(), latch);
         }
         Value::Object(body)
@@ -398,12 +441,16 @@ impl JobResponse {
 }
 
 impl JobResponse {
-    /// How far it is beyond what Azure's statistics say: the stage of a job with a policy, and failures by class.
+    /// How far it is beyond what Azure's statistics say: the stage of a job with a policy, why it is
+    /// paused, and failures by class.
     fn progress(&self) -> Option<Value> {
         let mut progress = Map::new();
         if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
             progress.insert("stage".into(), json!(number));
             progress.insert("stages".into(), json!(policy.stages.len().max(1)));
+        }
+        if let Some(hold) = &self.hold {
+            progress.insert("paused".into(), hold.to_json());
         }
         let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
         if failures.total() > 0 {
@@ -510,6 +557,7 @@ mod tests {
                 failure_reason: None,
                 statistics: None,
                 stage: request.policy.as_ref().map(|_| 1),
+                hold: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

@@ -173,7 +173,8 @@ pub fn entries(
     let query = "SELECT * FROM audit WHERE number < ?1 AND (?2 IS NULL OR job = ?2) ORDER BY number DESC LIMIT ?3";
     let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
     let values = params![after.unwrap_or(i64::MAX), job.map(JobId::as_str), one_more];
-    let mut items = connection.prepare_cached(query)?.query_map(values, Entry::read)?.collect::<sql::Result<Vec<_>>>()?;
+    let mut items =
+        connection.prepare_cached(query)?.query_map(values, Entry::read)?.collect::<sql::Result<Vec<_>>>()?;
     let has_more = items.len() > limit;
     items.truncate(limit);
     let continuation = items.last().filter(|_| has_more).map(|last| last.number.to_string());
@@ -228,7 +229,8 @@ pub fn check(connection: &Connection, key: &Key) -> sql::Result<Check> {
 
 /// Take one step to give up entries from before `before`, oldest first. `false` once there are none.
 pub fn prune(tx: &Transaction<'_>, key: &Key, before: DateTime<Utc>) -> sql::Result<bool> {
-    let query = "SELECT * FROM (SELECT * FROM audit ORDER BY number LIMIT ?2) WHERE at < ?1 ORDER BY number DESC LIMIT 1";
+    let query =
+        "SELECT * FROM (SELECT * FROM audit ORDER BY number LIMIT ?2) WHERE at < ?1 ORDER BY number DESC LIMIT 1";
     let newest = tx.query_row(query, params![before.timestamp_millis(), PRUNE_STEP], Entry::read).optional()?;
     let Some(newest) = newest else { return Ok(false) };
     tx.execute("DELETE FROM audit WHERE number <= ?1", [newest.number])?;
@@ -416,13 +418,19 @@ mod tests {
             ("UPDATE audit SET actor = 'nobody' WHERE number = 2", vec![(2, "changed"), (3, "not the one")]),
             ("UPDATE audit SET at = at + 1 WHERE number = 5", vec![(5, "changed"), (5, "last entry is not")]),
             ("UPDATE audit SET signature = '' WHERE number = 1", vec![(1, "changed"), (2, "not the one")]),
-            ("UPDATE audit SET previous = '' WHERE number = 4", vec![(4, "not the one"), (4, "changed"), (5, "not the one")]),
+            (
+                "UPDATE audit SET previous = '' WHERE number = 4",
+                vec![(4, "not the one"), (4, "changed"), (5, "not the one")],
+            ),
             ("DELETE FROM audit WHERE number IN (2, 3)", vec![(4, "entries 2 to 3 are missing")]),
             ("DELETE FROM audit WHERE number = 1", vec![(2, "entries 1 to 1 are missing")]),
             ("DELETE FROM audit WHERE number > 3", vec![(3, "entries 4 to 5 are missing at the end")]),
             ("DELETE FROM audit", vec![(0, "entries 1 to 5 are missing at the end")]),
             ("DELETE FROM audit_ends", vec![(5, "which entry is the last is missing")]),
-            ("UPDATE audit_ends SET number = 4; DELETE FROM audit WHERE number = 5", vec![(4, "last has been changed")]),
+            (
+                "UPDATE audit_ends SET number = 4; DELETE FROM audit WHERE number = 5",
+                vec![(4, "last has been changed")],
+            ),
             (
                 "UPDATE audit SET number = 9 WHERE number = 4; UPDATE audit SET number = 4 WHERE number = 5;
                  UPDATE audit SET number = 5 WHERE number = 9",

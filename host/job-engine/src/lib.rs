@@ -19,6 +19,6 @@ mod record;
 mod testing;
 
 pub use driver::{JobEngine, Settings};
-pub use engine::Limits;
+pub use engine::{Command, Limits};
 pub use fleet::{Fleet, Selected, Selection};
 pub use journal::{JobFilter, MIGRATIONS, Page};

@@ -1,10 +1,12 @@
 //! What the engine hands to the journal and gets back from it.
 
-use chrono::{DateTime, Utc};
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
 
 use crate::audit::Note;
 
@@ -29,7 +31,7 @@ pub enum What {
     Scheduled,
     /// The job has started, with these devices, all pending, and with a policy the stage of each, counted from 1.
     Begun {
-        targets: Vec<(Address, Option<u32>)>,
+        targets: Vec<BegunTarget>,
     },
     /// A stage has begun, counted from 1.
     Stage {
@@ -72,6 +74,17 @@ pub enum What {
         status: DeviceJobStatus,
         outcome: Option<DeviceJobOutcome>,
     },
+    /// The job does not go on, until [`What::Resumed`].
+    Paused {
+        cause: HoldCause,
+        reason: String,
+    },
+    Resumed {
+        /// For how long it has been paused by now, all in all.
+        held_for: TimeDelta,
+        /// The outcomes so far break no rule any more.
+        is_forgiven: bool,
+    },
     /// Nothing more is sent for the job; it ends with the last outcome in flight.
     Cancelling,
     /// The same, because the job's policy says so; it will end as failed.
@@ -84,6 +97,15 @@ pub enum What {
     },
 }
 
+/// A device at its job's beginning.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BegunTarget {
+    pub device: Address,
+    /// Counted from 1; `None` in a job without a policy.
+    pub stage: Option<u32>,
+    pub group: Option<Arc<str>>,
+}
+
 /// An unfinished job as the journal has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SavedJob {
@@ -94,6 +116,9 @@ pub struct SavedJob {
     /// When it began, once its targets are known.
     pub begun: Option<DateTime<Utc>>,
     pub cancelling: bool,
+    pub hold: Option<Hold>,
+    /// For how long it was paused before.
+    pub held_for: TimeDelta,
     /// Why its policy stops it.
     pub aborted: Option<String>,
     pub statistics: JobStatistics,
@@ -112,15 +137,18 @@ pub struct SavedCourse {
     pub ended: Vec<SavedEnd>,
     /// The devices to which anything was sent.
     pub reached: Vec<Address>,
+    /// What ended until then breaks no rule any more.
+    pub forgiven: Option<DateTime<Utc>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SavedEnd {
     /// Counted from 1.
     pub stage: u32,
     pub at: DateTime<Utc>,
     /// `None` for a success.
     pub failure: Option<FailureClass>,
+    pub group: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -139,4 +167,5 @@ pub struct SavedTarget {
     pub awaited: Option<DateTime<Utc>>,
     /// Counted from 1; 0 in a job without a policy.
     pub stage: u32,
+    pub group: Option<Arc<str>>,
 }

@@ -64,23 +64,24 @@ fn fields<'s>(root: &'s Value, schema: &'s Value, value: &Value, way: &str, foun
 
 /// Policies that have every field between them, and how many fields the schema finds in each.
 fn full() -> [(Value, usize); 2] {
-    let stages = json!([{"percent": 100, "successThreshold": 80, "minimumSample": 7, "pauseInSeconds": 6}]);
+    let stages = json!([{"percent": 100, "successThreshold": 80, "minimumSample": 7, "pauseInSeconds": 6,
+        "approval": true}]);
     let twin = json!({"version": 1, "policy": {
-        "stages": stages, "rate": 5, "inDoubt": "again", "onAbort": "unpin",
-        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2}],
+        "stages": stages, "rate": 5, "inDoubt": "again", "onAbort": "unpin", "groupBy": "tags.building",
+        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2, "perGroup": true}],
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
         "offline": {"waitInSeconds": 0, "then": "fail"},
     }});
     let method = json!({"version": 1, "policy": {
-        "stages": stages, "inDoubt": "fail", "onAbort": "keep",
+        "stages": stages, "inDoubt": "fail", "onAbort": "keep", "groupBy": "tags.building",
         "rate": {"base": 5, "factor": 3, "maximum": 50, "growAfter": {"started": 10}},
-        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2}],
+        "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2, "perGroup": true}],
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
     }});
-    [(twin, 32), (method, 37)]
+    [(twin, 35), (method, 40)]
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::policy::{FailureClass, GrowAfter};
 
 use super::ScheduleArgs;
@@ -25,6 +26,9 @@ pub(crate) struct PolicyArgs {
     /// How long to wait after a stage that went well, such as 10m
     #[arg(long, value_name = "TIME", value_parser = seconds, requires = "stage", help_heading = POLICY)]
     pub(crate) pause: Option<u32>,
+    /// Pause the job after each stage that went well, until somebody approves of the next: latch job approve ID
+    #[arg(long, requires = "stage", help_heading = POLICY)]
+    pub(crate) stage_approval: bool,
     /// Start so many devices a second at most
     #[arg(long, value_name = "N", help_heading = POLICY)]
     pub(crate) rate: Option<u32>,
@@ -40,6 +44,15 @@ pub(crate) struct PolicyArgs {
     /// Count only these failures, such as timeout,fault [default: all]
     #[arg(long, value_name = "CLASS", value_delimiter = ',', value_parser = class, requires = "abort_failures", help_heading = POLICY)]
     pub(crate) abort_on: Vec<FailureClass>,
+    /// The limit holds for each group of devices by itself, as --group-by makes them
+    #[arg(long, requires = "abort_failures", requires = "group_by", help_heading = POLICY)]
+    pub(crate) abort_per_group: bool,
+    /// Pause the job where it would be aborted; latch job resume ID goes on with the rest
+    #[arg(long, help_heading = POLICY)]
+    pub(crate) pause_on_abort: bool,
+    /// Tell devices apart by a tag, such as tags.building: latch job report ID shows how each group does
+    #[arg(long, value_name = "TAG", value_parser = TagPath::parse, help_heading = POLICY)]
+    pub(crate) group_by: Option<TagPath>,
     /// Let the rate grow each time so many devices were started or have succeeded, such as succeeded:100
     #[arg(long, value_name = "WHAT:N", value_parser = growth, requires = "rate", help_heading = POLICY)]
     pub(crate) grow_after: Option<GrowAfter>,
@@ -104,7 +117,7 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "TIME", value_parser = seconds, help_heading = POLICY)]
     pub(crate) report_within: Option<u32>,
     /// If the job is aborted, remove the pin from the devices that got it; one that was there before does not come back
-    #[arg(long, help_heading = POLICY)]
+    #[arg(long, conflicts_with = "pause_on_abort", help_heading = POLICY)]
     pub(crate) unpin_on_abort: bool,
 }
 
@@ -138,7 +151,7 @@ fn seconds(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a time is a whole number of seconds with its unit: 10s, 5m, 2h".to_owned())
 }
 
-fn class(text: &str) -> Result<FailureClass, String> {
+pub(super) fn class(text: &str) -> Result<FailureClass, String> {
     let names = || FailureClass::ALL.map(FailureClass::name).join(", ");
     FailureClass::by_name(text).ok_or_else(|| format!("a class of failures is one of {}", names()))
 }

@@ -2,19 +2,20 @@
 
 use anyhow::bail;
 use chrono::Utc;
+use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::JobPolicy;
 use iothub_protocol::job::{JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::{plugin_report, time};
 use iothub_service::{JobFilter, PageRequest, ServiceClient};
 use plugin_runtime::PluginName;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::policy;
+use super::{audit, policy, results};
 use crate::args::{JobCommand, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
 use crate::exit::EndedBadly;
-use crate::output::{cell, document, line, name, table};
+use crate::output::{cell, document, line, table};
 use crate::progress;
 
 pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
@@ -29,13 +30,19 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Resul
             create(action, schedule, policy, context).await
         }
         JobCommand::List => list(context).await,
-        JobCommand::Show { id } => document(&context.service()?.get_job(&id).await?),
+        JobCommand::Show { id, device: None } => document(&context.service()?.get_job(&id).await?),
+        JobCommand::Show { id, device: Some(device) } => show_device(&id, &device, context).await,
         JobCommand::Watch { id } => watch(&context.service()?, &id, context).await,
         JobCommand::Cancel { id } => {
             let job = context.service()?.cancel_job(&id).await?;
             if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
         }
-        JobCommand::Results { id, failed } => results(&id, failed, context).await,
+        JobCommand::Pause { id, reason } => control(&id, &context.service()?.pause_job(&id, &reason).await?, context),
+        JobCommand::Resume { id } => control(&id, &context.service()?.resume_job(&id).await?, context),
+        JobCommand::Approve { id, stage } => control(&id, &context.service()?.approve_job(&id, stage).await?, context),
+        JobCommand::Report { id } => report(&id, context).await,
+        JobCommand::Results(args) => results::run(args, context).await,
+        JobCommand::Audit(args) => audit::run(args, context).await,
     }
 }
 
@@ -90,6 +97,51 @@ async fn create(
     if context.json { document(&created) } else { line(&format!("{job_id} {}", cell(&created["status"]))) }
 }
 
+/// A device's row of a job, with every attempt at it.
+async fn show_device(id: &JobId, device: &Address, context: &Context) -> anyhow::Result<()> {
+    let service = context.service()?;
+    let attempts = service.device_attempts(id, device).await?;
+    let mut row = service.device_job(id, device).await?.unwrap_or_default();
+    row["attempts"] = Value::Array(attempts);
+    document(&row)
+}
+
+/// Tell how a job is after a command.
+fn control(id: &JobId, job: &Value, context: &Context) -> anyhow::Result<()> {
+    if context.json {
+        return document(job);
+    }
+    let paused = &job["latch"]["progress"]["paused"];
+    match paused.is_null() {
+        true => line(&format!("{id} {}", cell(&job["status"]))),
+        false => line(&format!("{id} {}", progress::paused(paused))),
+    }
+}
+
+async fn report(id: &JobId, context: &Context) -> anyhow::Result<()> {
+    let report = context.service()?.job_report(id).await?;
+    if context.json {
+        return document(&report);
+    }
+    let failures = |group: &Value| {
+        let classes = group["failures"].as_object().into_iter().flatten();
+        classes.map(|(class, count)| format!("{count} {class}")).collect::<Vec<_>>().join(", ")
+    };
+    let row = |name: String, group: &Value| {
+        let count = |status: &str| group["byStatus"][status].as_u64().unwrap_or(0).to_string();
+        let statuses = ["completed", "failed", "running", "pending", "canceled"].map(count);
+        let head = [name, cell(&group["devices"])];
+        head.into_iter().chain(statuses).chain([failures(group)]).collect::<Vec<_>>()
+    };
+    let tag = report["groupBy"].as_str();
+    let groups = report["groups"].as_array().into_iter().flatten();
+    let name = |group: &Value| group["group"].as_str().unwrap_or("(none)").to_owned();
+    let mut rows: Vec<_> = groups.map(|group| row(name(group), group)).collect();
+    rows.push(row("all".to_owned(), &report));
+    let tag = tag.unwrap_or("devices").to_uppercase();
+    table(&[&tag, "DEVICES", "SUCCEEDED", "FAILED", "RUNNING", "PENDING", "LEFT OUT", "FAILURES"], &rows)
+}
+
 /// Sorts by time, and does not collide with one made elsewhere in the same second.
 fn made_up_id() -> anyhow::Result<JobId> {
     let id = format!("job-{}-{:06x}", Utc::now().format("%Y%m%d-%H%M%S"), rand::random::<u32>() & 0xff_ffff);
@@ -122,7 +174,7 @@ fn summary(job: &Value) -> String {
     }
     let canceled = ["succeededCount", "failedCount", "pendingCount", "runningCount"].map(count).iter().sum::<u64>();
     let canceled = count("deviceCount").saturating_sub(canceled);
-    if canceled > 0 && !job["latch"].is_null() {
+    if canceled > 0 && !job["latch"]["policy"].is_null() {
         text.push_str(&format!(", {canceled} left out"));
     }
     if let Some(reason) = job["failureReason"].as_str() {
@@ -174,44 +226,6 @@ async fn list(context: &Context) -> anyhow::Result<()> {
         })
         .collect();
     table(&["JOB", "TYPE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
-}
-
-async fn results(id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
-    // A job that does not exist has no rows; say so rather than print nothing.
-    service.get_job(id).await?;
-    let mut request = PageRequest::default();
-    let mut rows = Vec::new();
-    loop {
-        let page = service.device_jobs(id, &request).await?;
-        rows.extend(page.items.into_iter().filter(|row| !failed || row["status"] == json!("failed")));
-        request.continuation = page.continuation;
-        if request.continuation.is_none() {
-            break;
-        }
-    }
-    if context.json {
-        return document(&Value::Array(rows));
-    }
-    let rows: Vec<_> =
-        rows.iter().map(|row| vec![name(row), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])]).collect();
-    table(&["DEVICE", "STATUS", "OUTCOME", "ENDED"], &rows)
-}
-
-fn outcome(row: &Value) -> String {
-    let method = &row["outcome"]["deviceMethodResponse"];
-    if method.is_object() {
-        return format!("{} {}", method["status"], method["payload"]);
-    }
-    match row["error"].as_object() {
-        Some(error) => {
-            let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
-            format!("{}: {}", text("code"), text("description"))
-        }
-        None if row["latch"]["awaited"] == json!(true) => "twin updated, waits for the device's report".to_owned(),
-        None if row["outcome"].is_object() => "twin updated".to_owned(),
-        None => "-".to_owned(),
-    }
 }
 
 /// Of a rollout that names none: few, many, all.

@@ -39,10 +39,11 @@ pub(super) fn of_updates(
         soak_in_seconds: report.soak.unwrap_or(0),
         timeout_in_seconds: report.report_within.unwrap_or(DEFAULT_REPORT_TIMEOUT),
     });
+    let common = common(args);
     Ok(some(JobPolicy {
         succeed: rule.map(SuccessRule::Report),
-        on_abort: if report.unpin_on_abort { OnAbort::Unpin } else { OnAbort::Keep },
-        ..common(args)
+        on_abort: if report.unpin_on_abort { OnAbort::Unpin } else { common.on_abort },
+        ..common
     }))
 }
 
@@ -57,6 +58,7 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         success_threshold: args.stage_success.unwrap_or(DEFAULT_SUCCESS_THRESHOLD),
         minimum_sample: args.stage_sample,
         pause_in_seconds: args.pause.unwrap_or(0),
+        approval: args.stage_approval,
     };
     let rate = |base: u32| match args.grow_after {
         None => Rate::Constant(base),
@@ -72,6 +74,7 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         on: args.abort_on.clone(),
         minimum: args.minimum.unwrap_or(DEFAULT_ABORT_MINIMUM),
         window_in_seconds: args.abort_window,
+        per_group: args.abort_per_group,
     });
     let backoff_in_seconds = args.backoff.unwrap_or(DEFAULT_BACKOFF);
     let retry = args.retry.iter().map(|retry| RetryRule {
@@ -86,6 +89,8 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         abort: abort.into_iter().collect(),
         retry: retry.collect(),
         in_doubt: if args.fail_in_doubt { InDoubt::Fail } else { InDoubt::Again },
+        on_abort: if args.pause_on_abort { OnAbort::Pause } else { OnAbort::Keep },
+        group_by: args.group_by.clone(),
         ..JobPolicy::default()
     }
 }
@@ -116,9 +121,9 @@ mod tests {
         let soak = ReportArgs { soak: Some(10), ..ReportArgs::default() };
         assert!(of_updates(&none, None, &soak).is_err(), "a soak of nothing");
         let args = PolicyArgs { stage: vec![5, 100], abort_failures: Some(10), ..PolicyArgs::default() };
-        let stage = |percent| Stage { percent, success_threshold: 90, minimum_sample: None, pause_in_seconds: 0 };
+        let stage = |percent| Stage::new(percent);
         let rule = ReportRule { plugin: "lamp".into(), soak_in_seconds: 10, timeout_in_seconds: 600 };
-        let abort = AbortRule { failure_percent: 10, on: Vec::new(), minimum: 10, window_in_seconds: None };
+        let abort = AbortRule::new(10);
         let expected = JobPolicy {
             stages: vec![stage(5), stage(100)],
             abort: vec![abort],
@@ -145,7 +150,7 @@ mod tests {
         let growing = GrowingRate { base: 5, factor: 2, maximum: MAX_RATE, grow_after: GrowAfter::Started(100) };
         let expected = JobPolicy {
             rate: Some(Rate::Growing(growing)),
-            abort: vec![AbortRule { failure_percent: 1, on: timeout.clone(), minimum: 10, window_in_seconds: None }],
+            abort: vec![AbortRule { on: timeout.clone(), ..AbortRule::new(1) }],
             retry: vec![RetryRule {
                 on: timeout,
                 retries: 3,

@@ -27,9 +27,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Path {
 pub(super) struct Target {
     id: String,
     module: Option<String>,
+    job: Option<String>,
 }
 
 impl Target {
+    /// The job of whose devices it is one, where the path names a job.
+    pub(super) fn job(&self) -> Option<&str> {
+        self.job.as_deref()
+    }
+
     /// # Errors
     /// Says which of the ids is none.
     pub(super) fn address(&self) -> Result<Address, IdError> {

@@ -7,14 +7,18 @@ use axum::response::Response;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::{JobRequest, JobStatus};
-use job_engine::JobFilter;
+use job_engine::{Command, JobFilter};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::RestState;
 use super::extract::{Path, Query};
 use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
 use crate::policy::Rights;
+
+/// Longest reason of a pause, in characters.
+const MAX_REASON: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,10 +33,10 @@ pub(super) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    let jobs = state.jobs.by(state.authorize(&headers, Rights::SERVICE_CONNECT)?);
     let request = JobRequest::from_json(JobId::parse(&id)?, &read_body(body).await?)?;
     let created = request.created();
-    state.jobs.create(request).await?;
+    jobs.create(request).await?;
     Ok(json(&created))
 }
 
@@ -50,8 +54,78 @@ pub(super) async fn cancel(
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    command(&state, &id, &headers, Command::Cancel).await
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pause {
+    /// For whoever looks at the job.
+    #[serde(default)]
+    reason: String,
+}
+
+pub(super) async fn pause(
+    State(state): State<RestState>,
+    Path(id): Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let Pause { reason } = optional(body).await?;
+    if reason.chars().count() > MAX_REASON {
+        let text = format!("the reason is longer than {MAX_REASON} characters");
+        return Err(HubError::new(ErrorCode::ArgumentInvalid, text).into());
+    }
+    command(&state, &id, &headers, Command::Pause { reason }).await
+}
+
+pub(super) async fn resume(
+    State(state): State<RestState>,
+    Path(id): Path,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    command(&state, &id, &headers, Command::Resume).await
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Approval {
+    stage: Option<u32>,
+}
+
+pub(super) async fn approve(
+    State(state): State<RestState>,
+    Path(id): Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    let Approval { stage } = optional(body).await?;
+    command(&state, &id, &headers, Command::Approve { stage }).await
+}
+
+/// How the devices of each group stand, and how those failed that did.
+pub(super) async fn report(
+    State(state): State<RestState>,
+    Path(id): Path,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
     state.authorize(&headers, Rights::SERVICE_CONNECT)?;
-    Ok(json(&state.jobs.cancel(&JobId::parse(&id)?).await?.to_json()))
+    Ok(json(&state.jobs.report(&JobId::parse(&id)?).await?))
+}
+
+async fn command(state: &RestState, id: &str, headers: &HeaderMap, command: Command) -> Result<Response, Refusal> {
+    let jobs = state.jobs.by(state.authorize(headers, Rights::SERVICE_CONNECT)?);
+    Ok(json(&jobs.command(&JobId::parse(id)?, command).await?.to_json()))
+}
+
+/// A body that need not be there.
+async fn optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, HubError> {
+    let body = read_body(body).await?;
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body)
+        .map_err(|error| HubError::new(ErrorCode::ArgumentInvalid, format!("the body: {error}")))
 }
 
 pub(super) async fn query(

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::extension::{invalid, object};
+use super::label::TagPath;
 use super::{JobAction, MAX_MAX_EXECUTION};
 use crate::error::HubError;
 use crate::plugin_report;
@@ -47,6 +48,9 @@ pub struct JobPolicy {
     pub offline: OfflineRule,
     pub in_doubt: InDoubt,
     pub on_abort: OnAbort,
+    /// A tag by which devices are told apart: a job's report and the reason of an abort say how each group does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_by: Option<TagPath>,
 }
 
 impl JobPolicy {
@@ -66,6 +70,7 @@ impl JobPolicy {
             offline: part(fields, "offline")?.unwrap_or_default(),
             in_doubt: part(fields, "inDoubt")?.unwrap_or_default(),
             on_abort: part(fields, "onAbort")?.unwrap_or_default(),
+            group_by: part(fields, "groupBy")?,
         };
         policy.check(action).map_err(|text| invalid(format!("latch.policy.{text}")))?;
         let shortest = policy.shortest();
@@ -121,6 +126,9 @@ impl JobPolicy {
         for (number, rule) in self.abort.iter().enumerate() {
             let at = if self.abort.len() == 1 { "abort".to_owned() } else { format!("abort[{number}]") };
             rule.check().map_err(|text| format!("{at}.{text}"))?;
+            if rule.per_group && self.group_by.is_none() {
+                return Err(format!("{at}.perGroup needs groupBy, which names the tag that makes the groups"));
+            }
         }
         for (number, rule) in self.retry.iter().enumerate() {
             rule.check().map_err(|text| format!("retry[{number}].{text}"))?;
@@ -159,7 +167,7 @@ impl JobPolicy {
             (None, _) => {}
         }
         match (self.on_abort, &self.succeed) {
-            (OnAbort::Keep, _) | (OnAbort::Unpin, Some(SuccessRule::Report(_))) => Ok(()),
+            (OnAbort::Keep | OnAbort::Pause, _) | (OnAbort::Unpin, Some(SuccessRule::Report(_))) => Ok(()),
             (OnAbort::Unpin, _) => Err("onAbort \"unpin\" needs succeed, which names the plugin".into()),
         }
     }
@@ -193,4 +201,4 @@ fn part<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Result<
     T::deserialize(value).map(Some).map_err(|error| invalid(format!("latch.policy.{name}: {error}")))
 }
 
-const FIELDS: &[&str] = &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort"];
+const FIELDS: &[&str] = &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort", "groupBy"];

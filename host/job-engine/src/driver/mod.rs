@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Note};
-use crate::engine::{Cancellation, Engine, Limits};
+use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::record::SavedJob;
@@ -65,7 +65,7 @@ pub struct JobEngine {
 
 enum Message {
     Created(Box<SavedJob>),
-    Cancel { job: JobId, note: Note, reply: oneshot::Sender<Cancellation> },
+    Command { job: JobId, command: Command, note: Note, reply: oneshot::Sender<Obedience> },
 }
 
 impl JobEngine {
@@ -144,29 +144,37 @@ impl JobEngine {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::job(connection, &job)).await;
         let found = found.map_err(|error| store_error(&error))?;
-        found.ok_or_else(|| HubError::new(ErrorCode::JobNotFound, format!("there is no job {id}")))
+        found.ok_or_else(|| not_found(id))
     }
 
-    /// Stop a job. One that was not yet sent anything is `cancelled` at once, another when the answers that are out
-    /// have come.
+    /// Have a command carried out; it is durable when this returns. A job that is cancelled before it was sent anything
+    /// is `cancelled` at once, another when the answers that are out have come.
     ///
     /// # Errors
-    /// 404002 if there is no such job, 412003 if it has ended.
-    pub async fn cancel(&self, id: &JobId) -> Result<JobResponse, HubError> {
-        if self.ask_to_cancel(id).await? == Cancellation::Begun {
-            return self.get(id).await;
-        }
-        if !self.get(id).await?.status.is_terminal() {
+    /// 404002 if there is no such job, 412003 if it has ended or is not so that the command fits.
+    pub async fn command(&self, id: &JobId, command: Command) -> Result<JobResponse, HubError> {
+        let mut met = self.ask(id, command.clone()).await?;
+        if met == Obedience::Unknown && !self.get(id).await?.status.is_terminal() {
             // It is being created this instant. Once this empty write is through, the engine has been told of it.
             self.store.write(|_| Ok(())).await.map_err(|error| store_error(&error))?;
-            if self.ask_to_cancel(id).await? == Cancellation::Begun {
-                return self.get(id).await;
-            }
+            met = self.ask(id, command).await?;
         }
-        Err(HubError::new(
-            ErrorCode::JobRunPreconditionFailed,
-            format!("the job {id} has ended and cannot be cancelled"),
-        ))
+        let refused = match met {
+            Obedience::Begun => return self.get(id).await,
+            Obedience::Refused(reason) => reason,
+            Obedience::Finished | Obedience::Unknown => format!("the job {id} has ended"),
+        };
+        Err(HubError::new(ErrorCode::JobRunPreconditionFailed, refused))
+    }
+
+    /// How the job's devices stand and how they failed, all together and by the groups that its policy makes.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job.
+    pub async fn report(&self, id: &JobId) -> Result<Value, HubError> {
+        let job = id.clone();
+        let found = self.store.read(move |connection| journal::report(connection, &job)).await;
+        found.map_err(|error| store_error(&error))?.ok_or_else(|| not_found(id))
     }
 
     /// Jobs, the newest first.
@@ -277,11 +285,22 @@ impl JobEngine {
         self.messages.closed().await;
     }
 
-    async fn ask_to_cancel(&self, id: &JobId) -> Result<Cancellation, HubError> {
+    async fn ask(&self, id: &JobId, command: Command) -> Result<Obedience, HubError> {
         let (reply, replied) = oneshot::channel();
-        let note = self.audit("cancel", Some(id), json!({}));
-        self.messages.send(Message::Cancel { job: id.clone(), note, reply }).map_err(|_| stopped())?;
+        let (action, details) = described(&command);
+        let note = self.audit(action, Some(id), details);
+        self.messages.send(Message::Command { job: id.clone(), command, note, reply }).map_err(|_| stopped())?;
         replied.await.map_err(|_| stopped())
+    }
+}
+
+/// What the audit trail says of a command.
+fn described(command: &Command) -> (&'static str, Value) {
+    match command {
+        Command::Cancel => ("cancel", json!({})),
+        Command::Pause { reason } => ("pause", json!({"reason": reason})),
+        Command::Resume => ("resume", json!({})),
+        Command::Approve { stage } => ("approve", json!({"stage": stage})),
     }
 }
 
@@ -315,6 +334,10 @@ fn store_error(error: &StoreError) -> HubError {
 
 fn not_a_continuation() -> HubError {
     HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub's")
+}
+
+fn not_found(id: &JobId) -> HubError {
+    HubError::new(ErrorCode::JobNotFound, format!("there is no job {id}"))
 }
 
 fn stopped() -> HubError {

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
-use crate::engine::{Cancellation, Engine, Input, Output, Record};
+use crate::engine::{Engine, Input, Obedience, Output, Record};
 use crate::fleet::Fleet;
 use crate::journal;
 
@@ -47,9 +47,9 @@ pub(super) struct Task<F> {
     panicked: HashMap<Id, Input>,
     write: Option<Write>,
     /// Who waits for the write that is under way.
-    awaiting_write: Vec<oneshot::Sender<Cancellation>>,
+    awaiting_write: Vec<oneshot::Sender<Obedience>>,
     /// Who waits for the one after it.
-    awaiting_next: Vec<oneshot::Sender<Cancellation>>,
+    awaiting_next: Vec<oneshot::Sender<Obedience>>,
 }
 
 impl<F: Fleet> Task<F> {
@@ -139,8 +139,8 @@ impl<F: Fleet> Task<F> {
                 self.committed.send_modify(|commits| *commits += 1);
                 self.engine.handle(Utc::now(), Input::Created(job));
             }
-            Message::Cancel { job, note, reply } => match self.engine.cancel(Utc::now(), &job) {
-                Cancellation::Begun => {
+            Message::Command { job, command, note, reply } => match self.engine.command(Utc::now(), &job, command) {
+                Obedience::Begun => {
                     self.engine.audit(Utc::now(), &job, note);
                     self.awaiting_next.push(reply);
                 }
@@ -266,9 +266,9 @@ async fn pending(write: &mut Option<Write>) -> Result<Arc<Record>, StoreError> {
     }
 }
 
-fn reply(waiting: &mut Vec<oneshot::Sender<Cancellation>>) {
+fn reply(waiting: &mut Vec<oneshot::Sender<Obedience>>) {
     for reply in waiting.drain(..) {
         // The caller may have gone away.
-        _ = reply.send(Cancellation::Begun);
+        _ = reply.send(Obedience::Begun);
     }
 }

@@ -11,6 +11,7 @@ use iothub_protocol::plugin_report::{self, PinState};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::fleet::{Selected, Selection};
 use crate::testing::{condition, device, job_id, method_job, recount, selected, twin_job};
 
 /// Devices that do as they are told by their numbers.
@@ -141,12 +142,12 @@ async fn errors_have_the_hubs_codes() {
     let code = |result: Result<JobResponse, HubError>| result.map(|job| job.status).map_err(|error| error.code);
     assert_eq!(engine.create(twin_job("j")).await.map_err(|error| error.code), Err(ErrorCode::JobAlreadyExists));
     engine.ended(&job_id("j")).await.expect("its end");
-    assert_eq!(code(engine.cancel(&job_id("j")).await), Err(ErrorCode::JobRunPreconditionFailed));
-    assert_eq!(code(engine.cancel(&job_id("k")).await), Err(ErrorCode::JobNotFound));
+    assert_eq!(code(engine.command(&job_id("j"), Command::Cancel).await), Err(ErrorCode::JobRunPreconditionFailed));
+    assert_eq!(code(engine.command(&job_id("k"), Command::Cancel).await), Err(ErrorCode::JobNotFound));
     assert_eq!(code(engine.get(&job_id("k")).await), Err(ErrorCode::JobNotFound));
     let start_time = Some(Utc::now() + TimeDelta::hours(1));
     engine.create(JobRequest { start_time, ..method_job("later") }).await.expect("a job");
-    assert_eq!(code(engine.cancel(&job_id("later")).await), Ok(JobStatus::Cancelled));
+    assert_eq!(code(engine.command(&job_id("later"), Command::Cancel).await), Ok(JobStatus::Cancelled));
     let rows = engine.device_rows(Condition::all(), 1, Some("?")).await;
     assert_eq!(rows.map_err(|error| error.code), Err(ErrorCode::ArgumentInvalid));
     running.stop().await;
@@ -176,7 +177,7 @@ async fn reports_decide_and_pins_are_taken_back() {
         let running = start(folder.path(), &fleet).await;
         let pin = TwinUpdate { tags: None, desired: Some(plugin_report::pin("lock-door", "2.0.0")) };
         let policy = JobPolicy {
-            abort: vec![AbortRule { failure_percent: 0, on: Vec::new(), minimum: 4, window_in_seconds: None }],
+            abort: vec![AbortRule { minimum: 4, ..AbortRule::new(0) }],
             succeed: Some(SuccessRule::Report(ReportRule {
                 plugin: "lock-door".into(),
                 soak_in_seconds: 0,
@@ -219,5 +220,33 @@ async fn a_restart_sends_only_what_has_no_outcome() {
     let job = running.engine.ended(&job_id("j")).await.expect("its end");
     assert_eq!(job.statistics.map(|counts| counts.succeeded_count), Some(300));
     assert_eq!(fleet.asked(), (200..300).map(device).collect::<Vec<_>>());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_trail_names_who_created_and_stopped_a_job_and_shows_when_the_job_was_edited() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = start(folder.path(), &Scripted::new(1, |_| Answer::Status(200))).await;
+    let engine = running.engine.by("service");
+    let start_time = Some(Utc::now() + TimeDelta::hours(1));
+    engine.create(JobRequest { start_time, ..method_job("later") }).await.expect("a job");
+    assert!(running.engine.create(method_job("later")).await.is_err(), "what was refused has no entry");
+    engine.command(&job_id("later"), Command::Pause { reason: "lunch".to_owned() }).await.expect("a pause");
+    running.engine.by("iothubowner").command(&job_id("later"), Command::Cancel).await.expect("an end");
+    assert!(engine.command(&job_id("later"), Command::Cancel).await.is_err());
+    let page = engine.audit_trail(Some(job_id("later")), 2, None).await.expect("a page");
+    let next = page.continuation.as_deref();
+    let rest = engine.audit_trail(Some(job_id("later")), 2, next).await.expect("a page");
+    let entries = page.items.iter().chain(&rest.items);
+    let entries: Vec<_> = entries.map(|entry| (&*entry.actor, &*entry.action)).collect();
+    assert_eq!(entries, [("iothubowner", "cancel"), ("service", "pause"), ("service", "create")]);
+    assert_eq!(page.items[1].details, r#"{"reason":"lunch"}"#);
+    assert_eq!(engine.check_audit().await.expect("a check").breaks, []);
+    let edit = "UPDATE jobs SET request = replace(request, 'lockDoor', 'openDoor')";
+    running.store.write(move |tx| tx.execute(edit, [])).await.expect("an edit");
+    let breaks = engine.check_audit().await.expect("a check").breaks;
+    assert_eq!((breaks.len(), &*breaks[0].reason), (1, "the job later is not what was created"));
+    let refused = engine.audit_trail(None, 2, Some("x")).await.map_err(|error| error.code).err();
+    assert_eq!(refused, Some(ErrorCode::ArgumentInvalid));
     running.stop().await;
 }

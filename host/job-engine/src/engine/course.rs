@@ -1,20 +1,27 @@
 //! Where a job with a policy stands: its stages, its rate, and whether it goes well enough to go on.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
+use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::policy::{FailureClass, InDoubt, JobPolicy, OfflineRule, OnAbort, Stage};
 use iothub_protocol::job::{DeviceJobOutcome, JobAction};
 
 use super::awaited::Awaited;
-use super::watch::Watch;
+use super::watch::{Group, Watch};
 use crate::record::SavedEnd;
 
 /// How far a job that could not start anybody may catch up with its rate.
 const SLACK: TimeDelta = TimeDelta::milliseconds(100);
 /// Characters of a device's failure in the reason for an abort.
 const SHOWN: usize = 200;
+/// Groups of devices that are told apart; what is in further ones is in [`OTHERS`]. Buildings or regions, not serial
+/// numbers.
+const MAX_GROUPS: usize = 1000;
+const OTHERS: &str = "(others)";
+/// Groups in the reason for an abort: the worst.
+const SHOWN_GROUPS: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Course {
@@ -28,6 +35,8 @@ pub(super) struct Course {
     /// Since when it has gone well enough for the next one.
     good_since: Option<DateTime<Utc>>,
     watches: Vec<Watch>,
+    /// Of each group of devices, where the policy names a tag.
+    groups: BTreeMap<Group, Count>,
     /// Devices that have had a turn.
     started: u64,
     /// Until when devices that are not connected are waited for, if they are.
@@ -66,6 +75,10 @@ pub(super) enum After {
 pub(super) enum Judgement {
     GoOn,
     NextStage,
+    /// The stage went well, and the next one needs somebody's approval.
+    AwaitApproval(String),
+    /// Paused, as the policy wants it instead of an abort.
+    Pause(String),
     Abort(String),
 }
 
@@ -81,6 +94,7 @@ impl Course {
             current: 0,
             good_since: None,
             watches,
+            groups: BTreeMap::new(),
             started: 0,
             offline_until: None,
             last_failure: None,
@@ -92,9 +106,16 @@ impl Course {
         }
     }
 
-    pub(super) fn begin(&mut self, begun: DateTime<Utc>) {
+    /// The job began at `begun`, its pauses not counted; `None` while it is paused, when nobody's wait ends.
+    pub(super) fn begin(&mut self, begun: Option<DateTime<Utc>>) {
         let seconds = self.policy.offline.wait_in_seconds;
-        self.offline_until = (seconds > 0).then(|| begun + TimeDelta::seconds(seconds.into()));
+        let until = begun.map_or(DateTime::<Utc>::MAX_UTC, |begun| begun + TimeDelta::seconds(seconds.into()));
+        self.offline_until = (seconds > 0).then_some(until);
+    }
+
+    /// The tag by which devices are told apart.
+    pub(super) fn group_by(&self) -> Option<&TagPath> {
+        self.policy.group_by.as_ref()
     }
 
     pub(super) fn offline(&self) -> OfflineRule {
@@ -148,19 +169,36 @@ impl Course {
 
     /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. A stage has at
     /// least the first device, however few there are.
-    pub(super) fn arrange(&self, mut devices: Vec<Address>) -> Vec<(Address, u32)> {
-        devices.sort_by_cached_key(|device| (device.rollout_place(), device.clone()));
-        devices.dedup();
+    pub(super) fn arrange(&self, mut devices: Vec<(Address, Group)>) -> Vec<(Address, Group, u32)> {
+        devices.sort_by_cached_key(|(device, _)| (device.rollout_place(), device.clone()));
+        devices.dedup_by(|(one, _), (other, _)| one == other);
         let count = devices.len();
         let ends: Vec<usize> =
             self.policy.stages.iter().map(|stage| (count * usize::from(stage.percent)).div_ceil(100)).collect();
         let stage_of = |rank: usize| ends.iter().take_while(|end| **end <= rank).count();
         let ranked = devices.into_iter().enumerate();
-        ranked.map(|(rank, device)| (device, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX) + 1)).collect()
+        let with_stage = |(rank, (device, group))| {
+            (device, group, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX).saturating_add(1))
+        };
+        ranked.map(with_stage).collect()
+    }
+
+    /// The group under which a device is counted that has this value of the tag.
+    pub(super) fn group(&mut self, value: Group) -> Group {
+        self.policy.group_by.as_ref()?;
+        let group = match self.groups.contains_key(&value) || self.groups.len() < MAX_GROUPS {
+            true => value,
+            false => Some(OTHERS.into()),
+        };
+        self.groups.entry(group.clone()).or_default();
+        group
     }
 
     /// Take a device of a stage, counted from 1, that has no outcome. Tells whether its turn has come.
-    pub(super) fn add(&mut self, device: &Address, stage: u32) -> bool {
+    pub(super) fn add(&mut self, device: &Address, stage: u32, group: &Group) -> bool {
+        if self.policy.group_by.is_some() {
+            self.groups.entry(group.clone()).or_default().devices += 1;
+        }
         let place = self.place(stage);
         self.stages[place].devices += 1;
         if place > self.current {
@@ -170,31 +208,53 @@ impl Course {
     }
 
     /// Go on where the journal says that the job was.
-    pub(super) fn resume(&mut self, stage: u32, ended: &[SavedEnd]) {
+    pub(super) fn resume(&mut self, stage: u32, ended: &[SavedEnd], forgiven: Option<DateTime<Utc>>) {
         self.current = self.place(stage);
+        let mut is_due = forgiven.is_some();
         for end in ended {
+            if is_due && forgiven.is_some_and(|forgiven| end.at > forgiven) {
+                self.forgive();
+                is_due = false;
+            }
             let place = self.place(end.stage);
             self.stages[place].devices += 1;
-            self.count(end.at, end.stage, end.failure);
+            if self.policy.group_by.is_some() {
+                self.groups.entry(end.group.clone()).or_default().devices += 1;
+            }
+            self.count(end.at, end.stage, end.failure, &end.group);
+        }
+        if is_due {
+            self.forgive();
         }
     }
 
     /// A device has succeeded or failed.
-    pub(super) fn count(&mut self, now: DateTime<Utc>, stage: u32, failure: Option<FailureClass>) {
+    pub(super) fn count(&mut self, now: DateTime<Utc>, stage: u32, failure: Option<FailureClass>, group: &Group) {
         let place = self.place(stage);
-        match failure {
-            None => self.stages[place].succeeded += 1,
-            Some(_) => self.stages[place].failed += 1,
+        self.stages[place].count(failure);
+        if let Some(count) = self.groups.get_mut(group) {
+            count.count(failure);
         }
         for watch in &mut self.watches {
-            watch.count(now, failure);
+            watch.count(now, failure, group);
         }
     }
 
+    /// The outcomes so far break no rule any more: those that failed are none of their stages' devices.
+    pub(super) fn forgive(&mut self) {
+        for count in self.stages.iter_mut().chain(self.groups.values_mut()) {
+            count.devices = count.devices.saturating_sub(count.failed);
+            count.failed = 0;
+        }
+        self.watches.iter_mut().for_each(Watch::forget);
+    }
+
     /// A device of the stage is none of the job's any more.
-    pub(super) fn leave_out(&mut self, stage: u32) {
+    pub(super) fn leave_out(&mut self, stage: u32, group: &Group) {
         let place = self.place(stage);
-        self.stages[place].devices = self.stages[place].devices.saturating_sub(1);
+        for count in [Some(&mut self.stages[place]), self.groups.get_mut(group)].into_iter().flatten() {
+            count.devices = count.devices.saturating_sub(1);
+        }
     }
 
     /// Why the last device failed, for the reason that an abort gives.
@@ -238,19 +298,53 @@ impl Course {
         start.into_iter().chain(look).chain(stage).min()
     }
 
-    pub(super) fn judge(&mut self, now: DateTime<Utc>) -> Judgement {
+    /// Whether the job is to go on as it does. One that is paused can be aborted, but not go on to the next stage.
+    pub(super) fn judge(&mut self, now: DateTime<Utc>, is_paused: bool) -> Judgement {
         if let Some(reason) = self.breaks_a_rule(now).or_else(|| self.fails_its_stage()) {
             let last = self.last_failure.as_ref().map(|last| format!("; {last}")).unwrap_or_default();
-            return Judgement::Abort(reason + &last);
+            let reason = reason + &self.worst_groups() + &last;
+            match (self.policy.on_abort, is_paused) {
+                (OnAbort::Pause, false) => return Judgement::Pause(reason),
+                (OnAbort::Pause, true) => {}
+                (OnAbort::Keep | OnAbort::Unpin, _) => return Judgement::Abort(reason),
+            }
         }
-        if self.current + 1 >= self.stages.len() || !self.is_good() {
+        if is_paused || self.current + 1 >= self.stages.len() || !self.is_good() {
             self.good_since = None;
             return Judgement::GoOn;
         }
         let since = *self.good_since.get_or_insert(now);
-        let pause = self.policy.stages.get(self.current).map(pause).unwrap_or_default();
-        let is_empty = self.stages[self.current].devices == 0;
-        if is_empty || now >= since + pause { Judgement::NextStage } else { Judgement::GoOn }
+        let Some(stage) = self.policy.stages.get(self.current) else { return Judgement::GoOn };
+        let count = self.stages[self.current];
+        if count.devices > 0 && now < since + pause(stage) {
+            return Judgement::GoOn;
+        }
+        match stage.approval && count.devices > 0 {
+            true => Judgement::AwaitApproval(format!(
+                "stage {} of {} went well: {} of {} devices succeeded",
+                self.current + 1,
+                self.stages.len(),
+                count.succeeded,
+                count.devices
+            )),
+            false => Judgement::NextStage,
+        }
+    }
+
+    /// `; by tags.building: 43: 6 of 9 failed, 44: 1 of 12 failed`, those first where most have.
+    fn worst_groups(&self) -> String {
+        let Some(tag) = &self.policy.group_by else { return String::new() };
+        let mut groups: Vec<_> = self.groups.iter().filter(|(_, count)| count.failed > 0).collect();
+        groups.sort_by_key(|(_, count)| std::cmp::Reverse(count.failed));
+        let shown = groups.iter().take(SHOWN_GROUPS).map(|(group, count)| {
+            let ended = count.failed + count.succeeded;
+            format!("{}: {} of {ended} failed", group.as_deref().unwrap_or("(none)"), count.failed)
+        });
+        let shown: Vec<_> = shown.collect();
+        match groups.len().saturating_sub(SHOWN_GROUPS) {
+            0 => format!("; by {tag}: {}", shown.join(", ")),
+            more => format!("; by {tag}: {}, and {more} more", shown.join(", ")),
+        }
     }
 
     /// Begin the next stage: its devices.
@@ -312,6 +406,15 @@ impl Course {
 
     fn place(&self, stage: u32) -> usize {
         usize::try_from(stage).unwrap_or(usize::MAX).saturating_sub(1).min(self.stages.len() - 1)
+    }
+}
+
+impl Count {
+    fn count(&mut self, failure: Option<FailureClass>) {
+        match failure {
+            None => self.succeeded += 1,
+            Some(_) => self.failed += 1,
+        }
     }
 }
 

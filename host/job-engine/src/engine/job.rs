@@ -6,9 +6,10 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::FailureClass;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobAction, JobStatistics};
 
 use super::course::Course;
+use super::watch::Group;
 use super::{SavedJob, SavedTarget, Waits};
 
 #[derive(Debug)]
@@ -18,8 +19,13 @@ pub(super) struct Job {
     pub(super) phase: Phase,
     pub(super) start: DateTime<Utc>,
     window: TimeDelta,
-    /// When the window ends, once the job has begun.
+    pub(super) begun: Option<DateTime<Utc>>,
+    /// When the window ends, once the job has begun and while it is not paused.
     pub(super) ends: Option<DateTime<Utc>>,
+    /// It does not go on.
+    pub(super) hold: Option<Hold>,
+    /// For how long it was paused before: the window and the wait for devices are longer by that.
+    pub(super) held_for: TimeDelta,
     /// Whether it was created before the engine was opened.
     pub(super) is_loaded: bool,
     /// Whether a device that is offline is tried again until the window ends: just after a restart.
@@ -67,6 +73,7 @@ pub(super) struct Target {
     has_arrived: bool,
     /// Counted from 1; 0 without a policy.
     stage: u32,
+    group: Group,
     pub(super) state: State,
 }
 
@@ -116,7 +123,7 @@ pub(super) enum Lack {
 }
 
 impl Target {
-    fn new(attempt: u32, stage: u32, state: State) -> Target {
+    fn new(attempt: u32, stage: u32, group: Group, state: State) -> Target {
         Target {
             attempt,
             offline: 0,
@@ -125,6 +132,7 @@ impl Target {
             awaits_connection: false,
             has_arrived: false,
             stage,
+            group,
             state,
         }
     }
@@ -159,7 +167,10 @@ impl Job {
             phase: Phase::Waiting,
             start: saved.start,
             window: TimeDelta::seconds(i64::from(saved.request.max_execution_time_in_seconds)),
+            begun: None,
             ends: None,
+            hold: saved.hold,
+            held_for: saved.held_for,
             is_loaded,
             waits_for_offline: false,
             cancelling: saved.cancelling,
@@ -175,20 +186,32 @@ impl Job {
 
     pub(super) fn begin(&mut self, begun: DateTime<Utc>) {
         self.phase = Phase::Running;
-        self.ends = Some(begun + self.window);
+        self.begun = Some(begun);
+        self.set_times();
+    }
+
+    /// Set what counts from the beginning, the time that the job was paused apart. Nothing ends while it is paused.
+    pub(super) fn set_times(&mut self) {
+        let counts_from = self.begun.filter(|_| self.hold.is_none()).map(|begun| begun + self.held_for);
+        self.ends = counts_from.map(|from| from + self.window);
         if let Some(course) = &mut self.course {
-            course.begin(begun);
+            course.begin(counts_from);
         }
     }
 
+    /// Whether nothing new begins. While it waits for approval, its stage goes on.
+    pub(super) fn is_held(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.cause != HoldCause::Approval)
+    }
+
     /// Whether it is a new one. `stage` is 0 without a policy.
-    pub(super) fn add_target(&mut self, device: Address, attempt: u32, stage: u32) -> bool {
+    pub(super) fn add_target(&mut self, device: Address, attempt: u32, stage: u32, group: Group) -> bool {
         if self.targets.contains_key(&device) {
             return false;
         }
-        let has_turn = self.course.as_mut().is_none_or(|course| course.add(&device, stage));
+        let has_turn = self.course.as_mut().is_none_or(|course| course.add(&device, stage, &group));
         let state = if has_turn { State::Ready } else { State::Held };
-        self.targets.insert(device.clone(), Target::new(attempt, stage, state));
+        self.targets.insert(device.clone(), Target::new(attempt, stage, group, state));
         if has_turn {
             self.ready.push_back(device);
         }
@@ -197,8 +220,8 @@ impl Job {
 
     /// Take a device that was to be tried again when the process ended.
     pub(super) fn add_waiting(&mut self, saved: SavedTarget) {
-        let SavedTarget { device, attempt, failures, last, until, stage, .. } = saved;
-        self.add_target(device.clone(), attempt, stage);
+        let SavedTarget { device, attempt, failures, last, until, stage, group, .. } = saved;
+        self.add_target(device.clone(), attempt, stage, group);
         let awaits_connection = last.is_none();
         let Some(target) = self.targets.get_mut(&device) else { return };
         (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
@@ -216,15 +239,15 @@ impl Job {
         &mut self,
         now: DateTime<Utc>,
         device: Address,
-        (attempt, stage): (u32, u32),
+        (attempt, stage, group): (u32, u32, Group),
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
     ) {
         let Some(course) = &mut self.course else { return };
-        course.add(&device, stage);
+        course.add(&device, stage, &group);
         if let Some(awaited) = &mut course.awaited {
             awaited.add(now, device.clone(), since, at_least);
         }
-        self.targets.insert(device, Target::new(attempt, stage, State::Awaited));
+        self.targets.insert(device, Target::new(attempt, stage, group, State::Awaited));
     }
 
     /// A sent device has its update, and succeeds or fails by what it reports. `false` if the update is all there is.
@@ -380,9 +403,9 @@ impl Job {
                 awaited.remove(device);
             }
             match end {
-                End::Succeeded => course.count(now, target.stage, None),
-                End::Failed(class) => course.count(now, target.stage, Some(class)),
-                End::LeftOut => course.leave_out(target.stage),
+                End::Succeeded => course.count(now, target.stage, None, &target.group),
+                End::Failed(class) => course.count(now, target.stage, Some(class), &target.group),
+                End::LeftOut => course.leave_out(target.stage, &target.group),
             }
         }
         match target.state {

@@ -9,6 +9,7 @@
 //!   `failed` is a job that could not select its devices, or that its policy aborted.
 //! - The window counts from when the job really began. When it ends, devices that were never sent anything fail with
 //!   `JobRunPreconditionFailed`, as Azure's do; those whose answer is still out with `GatewayTimeout`.
+//! - A paused job keeps its status. What is out is waited for, nothing new begins, and its time stands still.
 //! - Cancelling a running job keeps it `running` until the answers that are out have come; they are kept. The devices
 //!   not yet sent to are `canceled` at once.
 //!
@@ -20,6 +21,7 @@
 
 mod awaited;
 mod course;
+mod hold;
 mod job;
 mod outcome;
 mod policy;
@@ -41,10 +43,11 @@ use iothub_protocol::query::Condition;
 
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
-pub use crate::record::{Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
+pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
+use watch::Group;
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
 /// lost their connections with the same restart and need about this long to come back.
@@ -127,11 +130,29 @@ pub enum Output {
     },
 }
 
-/// What [`Engine::cancel`] met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancellation {
+/// What can be done with an unfinished job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Stop it: before it began for good, else as far as it has not been sent.
+    Cancel,
+    /// Begin nothing new on any device, until it is resumed. Again and again is as once.
+    Pause { reason: String },
+    /// Go on; as if nothing had happened, where an abort rule has paused it.
+    Resume,
+    /// Go on to the next stage, which has waited for that.
+    Approve {
+        /// The stage that is approved of, counted from 1, if it has to be that one.
+        stage: Option<u32>,
+    },
+}
+
+/// What a command met.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obedience {
     /// Under way; holds once what the engine has to record is durable.
     Begun,
+    /// It does not fit how the job is.
+    Refused(String),
     /// Too late: the job has ended.
     Finished,
     /// No unfinished job has that id.
@@ -217,11 +238,29 @@ impl Engine {
         self.tick(now);
     }
 
-    /// Stop a job: before it began for good, else as far as it has not been sent.
-    pub fn cancel(&mut self, now: DateTime<Utc>, id: &JobId) -> Cancellation {
-        let Some(job) = self.jobs.get_mut(id) else { return Cancellation::Unknown };
+    pub fn command(&mut self, now: DateTime<Utc>, id: &JobId, command: Command) -> Obedience {
+        let Some(job) = self.jobs.get(id) else { return Obedience::Unknown };
+        if job.phase == Phase::Finished {
+            return Obedience::Finished;
+        }
+        let done = match command {
+            Command::Cancel => {
+                self.cancel(now, id);
+                Ok(())
+            }
+            Command::Pause { reason } => self.pause(now, id, reason),
+            Command::Resume => self.resume_paused(now, id),
+            Command::Approve { stage } => self.approve(now, id, stage),
+        };
+        self.tick(now);
+        done.map_or_else(Obedience::Refused, |()| Obedience::Begun)
+    }
+
+    fn cancel(&mut self, now: DateTime<Utc>, id: &JobId) {
+        self.release_hold(now, id, false);
+        let Some(job) = self.jobs.get_mut(id) else { return };
         match job.phase {
-            Phase::Finished => return Cancellation::Finished,
+            Phase::Finished => {}
             Phase::Waiting | Phase::Selecting => {
                 self.agenda.remove(&(job.start, id.clone()));
                 self.finish(now, id, JobStatus::Cancelled, None);
@@ -235,8 +274,6 @@ impl Engine {
                 self.end_if_done(now, id);
             }
         }
-        self.tick(now);
-        Cancellation::Begun
     }
 
     /// Record who asked for what has just been done, together with it.
@@ -282,7 +319,9 @@ impl Engine {
     }
 
     fn has_room(&self) -> bool {
-        !self.draining && self.active.len() < self.limits.concurrent_jobs
+        // A paused job does not keep others from running.
+        let running = self.active.iter().filter(|id| self.jobs.get(*id).is_some_and(|job| job.hold.is_none()));
+        !self.draining && running.count() < self.limits.concurrent_jobs
     }
 
     fn admit(&mut self, now: DateTime<Utc>, saved: SavedJob, is_loaded: bool) {
@@ -290,7 +329,9 @@ impl Engine {
         if saved.start > now && saved.status == JobStatus::Queued {
             push(&mut self.changes, now, &id, What::Scheduled);
         }
-        self.agenda.insert((saved.start, id.clone()));
+        if saved.hold.is_none() {
+            self.agenda.insert((saved.start, id.clone()));
+        }
         self.jobs.insert(id, Job::new(saved, is_loaded));
     }
 
@@ -302,7 +343,7 @@ impl Engine {
         job.begin(begun);
         job.waits_for_offline = true;
         if let (Some(course), Some(saved)) = (&mut job.course, saved_course) {
-            course.resume(saved.stage, &saved.ended);
+            course.resume(saved.stage, &saved.ended, saved.forgiven);
             course.resume_started(saved.reached.len() as u64);
             saved.reached.iter().for_each(|device| course.reach(device));
         }
@@ -311,7 +352,8 @@ impl Engine {
         for mut target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
-                job.add_awaited(now, target.device, (target.attempt, target.stage), (since, at_least));
+                let place = (target.attempt, target.stage, target.group);
+                job.add_awaited(now, target.device, place, (since, at_least));
                 continue;
             }
             if target.in_doubt {
@@ -324,7 +366,12 @@ impl Engine {
                     false => {
                         let device = target.device.clone();
                         let outcome = asked_again();
-                        push(&mut self.changes, now, &id, What::Waiting { device, until: None, outcome, failures: None });
+                        push(
+                            &mut self.changes,
+                            now,
+                            &id,
+                            What::Waiting { device, until: None, outcome, failures: None },
+                        );
                     }
                 }
             }
@@ -379,7 +426,8 @@ impl Engine {
         self.active.insert(id.clone());
         match Condition::parse_job(&job.condition) {
             Ok(condition) => {
-                let selection = Selection { condition, labels: Vec::new() };
+                let group_by = job.course.as_ref().and_then(|course| course.group_by());
+                let selection = Selection { condition, labels: group_by.into_iter().cloned().collect() };
                 self.outputs.push_back(Output::Select { job: id.clone(), selection });
             }
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
@@ -393,16 +441,22 @@ impl Engine {
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
-        let devices: Vec<Address> = devices.into_iter().map(|selected| selected.address).collect();
-        let devices: Vec<(Address, u32)> = match &job.course {
-            Some(course) => course.arrange(devices),
-            None => devices.into_iter().map(|device| (device, 0)).collect(),
+        let devices: Vec<(Address, Group, u32)> = match &mut job.course {
+            Some(course) => {
+                let with_group = |Selected { address, labels }: Selected| {
+                    let group = course.group(labels.into_iter().next().flatten());
+                    (address, group)
+                };
+                let devices = devices.into_iter().map(with_group).collect();
+                course.arrange(devices)
+            }
+            None => devices.into_iter().map(|selected| (selected.address, None, 0)).collect(),
         };
         let mut targets = Vec::with_capacity(devices.len());
-        for (device, stage) in devices {
+        for (device, group, stage) in devices {
             // A device that was selected twice is one target.
-            if job.add_target(device.clone(), 0, stage) {
-                targets.push((device, job.course.is_some().then_some(stage)));
+            if job.add_target(device.clone(), 0, stage, group.clone()) {
+                targets.push(BegunTarget { device, stage: job.course.is_some().then_some(stage), group });
             }
         }
         let count = targets.len() as u64;
@@ -422,7 +476,7 @@ impl Engine {
         if let Some(course) = &mut job.course {
             course.unthrottle();
         }
-        if self.draining || job.phase != Phase::Running {
+        if self.draining || job.phase != Phase::Running || job.is_held() {
             return;
         }
         while job.in_flight < self.limits.in_flight_per_job && !job.ready.is_empty() {
@@ -492,13 +546,7 @@ impl Engine {
     }
 
     /// Take the answer of a call that is waited for.
-    fn settle(
-        &mut self,
-        now: DateTime<Utc>,
-        id: &JobId,
-        device: &Address,
-        result: Result<DeviceJobOutcome, HubError>,
-    ) {
+    fn settle(&mut self, now: DateTime<Utc>, id: &JobId, device: &Address, result: Result<DeviceJobOutcome, HubError>) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let what = match result {
             Err(error) if job.waits_for_offline && !job.cancelling && error.code == ErrorCode::DeviceNotOnline => {

@@ -7,7 +7,7 @@ use iothub_protocol::address::Address;
 use iothub_protocol::error::ErrorCode;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{FailureClass, OfflineEnd, PolicyOutcome};
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobStatus};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, HoldCause, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 
 use super::awaited::Verdict;
@@ -67,17 +67,20 @@ impl Engine {
         if job.phase != Phase::Running || job.cancelling {
             return;
         }
+        let is_paused = job.hold.is_some();
         let Some(course) = &mut job.course else { return };
-        match course.judge(now) {
+        match course.judge(now, is_paused) {
             Judgement::GoOn => {}
             Judgement::NextStage => {
-                if let Some(number) = job.next_stage() {
-                    push(&mut self.changes, now, id, What::Stage { number });
-                }
+                self.begin_next_stage(now, id);
                 // The stage may have no device of its own.
                 self.judge(now, id);
             }
+            Judgement::AwaitApproval(reason) => self.hold(now, id, HoldCause::Approval, reason),
+            Judgement::Pause(reason) => self.hold(now, id, HoldCause::Rule, reason),
             Judgement::Abort(reason) => {
+                self.release_hold(now, id, false);
+                let Some(job) = self.jobs.get_mut(id) else { return };
                 job.cancelling = true;
                 job.aborted = Some(reason.clone());
                 push(&mut self.changes, now, id, What::Aborting { reason });

@@ -1,3 +1,5 @@
+mod hold;
+mod ledger;
 mod policy;
 mod retries;
 
@@ -7,6 +9,7 @@ use durable_store::sql::Connection;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::method::MethodResponse;
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 use crate::journal;
@@ -131,8 +134,8 @@ impl World {
         self.settle();
     }
 
-    fn cancel(&mut self, name: &str) -> Cancellation {
-        let cancelled = self.engine.cancel(at(self.now), &job_id(name));
+    fn cancel(&mut self, name: &str) -> Obedience {
+        let cancelled = self.engine.command(at(self.now), &job_id(name), Command::Cancel);
         self.settle();
         cancelled
     }
@@ -196,7 +199,7 @@ fn any_answer_of_a_device_is_a_success_and_an_error_is_not() {
     world.answer("j", 2, Err(HubError::new(ErrorCode::GatewayTimeout, "late")));
     world.is("j", JobStatus::Completed, 1, 2);
     assert_eq!(world.engine.deadline(), None);
-    assert_eq!(world.cancel("j"), Cancellation::Unknown);
+    assert_eq!(world.cancel("j"), Obedience::Unknown);
 }
 
 #[test]
@@ -243,18 +246,18 @@ fn a_cancelled_job_keeps_what_is_in_flight() {
     let mut world = World::new(3, limits(1, 4));
     world.create(JobRequest { start_time: Some(at(50)), ..twin_job("later") });
     world.settle();
-    assert_eq!(world.cancel("later"), Cancellation::Begun);
+    assert_eq!(world.cancel("later"), Obedience::Begun);
     world.is("later", JobStatus::Cancelled, 0, 0);
 
     world.create(twin_job("j"));
     world.settle();
-    assert_eq!(world.cancel("j"), Cancellation::Begun);
+    assert_eq!(world.cancel("j"), Obedience::Begun);
     world.is("j", JobStatus::Running, 0, 0);
     assert_eq!(world.row("j", 1).status, DeviceJobStatus::Canceled);
-    assert_eq!(world.cancel("j"), Cancellation::Begun);
+    assert_eq!(world.cancel("j"), Obedience::Begun);
     world.answer("j", 0, UPDATED);
     world.is("j", JobStatus::Cancelled, 1, 0);
-    assert_eq!(world.cancel("nothing"), Cancellation::Unknown);
+    assert_eq!(world.cancel("nothing"), Obedience::Unknown);
 
     // Over a restart the answer that was out is lost, and the device is not asked again.
     world.create(twin_job("k"));
@@ -272,8 +275,8 @@ fn an_attempt_that_is_being_recorded_can_still_be_cancelled() {
     world.create(twin_job("j"));
     world.pump();
     world.select();
-    assert_eq!(world.engine.cancel(at(0), &job_id("j")), Cancellation::Begun);
-    assert_eq!(world.engine.cancel(at(0), &job_id("j")), Cancellation::Finished);
+    assert_eq!(world.engine.command(at(0), &job_id("j"), Command::Cancel), Obedience::Begun);
+    assert_eq!(world.engine.command(at(0), &job_id("j"), Command::Cancel), Obedience::Finished);
     world.settle();
     world.is("j", JobStatus::Cancelled, 0, 0);
     assert_eq!((world.calls.len(), world.engine.in_flight()), (0, 0));
@@ -353,7 +356,8 @@ fn draining_sends_nothing_more() {
 #[derive(Debug, Clone)]
 enum Step {
     Create { devices: Vec<usize>, start: i64, window: u32, policy: u8 },
-    Cancel(usize),
+    Command(usize, Command),
+    ResumeAll,
     Answer(usize, u8),
     Pass(i64),
     Select,
@@ -372,7 +376,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(device, status)| Step::Report(device, status)),
         4 => Just(Step::See),
         2 => Just(Step::Unpin),
-        1 => (0..8usize).prop_map(Step::Cancel),
+        2 => (0..8usize, 0..8u8).prop_map(|(job, command)| Step::Command(job, match command {
+            0 => Command::Cancel,
+            1 | 2 => Command::Pause { reason: "so".to_owned() },
+            3 => Command::Approve { stage: None },
+            _ => Command::Resume,
+        })),
         8 => (0..8usize, 0..4u8).prop_map(|(call, kind)| Step::Answer(call, kind)),
         3 => (1..8i64).prop_map(Step::Pass),
         4 => Just(Step::Select),
@@ -394,9 +403,15 @@ impl World {
                 };
                 created.push(self.create(policy::some(policy, request)));
             }
-            Step::Cancel(number) => {
+            Step::Command(number, command) => {
                 if let Some(id) = created.get(number) {
-                    self.engine.cancel(at(self.now), id);
+                    self.engine.command(at(self.now), id, command);
+                }
+            }
+            Step::ResumeAll => {
+                for id in created.iter() {
+                    self.engine.command(at(self.now), id, Command::Approve { stage: None });
+                    self.engine.command(at(self.now), id, Command::Resume);
                 }
             }
             Step::Answer(number, kind) if number < self.calls.len() => {
@@ -439,7 +454,7 @@ proptest! {
         let mut created = Vec::new();
         let mut ended: BTreeMap<(JobId, Address), DeviceJob> = BTreeMap::new();
         // At the end each answer comes at once, until the last window is over.
-        let last = [Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
+        let last = [Step::ResumeAll, Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
         let rest = (0..60).flat_map(|_| last.clone());
         for step in steps.into_iter().chain(rest) {
             let may_show = matches!(step, Step::Commit);

@@ -5,6 +5,7 @@
 
 mod attempts;
 mod read;
+mod report;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -15,6 +16,7 @@ use iothub_protocol::job::JobStatus;
 
 pub use attempts::{attempts, device_attempts};
 pub use read::{Position, device_rows, job, jobs, unfinished};
+pub use report::report;
 pub use write::{insert, prune, record};
 
 /// For [`durable_store::Store::open`].
@@ -74,6 +76,16 @@ pub const MIGRATIONS: &[&str] = &[
     -- Rows of a module stand under device/module, and are found by their device, too.
     DROP INDEX device_jobs_by_device;
     CREATE INDEX device_jobs_of_device ON device_jobs (substr(device, 1, instr(device || '/', '/') - 1));
+",
+    r"
+    -- Why a job is paused and since when, how long it was before, and until when its outcomes break no rule any more.
+    ALTER TABLE jobs ADD COLUMN hold TEXT;
+    ALTER TABLE jobs ADD COLUMN hold_reason TEXT;
+    ALTER TABLE jobs ADD COLUMN held_since INTEGER;
+    ALTER TABLE jobs ADD COLUMN held_for INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN forgiven INTEGER;
+    -- The value of the tag by which the job's policy tells devices apart.
+    ALTER TABLE device_jobs ADD COLUMN grp TEXT;
 ",
     r"
     -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt

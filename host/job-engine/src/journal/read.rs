@@ -1,13 +1,17 @@
 //! What can be asked of the journal.
 
-use chrono::{DateTime, Utc};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::types::Value;
 use durable_store::sql::{self, Connection, OptionalExtension, Row, params, params_from_iter};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{
-    DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, JobRequest, JobResponse, JobStatistics, JobStatus,
+    DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, HoldCause, JobRequest, JobResponse,
+    JobStatistics, JobStatus,
 };
 use iothub_protocol::method::MethodResponse;
 use iothub_protocol::query::Condition;
@@ -54,17 +58,29 @@ pub fn unfinished(connection: &Connection) -> sql::Result<Vec<SavedJob>> {
     let mut statement = connection.prepare(&query)?;
     let found = statement.query_map([], read_job)?.collect::<sql::Result<Vec<_>>>()?;
     let mut jobs = Vec::with_capacity(found.len());
-    for NumberedJob { number, response, start, begun, cancelling } in found {
-        let JobResponse { request, status, statistics, failure_reason, stage, .. } = response;
+    for NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } in found {
+        let JobResponse { request, status, statistics, failure_reason, stage, hold, .. } = response;
         let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
         if statistics.failures.total() != statistics.failed_count {
             // It began before they were counted by class.
             statistics.failures = recounted(connection, number)?;
         }
-        let course = stage.map(|stage| course(connection, number, stage)).transpose()?;
+        let course = stage.map(|stage| course(connection, number, stage, forgiven)).transpose()?;
         // A job that has not ended has a reason only if its policy stops it.
         let aborted = failure_reason;
-        jobs.push(SavedJob { request, status, start, begun, cancelling, aborted, statistics, targets, course });
+        jobs.push(SavedJob {
+            request,
+            status,
+            start,
+            begun,
+            cancelling,
+            hold,
+            held_for,
+            aborted,
+            statistics,
+            targets,
+            course,
+        });
     }
     Ok(jobs)
 }
@@ -154,7 +170,9 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
 const DEVICE_OF_ROW: &str = "substr(d.device, 1, instr(d.device || '/', '/') - 1)";
 
 fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
-    let query = "SELECT device, attempt, status, stage, awaited, failures, until, answer, payload, error, description
+    let mut groups = HashSet::new();
+    let query =
+        "SELECT device, attempt, status, stage, grp, awaited, failures, until, answer, payload, error, description
                  FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
@@ -171,6 +189,7 @@ fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<Save
             until: time(row, "until")?,
             awaited,
             stage,
+            group: group(row, &mut groups)?,
         })
     })?;
     targets.collect()
@@ -194,8 +213,9 @@ fn failure_class(row: &Row<'_>) -> sql::Result<FailureClass> {
 }
 
 /// How far a job with a policy has come.
-fn course(connection: &Connection, job: i64, stage: u32) -> sql::Result<SavedCourse> {
-    let query = "SELECT stage, status, ended, answer, payload, error, description FROM device_jobs
+fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTime<Utc>>) -> sql::Result<SavedCourse> {
+    let mut groups = HashSet::new();
+    let query = "SELECT stage, grp, status, ended, answer, payload, error, description FROM device_jobs
                  WHERE job = ?1 AND status IN (?2, ?3) AND ended IS NOT NULL ORDER BY ended, device";
     let (completed, failed) = (DeviceJobStatus::Completed.name(), DeviceJobStatus::Failed.name());
     let mut statement = connection.prepare_cached(query)?;
@@ -205,17 +225,19 @@ fn course(connection: &Connection, job: i64, stage: u32) -> sql::Result<SavedCou
             true => None,
             false => Some(failure_class(row)?),
         };
-        Ok(SavedEnd { stage, at: time(row, "ended")?.unwrap_or_default(), failure })
+        let at = time(row, "ended")?.unwrap_or_default();
+        Ok(SavedEnd { stage, at, failure, group: group(row, &mut groups)? })
     })?;
     let ended = ended.collect::<sql::Result<_>>()?;
     let query = "SELECT device FROM device_jobs WHERE job = ?1 AND attempt > 0 ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let reached = statement.query_map([job], address)?.collect::<sql::Result<_>>()?;
-    Ok(SavedCourse { stage, ended, reached })
+    Ok(SavedCourse { stage, ended, reached, forgiven })
 }
 
 const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
-    devices, pending, running, succeeded, failed, failures, stage FROM jobs";
+    devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven
+    FROM jobs";
 
 struct NumberedJob {
     number: i64,
@@ -223,6 +245,8 @@ struct NumberedJob {
     start: DateTime<Utc>,
     begun: Option<DateTime<Utc>>,
     cancelling: bool,
+    held_for: TimeDelta,
+    forgiven: Option<DateTime<Utc>>,
 }
 
 fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
@@ -243,8 +267,34 @@ fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         failure_reason: row.get("reason")?,
         statistics: begun.map(|_| statistics(row)).transpose()?,
         stage: row.get("stage")?,
+        hold: hold(row)?,
     };
-    Ok(NumberedJob { number: row.get("number")?, response, start, begun, cancelling: row.get("cancelling")? })
+    Ok(NumberedJob {
+        number: row.get("number")?,
+        response,
+        start,
+        begun,
+        cancelling: row.get("cancelling")?,
+        held_for: TimeDelta::milliseconds(row.get("held_for")?),
+        forgiven: time(row, "forgiven")?,
+    })
+}
+
+fn hold(row: &Row<'_>) -> sql::Result<Option<Hold>> {
+    let Some(cause) = row.get::<_, Option<String>>("hold")? else { return Ok(None) };
+    Ok(Some(Hold {
+        cause: HoldCause::by_name(&cause).ok_or_else(|| unreadable(16, Unknown(cause)))?,
+        reason: row.get::<_, Option<String>>("hold_reason")?.unwrap_or_default(),
+        since: time(row, "held_since")?.unwrap_or_default(),
+    }))
+}
+
+/// One text for all rows of a group.
+fn group(row: &Row<'_>, known: &mut HashSet<Arc<str>>) -> sql::Result<Option<Arc<str>>> {
+    let Some(name) = row.get::<_, Option<String>>("grp")? else { return Ok(None) };
+    let name = known.get(name.as_str()).cloned().unwrap_or_else(|| name.into());
+    known.insert(Arc::clone(&name));
+    Ok(Some(name))
 }
 
 fn statistics(row: &Row<'_>) -> sql::Result<JobStatistics> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::{self, OptionalExtension, Transaction, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
@@ -10,7 +10,7 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobSta
 
 use super::millis;
 use crate::audit;
-use crate::record::{Change, Record, SavedJob, What};
+use crate::record::{BegunTarget, Change, Record, SavedJob, What};
 
 /// How many device rows one step of [`prune`] removes: some milliseconds of the writer's time.
 const PRUNE_STEP: u32 = 5000;
@@ -43,6 +43,8 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
         start,
         begun: None,
         cancelling: false,
+        hold: None,
+        held_for: TimeDelta::zero(),
         aborted: None,
         statistics,
         targets: Vec::new(),
@@ -173,25 +175,36 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let values = params![job, pending, status.name(), at, answer, payload, error, description];
             tx.execute(rows, values).map(drop)
         }
+        What::Paused { cause, reason } => {
+            let row = "UPDATE jobs SET hold = ?2, hold_reason = ?3, held_since = ?4 WHERE number = ?1";
+            tx.execute(row, params![job, cause.name(), reason, at]).map(drop)
+        }
+        What::Resumed { held_for, is_forgiven } => {
+            let row = "UPDATE jobs SET hold = NULL, hold_reason = NULL, held_since = NULL, held_for = ?2,
+                       forgiven = iif(?3, ?4, forgiven) WHERE number = ?1";
+            tx.execute(row, params![job, held_for.num_milliseconds(), is_forgiven, at]).map(drop)
+        }
         What::Cancelling => tx.execute("UPDATE jobs SET cancelling = 1 WHERE number = ?1", [job]).map(drop),
         What::Aborting { reason } => {
             let row = "UPDATE jobs SET cancelling = 1, reason = ?2 WHERE number = ?1";
             tx.execute(row, params![job, reason]).map(drop)
         }
         What::Finished { status, reason } => {
-            let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4 WHERE number = ?1";
+            let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, hold = NULL WHERE number = ?1";
             tx.execute(row, params![job, status.name(), at, reason]).map(drop)
         }
     }
 }
 
-fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[(Address, Option<u32>)]) -> sql::Result<()> {
+fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget]) -> sql::Result<()> {
     set_status(tx, job, JobStatus::Running)?;
     tx.execute("UPDATE jobs SET begun = ?2 WHERE number = ?1", [job, at])?;
-    let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage) VALUES (?1, ?2, ?3, ?4, ?4, ?5)";
+    let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage, grp)
+               VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6)";
     let mut insert = tx.prepare_cached(row)?;
-    for (device, stage) in targets {
-        insert.execute(params![job, device.to_string(), DeviceJobStatus::Pending.name(), at, stage])?;
+    for BegunTarget { device, stage, group } in targets {
+        let status = DeviceJobStatus::Pending.name();
+        insert.execute(params![job, device.to_string(), status, at, stage, group.as_deref()])?;
     }
     Ok(())
 }
@@ -229,8 +242,7 @@ fn count(tx: &Transaction<'_>, job: &JobId, statistics: &JobStatistics) -> sql::
     let counts = [device_count, pending_count, running_count, succeeded_count, failed_count];
     let [devices, pending, running, succeeded, failed] = counts.map(u64::cast_signed);
     let failures = (failures.total() > 0).then(|| failures.to_json().to_string());
-    let values =
-        params![job.as_str(), devices, pending, running, succeeded, failed, failures, next_change(tx)?];
+    let values = params![job.as_str(), devices, pending, running, succeeded, failed, failures, next_change(tx)?];
     tx.prepare_cached(row)?.execute(values).map(drop)
 }
 

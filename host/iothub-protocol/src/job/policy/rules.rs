@@ -35,6 +35,9 @@ pub struct Stage {
     /// Seconds from when that is so until the next stage.
     #[serde(default)]
     pub pause_in_seconds: u32,
+    /// After that the job is paused, until somebody approves of the next stage.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub approval: bool,
 }
 
 /// How many devices are started in a second.
@@ -86,6 +89,9 @@ pub struct AbortRule {
     /// Only outcomes of so many seconds up to now count; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window_in_seconds: Option<u32>,
+    /// The rule holds for each group of devices by itself, as `groupBy` has them.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub per_group: bool,
 }
 
 /// Which failures are no outcome yet: the device is tried again, later each time.
@@ -168,15 +174,21 @@ pub struct AnswerRule {
     pub statuses: Vec<[i32; 2]>,
 }
 
-/// What becomes of the devices that an aborted job has reached.
+/// What is done when an abort rule is broken, or a stage fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum OnAbort {
-    /// They stay as they are.
+    /// The job ends. Devices that it has reached stay as they are.
     #[default]
     Keep,
-    /// The pin of [`ReportRule::plugin`] is removed from their twins.
+    /// The job ends, and the pin of [`ReportRule::plugin`] is removed from the twins that it has reached.
     Unpin,
+    /// The job is paused. Resumed, it goes on with the rest, and the outcomes so far break no rule any more.
+    Pause,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_threshold() -> u8 {
@@ -208,6 +220,17 @@ fn default_timeout() -> u32 {
 }
 
 impl Stage {
+    /// With every default.
+    pub fn new(percent: u8) -> Stage {
+        Stage {
+            percent,
+            success_threshold: DEFAULT_SUCCESS_THRESHOLD,
+            minimum_sample: None,
+            pause_in_seconds: 0,
+            approval: false,
+        }
+    }
+
     /// `before` is the percentage of the stage before.
     pub(super) fn check(&self, before: u8) -> Result<(), String> {
         if self.percent <= before || self.percent > 100 {
@@ -252,6 +275,17 @@ impl Rate {
 }
 
 impl AbortRule {
+    /// With every default.
+    pub fn new(failure_percent: u8) -> AbortRule {
+        AbortRule {
+            failure_percent,
+            on: Vec::new(),
+            minimum: DEFAULT_ABORT_MINIMUM,
+            window_in_seconds: None,
+            per_group: false,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         range("failurePercent", u32::from(self.failure_percent), 0, 99)?;
         range("minimum", self.minimum, 1, u32::MAX)?;

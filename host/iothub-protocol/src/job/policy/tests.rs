@@ -25,17 +25,16 @@ fn report(soak_in_seconds: u32, timeout_in_seconds: u32) -> Option<SuccessRule> 
 }
 
 fn abort(failure_percent: u8, minimum: u32, window_in_seconds: Option<u32>) -> AbortRule {
-    AbortRule { failure_percent, on: Vec::new(), minimum, window_in_seconds }
+    AbortRule { minimum, window_in_seconds, ..AbortRule::new(failure_percent) }
 }
 
 #[test]
 fn a_policy_is_read_with_its_defaults_and_written_back() {
-    let stage = |percent| Stage { percent, success_threshold: 90, minimum_sample: None, pause_in_seconds: 0 };
-    let staged = JobPolicy { stages: vec![stage(5), stage(100)], ..JobPolicy::default() };
+    let staged = JobPolicy { stages: vec![Stage::new(5), Stage::new(100)], ..JobPolicy::default() };
     let whole = r#"{"stages": [{"percent": 100, "successThreshold": 50, "minimumSample": 3, "pauseInSeconds": 60}],
         "rate": 7, "abort": {"failurePercent": 10, "minimum": 20, "windowInSeconds": 600},
         "succeed": {"plugin": "lock-door", "soakInSeconds": 10, "timeoutInSeconds": 30}, "onAbort": "unpin"}"#;
-    let stage = Stage { percent: 100, success_threshold: 50, minimum_sample: Some(3), pause_in_seconds: 60 };
+    let stage = Stage { success_threshold: 50, minimum_sample: Some(3), pause_in_seconds: 60, ..Stage::new(100) };
     for (text, expected) in [
         ("{}", JobPolicy::default()),
         (r#"{"stages": [], "rate": null, "onAbort": "keep"}"#, JobPolicy::default()),

@@ -22,11 +22,11 @@ pub(super) fn state(status: Option<&&'static str>) -> PinState {
     PinState::of_twin(&json!({"properties": properties}), "lock-door")
 }
 
-fn stage(percent: u8) -> Stage {
-    Stage { percent, success_threshold: 90, minimum_sample: None, pause_in_seconds: 0 }
+pub(super) fn stage(percent: u8) -> Stage {
+    Stage::new(percent)
 }
 
-fn with(policy: JobPolicy) -> JobRequest {
+pub(super) fn with(policy: JobPolicy) -> JobRequest {
     JobRequest { policy: Some(policy), ..twin_job("j") }
 }
 
@@ -39,7 +39,7 @@ fn rollout(policy: JobPolicy) -> JobRequest {
 }
 
 pub(super) fn abort(failure_percent: u8, minimum: u32, window_in_seconds: Option<u32>) -> Vec<AbortRule> {
-    vec![AbortRule { failure_percent, on: Vec::new(), minimum, window_in_seconds }]
+    vec![AbortRule { minimum, window_in_seconds, ..AbortRule::new(failure_percent) }]
 }
 
 impl World {
@@ -412,7 +412,7 @@ fn an_aborted_rollout_takes_its_pins_back_over_a_restart() {
     world.is("j", JobStatus::Running, 0, 1);
     assert!(world.reason().starts_with("1 of 1 devices failed, more than 0%; door-0004"), "{}", world.reason());
     assert_eq!(world.unpins.len(), 3, "as many as may be in flight");
-    assert_eq!(world.cancel("j"), Cancellation::Begun);
+    assert_eq!(world.cancel("j"), Obedience::Begun);
     let (job, _) = world.unpins.pop().expect("one");
     world.engine.handle(at(1), Input::Unpinned { job, result: Ok(()) });
     world.settle();
@@ -443,7 +443,12 @@ pub(super) fn some(number: u8, request: JobRequest) -> JobRequest {
     };
     match number {
         0 => request,
-        1 => JobRequest { policy: Some(JobPolicy { abort: abort(50, 2, Some(3)), ..staged() }), ..request },
+        1 => {
+            let stages = vec![Stage { approval: true, ..stage(50) }, stage(100)];
+            let on_abort = OnAbort::Pause;
+            let policy = JobPolicy { stages, on_abort, abort: abort(50, 2, Some(3)), ..JobPolicy::default() };
+            JobRequest { policy: Some(policy), ..request }
+        }
         2 => {
             JobRequest { policy: Some(JobPolicy { rate: Some(Rate::Constant(1)), ..JobPolicy::default() }), ..request }
         }

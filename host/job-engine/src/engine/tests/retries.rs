@@ -222,7 +222,7 @@ fn a_device_that_connects_while_its_attempt_fails_is_not_missed() {
 
 #[test]
 fn a_device_can_be_left_out_without_waiting_and_its_stage_goes_on() {
-    let stage = |percent| Stage { percent, success_threshold: 100, minimum_sample: None, pause_in_seconds: 0 };
+    let stage = |percent| Stage { success_threshold: 100, ..Stage::new(percent) };
     let mut world = World::new(2, Limits::default());
     let offline_rule = OfflineRule { wait_in_seconds: 0, then: OfflineEnd::Skip };
     let stages = vec![stage(50), stage(100)];
