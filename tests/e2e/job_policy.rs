@@ -166,3 +166,34 @@ fn a_job_of_azures_kind_can_be_paused_and_its_clients_see_it_running() {
     let absent = latch(data, &["job", "pause", "nothing"]);
     assert!(absent.stderr.contains("there is no job nothing"), "{absent:?}");
 }
+
+#[test]
+fn a_door_is_locked_then_reports_it_and_then_its_twin_says_so() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let (data, plugins) = (data.path(), plugin_folder(&["lock-door"]));
+    let folder = plugins.path().to_str().expect("a readable name");
+    let _latch = Latch::start(data, &[&["up", "--devices", "3", "--plugins", folder], FREE_PORTS].concat());
+    latch_json(data, &["method", &door(3), "lockDoor"]);
+    let steps = data.join("steps.json");
+    let tag = |state: &str, when: Value| json!({"type": "scheduleUpdateTwin", "updateTwin": {"etag": "*", "tags": {"state": state}}, "when": when});
+    let reported = json!({"statuses": [[200, 200]], "condition": "properties.reported.door.locked = true",
+        "withinInSeconds": 60, "otherwise": "finish"});
+    std::fs::write(&steps, json!([tag("locked", reported)]).to_string()).expect("a file");
+    let steps = steps.to_str().expect("a readable name");
+    let ended =
+        latch_json(data, &["job", "method", "lockDoor", "--query", "*", "--id", "all", "--then", steps, "--wait"]);
+    assert_eq!(ended["deviceJobStatistics"]["succeededCount"], json!(3), "{ended:#}");
+    let states = latch_json(data, &["query", "SELECT deviceId, tags.state FROM devices"]);
+    // The third was locked before, answered 409, and is left as it was.
+    let expected = json!([{"deviceId": door(1), "state": "locked"}, {"deviceId": door(2), "state": "locked"},
+        {"deviceId": door(3)}]);
+    assert_eq!(states, expected);
+    let rows = [1, 3].map(|number| row(data, "all", &door(number)));
+    let statuses = rows.each_ref().map(|row| row["outcome"]["deviceMethodResponse"]["status"].clone());
+    assert_eq!((statuses, &rows[0]["latch"]["step"]), ([json!(200), json!(409)], &json!(2)), "{rows:#?}");
+
+    let wrong = json!([tag("x", json!({"condition": "tags.a ="}))]).to_string();
+    std::fs::write(steps, wrong).expect("a file");
+    let refused = latch(data, &["job", "method", "lockDoor", "--query", "*", "--then", steps]);
+    assert!(refused.stderr.contains("latch.then[0].when.condition: "), "{refused:?}");
+}

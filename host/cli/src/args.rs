@@ -305,10 +305,21 @@ pub(crate) struct ScheduleArgs {
     #[arg(long, value_name = "S", default_value_t = iothub_protocol::job::DEFAULT_MAX_EXECUTION,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(iothub_protocol::job::MAX_MAX_EXECUTION)))]
     pub(crate) max_execution: u32,
+    /// What follows on each device, step by step: a JSON list in a file, as latch.then of the job's schema has it
+    #[arg(long, value_name = "FILE", long_help = THEN_HELP)]
+    pub(crate) then: Option<PathBuf>,
     /// Follow the job until it ends
     #[arg(long)]
     pub(crate) wait: bool,
 }
+
+const THEN_HELP: &str =
+    "What follows on each device, step by step: a JSON list in a file. Each step is an action as in \
+IoT Hub's jobs, and may wait for the answer before it, or for the device's twin:
+
+  [{\"type\": \"scheduleUpdateTwin\", \"updateTwin\": {\"etag\": \"*\", \"tags\": {\"state\": \"locked\"}},
+    \"when\": {\"statuses\": [[200, 299]], \"condition\": \"properties.reported.door.locked = true\",
+             \"withinInSeconds\": 60, \"otherwise\": \"fail\"}}]";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
@@ -415,7 +426,7 @@ Examples:
   latch plugin rollout lock-door 2.0.0 --query \"tags.site = 'A'\" --stage 10,100 --soak 10m --abort-failures 5% --unpin-on-abort
   latch job watch JOB"
     )]
-    Rollout(RolloutArgs),
+    Rollout(Box<RolloutArgs>),
     /// Keep devices on a version, whatever is current
     #[command(
         after_help = "A pin in a device's twin is stronger. The latest of several pins that match a device counts.

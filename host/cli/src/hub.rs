@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use embedded_hub::events::{EventKind, EventLog, HubEvent};
 use embedded_hub::rehearsal::RehearsalSettings;
-use embedded_hub::rehearsal::tier::Sku;
 use embedded_hub::{ConnectionLimits, EmbeddedHub, HubHandle, HubSettings};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use iothub_protocol::connection_string::{DeviceConnectionString, HostName, ServiceConnectionString};
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::quota::tier::Sku;
 use tokio::task::JoinHandle;
 
 use crate::data_folder::DataFolder;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use embedded_hub::rehearsal::tier::Sku;
+use iothub_protocol::quota::tier::Sku;
 use plugin_runtime::PluginPlans;
 
 use crate::args::{HostArgs, ListenArgs};
@@ -80,7 +80,7 @@ fn set<T>(target: &mut T, value: Option<T>) {
 
 #[cfg(test)]
 mod tests {
-    use embedded_hub::rehearsal::tier::Tier;
+    use iothub_protocol::quota::tier::Tier;
 
     use super::*;
 

@@ -8,6 +8,7 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
+use iothub_protocol::query::Condition;
 use iothub_protocol::twin::TwinPatch;
 use job_engine::{Fleet, Selected, Selection};
 use serde_json::json;
@@ -15,9 +16,9 @@ use tokio::sync::broadcast;
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
-use crate::rehearsal::tier::Class;
 use crate::scan::Walk;
 use crate::store::Kind;
+use iothub_protocol::quota::tier::Class;
 
 /// Jobs act on the hub's devices and modules through this: the same requests that back ends make, without HTTP.
 #[derive(Clone)]
@@ -100,6 +101,18 @@ impl Fleet for HubFleet {
         let patch = TwinPatch { tags: update.tags.clone(), desired: update.desired.clone() };
         self.hub.request(Operation::PatchTwin { id: address.clone(), patch, if_match: None }).await?;
         Ok(())
+    }
+
+    async fn matching(&self, condition: &Condition, targets: &[Address]) -> Result<HashSet<Address>, HubError> {
+        let mut matching = HashSet::new();
+        for kind in [Kind::Devices, Kind::Modules] {
+            let of_kind: Vec<_> = targets.iter().filter(|target| Kind::of(target) == kind).cloned().collect();
+            let mut walk = Walk::of(&self.hub, kind, &of_kind, condition.parts());
+            while let Some(twins) = walk.next().await? {
+                matching.extend(twins.into_iter().filter(|(_, twin)| condition.matches(twin)).map(|(id, _)| id));
+            }
+        }
+        Ok(matching)
     }
 
     async fn pin_states(&self, plugin: &str, targets: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {

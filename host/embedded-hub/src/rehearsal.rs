@@ -1,15 +1,13 @@
 //! Rehearsals: an Azure tier's quotas and throttles, and the bad days of a hub. Both are off unless they are asked for.
 //!
-//! [`tier`], [`limiter`], [`meter`] and [`bad_days`] decide, and are pure. [`Rehearsal`] is what the hub's parts share of
-//! them: `gate` asks it for a device's connection, `rest/rehearse.rs` for back ends' requests, `fleet.rs` for jobs.
+//! [`meter`], over the tiers and throttles of [`iothub_protocol::quota`], and [`bad_days`] decide, and are pure.
+//! [`Rehearsal`] is what the hub's parts share of them: `gate` asks it for a device's connection, `rest/rehearse.rs` for back ends' requests, `fleet.rs` for jobs.
 //! While nothing is rehearsed, asking is looking at one flag.
 
 pub mod bad_days;
 pub(crate) mod gate;
-pub mod limiter;
 pub mod meter;
 pub mod pattern;
-pub mod tier;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +18,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::HubError;
+use iothub_protocol::quota::limiter::Shaping;
+use iothub_protocol::quota::tier::{Class, Sku};
 use iothub_protocol::time;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -29,9 +29,7 @@ use crate::driver::HubHandle;
 use crate::hub::{ConnectRequest, Credentials, LinkInput, LinkOutput, Now};
 use crate::policy::Policy;
 use bad_days::{BadDays, Day, Plan, PlanError, Strike};
-use limiter::Shaping;
 use meter::{Admission, Meter, Spent};
-use tier::{Class, Sku};
 
 /// In the data folder: the day's count of messages.
 const QUOTA_FILE: &str = "quota.json";

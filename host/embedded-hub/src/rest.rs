@@ -10,14 +10,11 @@ mod configurations;
 mod devices;
 mod events;
 mod extract;
-mod job_records;
-mod jobs;
 mod messages;
 pub(crate) mod operator;
 mod query;
 mod rehearsals;
 mod rehearse;
-mod reply;
 mod serve;
 mod store;
 mod tokens;
@@ -34,12 +31,13 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{delete, get, post, put};
 use iothub_protocol::error::{ErrorCode, HubError};
+use job_api::{JobApi, reply};
 use job_engine::JobEngine;
 
 use crate::configurations::Configurations;
 use crate::driver::HubHandle;
 use crate::mqtt::Door;
-use crate::policy::Policy;
+use crate::policy::{Policy, Rights};
 use reply::{Refusal, pass_over, read_body};
 
 pub(crate) use events::Streams;
@@ -55,6 +53,15 @@ pub(crate) struct RestState {
     pub(crate) door: Door,
     pub(crate) streams: Streams,
     pub(crate) configurations: Configurations,
+}
+
+impl RestState {
+    fn job_api(&self) -> JobApi {
+        let state = self.clone();
+        JobApi::new(self.jobs.clone(), move |headers| {
+            state.authorize(headers, Rights::SERVICE_CONNECT).map(str::to_owned)
+        })
+    }
 }
 
 /// The routes. Paths, methods and status codes are those of the service API, version 2021-04-12; any version is
@@ -79,19 +86,7 @@ pub(crate) fn router(state: RestState) -> Router {
         .route("/twins/{id}/modules/{module}/methods", post(twins::call))
         // Ours: Azure has these under the same path, but over AMQP.
         .route("/messages/events", get(events::stream))
-        .route("/jobs/v2/query", get(jobs::query))
-        .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
-        .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
-        // Ours: Azure cannot do these.
-        .route("/jobs/v2/{id}/pause", post(jobs::pause))
-        .route("/jobs/v2/{id}/resume", post(jobs::resume))
-        .route("/jobs/v2/{id}/approve", post(jobs::approve))
-        .route("/jobs/v2/{id}/report", get(jobs::report))
-        .route("/jobs/v2/{id}/attempts", get(job_records::attempts))
-        .route("/jobs/v2/{job}/devices/{id}/attempts", get(job_records::device_attempts))
-        .route("/jobs/v2/{job}/devices/{id}/modules/{module}/attempts", get(job_records::device_attempts))
-        .route("/jobs/v2/{id}/audit", get(job_records::audit_of_job))
-        .route("/jobs/v2/query/audit", get(job_records::audit))
+        .merge(job_api::router(state.job_api()))
         // Azure does not heed the letters' case in these, and neither do those who write them.
         .merge(message_routes("deviceBound", "serviceBound"))
         .merge(message_routes("devicebound", "servicebound"))

@@ -5,6 +5,7 @@ mod extension;
 mod failures;
 pub mod label;
 pub mod policy;
+pub mod steps;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
@@ -19,6 +20,7 @@ pub use extension::EXTENSION_VERSION;
 use extension::Extension;
 pub use failures::FailureCounts;
 use policy::{FailureClass, JobPolicy};
+use steps::Step;
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
 pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
@@ -57,6 +59,8 @@ pub struct JobRequest {
     pub max_execution_time_in_seconds: u32,
     /// How it goes over its devices; `None` as at Azure.
     pub policy: Option<JobPolicy>,
+    /// What follows `action` on each device, step by step; nothing at Azure.
+    pub then: Vec<Step>,
 }
 
 /// A job's status; the names are the wire's.
@@ -150,6 +154,8 @@ pub struct DeviceJob {
     pub attempts: u32,
     /// When it is tried again, if it is.
     pub next_attempt: Option<DateTime<Utc>>,
+    /// The step that is under way or was the last, counted from 1: the job's own action.
+    pub step: u32,
 }
 
 /// How a device's part of a job ended.
@@ -191,14 +197,7 @@ impl JobRequest {
         {
             return Err(invalid(format!("the body's jobId {other} is not the path's {job_id:?}")));
         }
-        let action = match body.get("type").and_then(Value::as_str) {
-            Some("scheduleDeviceMethod") => {
-                let method = present(&body, "cloudToDeviceMethod")?;
-                JobAction::Method(DirectMethod::from_json(method.to_string().as_bytes())?)
-            }
-            Some("scheduleUpdateTwin") => JobAction::UpdateTwin(TwinUpdate::from_json(present(&body, "updateTwin")?)?),
-            _ => return Err(HubError::new(ErrorCode::GenericBadRequest, "BadRequest")),
-        };
+        let action = JobAction::from_body(&body)?;
         let query_condition = present(&body, "queryCondition")?
             .as_str()
             .ok_or_else(|| invalid("queryCondition must be a string".into()))?
@@ -222,20 +221,15 @@ impl JobRequest {
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
         let latch = body.get("latch").unwrap_or(&Value::Null);
-        let Extension { policy } = Extension::from_json(latch, &action, max_execution_time_in_seconds)?;
-        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy })
+        let Extension { policy, then } = Extension::from_json(latch, &action, max_execution_time_in_seconds)?;
+        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy, then })
     }
 
     /// The body that a client sends, and that a journal keeps.
     pub fn to_json(&self) -> Value {
         let mut body = Map::new();
         body.insert("jobId".into(), json!(self.job_id));
-        self.action.write(&mut body);
-        if let JobAction::UpdateTwin(_) = self.action
-            && let Some(update) = body.get_mut("updateTwin").and_then(Value::as_object_mut)
-        {
-            update.insert("etag".into(), json!("*"));
-        }
+        self.action.write_request(&mut body);
         body.insert("queryCondition".into(), json!(self.query_condition));
         if let Some(start) = self.start_time {
             body.insert("startTime".into(), json!(time::format(start)));
@@ -265,6 +259,29 @@ fn present<'a>(body: &'a Map<String, Value>, name: &str) -> Result<&'a Value, Hu
 }
 
 impl JobAction {
+    fn from_body(body: &Map<String, Value>) -> Result<JobAction, HubError> {
+        match body.get("type").and_then(Value::as_str) {
+            Some("scheduleDeviceMethod") => {
+                let method = present(body, "cloudToDeviceMethod")?;
+                Ok(JobAction::Method(DirectMethod::from_json(method.to_string().as_bytes())?))
+            }
+            Some("scheduleUpdateTwin") => {
+                Ok(JobAction::UpdateTwin(TwinUpdate::from_json(present(body, "updateTwin")?)?))
+            }
+            _ => Err(HubError::new(ErrorCode::GenericBadRequest, "BadRequest")),
+        }
+    }
+
+    /// As a client sends it.
+    fn write_request(&self, body: &mut Map<String, Value>) {
+        self.write(body);
+        if let JobAction::UpdateTwin(_) = self
+            && let Some(update) = body.get_mut("updateTwin").and_then(Value::as_object_mut)
+        {
+            update.insert("etag".into(), json!("*"));
+        }
+    }
+
     fn write(&self, body: &mut Map<String, Value>) {
         body.insert("type".into(), json!(self.job_type()));
         match self {
@@ -500,6 +517,9 @@ impl DeviceJob {
         if let Some(number) = self.stage {
             latch["stage"] = json!(number);
             latch["awaited"] = json!(self.is_awaited);
+        }
+        if self.step > 1 {
+            latch["step"] = json!(self.step);
         }
         if let Some(next) = self.next_attempt {
             latch["nextAttempt"] = json!(time::format(next));

@@ -20,6 +20,7 @@ pub mod link;
 pub mod method;
 pub mod plugin_report;
 pub mod query;
+pub mod quota;
 pub mod sas;
 pub mod time;
 pub mod topic;

@@ -1,5 +1,6 @@
 //! Sends the calls.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use rustls::ClientConfig;
 use serde_json::{Map, Value};
 use tracing::debug;
 
-use crate::error::{Problem, ServiceError};
+use crate::error::{Failure, FailureKind, Problem, ServiceError};
 use crate::request::{JobFilter, PageRequest, ServiceRequest};
 
 #[cfg(test)]
@@ -35,11 +36,21 @@ const ATTEMPTS: u32 = 4;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A client of one hub, with one policy's key. Connections are kept and shared by all who hold a reference.
+/// A client of one hub. Connections are kept and shared by all who hold a reference.
 #[derive(Debug)]
 pub struct ServiceClient {
     http: reqwest::Client,
+    /// As errors name it.
     host: HostName,
+    /// What stands before a request's target.
+    base: String,
+    /// `None` where whoever gets through may ask.
+    signer: Option<Signer>,
+}
+
+/// Makes tokens with one policy's key.
+#[derive(Debug)]
+struct Signer {
     policy: String,
     key: SharedKey,
     token: Mutex<Option<Token>>,
@@ -78,7 +89,27 @@ impl ServiceClient {
             .build()
             .map_err(ServiceError::Setup)?;
         let ServiceConnectionString { host, policy, key } = connection;
-        Ok(ServiceClient { http, host, policy, key, token: Mutex::new(None) })
+        let base = format!("https://{}", host.authority());
+        Ok(ServiceClient { http, host, base, signer: Some(Signer { policy, key, token: Mutex::new(None) }) })
+    }
+
+    /// A client of whoever serves a part of the API on a Unix socket, which whoever reaches it may ask. `name` is how
+    /// errors call it.
+    ///
+    /// # Errors
+    /// [`ServiceError::Setup`] if there can be no client.
+    pub fn over_socket(socket: &Path, name: &str) -> Result<ServiceClient, ServiceError> {
+        let http = reqwest::Client::builder()
+            .unix_socket(socket)
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("latch/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(ServiceError::Setup)?;
+        let host = HostName { name: name.to_owned(), port: None };
+        // Nobody looks the name up.
+        Ok(ServiceClient { http, host, base: "http://latch".to_owned(), signer: None })
     }
 
     pub fn host(&self) -> &HostName {
@@ -256,10 +287,7 @@ impl ServiceClient {
 
     async fn page(&self, request: ServiceRequest) -> Result<Page, ServiceError> {
         let (headers, body) = self.send(&request).await?;
-        let items = decode(&request, &body)?;
-        let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
-        let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
-        Ok(Page { items, continuation, item_type: header("x-ms-item-type") })
+        read_page(&request, &headers, &body)
     }
 
     /// Headers and body of a successful answer.
@@ -270,51 +298,78 @@ impl ServiceClient {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let response = self.send_once(request).await?;
-            let status = response.status();
-            let headers = response.headers().clone();
-            let body = response.bytes().await.map_err(|error| self.transport(&error))?;
-            if status.is_success() {
-                return Ok((headers, body.into()));
-            }
-            let again = match status {
-                StatusCode::TOO_MANY_REQUESTS => true,
-                StatusCode::SERVICE_UNAVAILABLE => request.repeatable,
+            let failure = match self.attempt(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            let again = match failure.kind {
+                FailureKind::Throttled => true,
+                FailureKind::Unavailable => request.repeatable,
                 _ => false,
             };
             if !again || attempt >= ATTEMPTS {
-                return Err(HubError::from_response(status.as_u16(), &String::from_utf8_lossy(&body)).into());
+                return Err(failure.error);
             }
-            let wait = wait_before_retry(&headers, attempt);
-            debug!(target = request.target, %status, ?wait, "sent again after a wait");
+            let wait = wait_before_retry(failure.retry_after, attempt);
+            debug!(target = request.target, error = %failure.error, ?wait, "sent again after a wait");
             tokio::time::sleep(wait).await;
         }
     }
 
-    async fn send_once(&self, request: &ServiceRequest) -> Result<Response, ServiceError> {
-        let url = format!("https://{}{}", self.host.authority(), request.target);
+    /// Send once: headers and body of a successful answer.
+    pub(crate) async fn attempt(&self, request: &ServiceRequest) -> Result<(HeaderMap, Vec<u8>), Failure> {
+        let response = self.send_once(request).await.map_err(|error| {
+            // Of a connection that was never there, nothing has come through.
+            let kind = if error.is_connect() { FailureKind::NotSent } else { FailureKind::Lost };
+            Failure { error: self.transport(&error), kind, retry_after: None }
+        })?;
+        let status = response.status();
+        let headers = response.headers().clone();
+        let body = response.bytes().await.map_err(|error| {
+            let error = self.transport(&error);
+            Failure { error, kind: FailureKind::Lost, retry_after: None }
+        })?;
+        if status.is_success() {
+            return Ok((headers, body.into()));
+        }
+        let kind = match status {
+            StatusCode::TOO_MANY_REQUESTS => FailureKind::Throttled,
+            StatusCode::SERVICE_UNAVAILABLE => FailureKind::Unavailable,
+            status if status.is_server_error() => FailureKind::Broken,
+            _ => FailureKind::Refused,
+        };
+        let error = HubError::from_response(status.as_u16(), &String::from_utf8_lossy(&body)).into();
+        Err(Failure { error, kind, retry_after: retry_after(&headers) })
+    }
+
+    async fn send_once(&self, request: &ServiceRequest) -> Result<Response, reqwest::Error> {
+        let url = format!("{}{}", self.base, request.target);
         let mut call = self.http.request(request.method.clone(), url).timeout(request.timeout);
-        call = call.header(AUTHORIZATION, self.authorization(Utc::now()));
+        if let Some(signer) = &self.signer {
+            call = call.header(AUTHORIZATION, signer.authorization(&self.host, Utc::now()));
+        }
         for (name, value) in &request.headers {
             call = call.header(*name, value);
         }
         if let Some(body) = &request.body {
             call = call.header(CONTENT_TYPE, "application/json; charset=utf-8").body(body.to_string());
         }
-        call.send().await.map_err(|error| self.transport(&error))
+        call.send().await
     }
 
     fn transport(&self, error: &reqwest::Error) -> ServiceError {
         ServiceError::Transport { host: self.host.authority(), problem: Problem::of(error) }
     }
+}
 
-    fn authorization(&self, now: DateTime<Utc>) -> HeaderValue {
+impl Signer {
+    fn authorization(&self, host: &HostName, now: DateTime<Utc>) -> HeaderValue {
         let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
         match &*token {
             Some(token) if now + TOKEN_RESERVE < token.expiry => token.header.clone(),
             _ => {
                 let expiry = now + TOKEN_LIFETIME;
-                let text = self.key.sign(&self.host.authority(), Some(&self.policy), expiry);
+                let text = self.key.sign(&host.authority(), Some(&self.policy), expiry);
                 let mut header = HeaderValue::from_str(&text).expect("a token is percent-encoded ASCII");
                 header.set_sensitive(true);
                 *token = Some(Token { header: header.clone(), expiry });
@@ -346,14 +401,25 @@ pub fn client_connection(identity: &Value, host: &HostName) -> Result<String, Co
     Ok(connection_string::reveal(host, &address, &credentials))
 }
 
-/// What the hub asks for, else 1 s, 2 s, 4 s.
-fn wait_before_retry(headers: &HeaderMap, attempt: u32) -> Duration {
-    let asked =
-        headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|text| text.trim().parse().ok());
-    asked.map_or_else(|| Duration::from_secs(1 << (attempt - 1).min(5)), Duration::from_secs).min(LONGEST_WAIT)
+/// The wait that a hub asks for.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
 }
 
-fn decode<T: serde::de::DeserializeOwned>(request: &ServiceRequest, body: &[u8]) -> Result<T, ServiceError> {
+/// What the hub asks for, else 1 s, 2 s, 4 s.
+fn wait_before_retry(asked: Option<Duration>, attempt: u32) -> Duration {
+    asked.unwrap_or_else(|| Duration::from_secs(1 << (attempt - 1).min(5))).min(LONGEST_WAIT)
+}
+
+pub(crate) fn read_page(request: &ServiceRequest, headers: &HeaderMap, body: &[u8]) -> Result<Page, ServiceError> {
+    let items = decode(request, body)?;
+    let header = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
+    let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
+    Ok(Page { items, continuation, item_type: header("x-ms-item-type") })
+}
+
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(request: &ServiceRequest, body: &[u8]) -> Result<T, ServiceError> {
     serde_json::from_slice(body).map_err(|error| ServiceError::Decode {
         call: format!("{} {}", request.method, request.target),
         reason: format!("cannot be read: {error}"),

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use iothub_protocol::error::HubError;
 use rustls::CertificateError;
@@ -25,6 +26,31 @@ pub enum ServiceError {
     Decode { call: String, reason: String },
     #[error("the HTTP client cannot be set up: {0}")]
     Setup(#[source] reqwest::Error),
+}
+
+/// Why one try of a call brought no result, and what that means for another one.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: ServiceError,
+    pub(crate) kind: FailureKind,
+    /// The wait that the hub asks for.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// 429: the hub has too much to do, and did not carry it out.
+    Throttled,
+    /// There was no connection, so that nothing was sent.
+    NotSent,
+    /// It was sent, and no answer came, or not all of it.
+    Lost,
+    /// 503. Perhaps it was carried out.
+    Unavailable,
+    /// Another 5xx. Perhaps it was carried out.
+    Broken,
+    /// Any other answer. It is the hub's last word.
+    Refused,
 }
 
 /// Why a hub did not answer, told apart where people do different things about it.

@@ -368,6 +368,7 @@ mod tests {
             start_time: None,
             max_execution_time_in_seconds: 60,
             policy: None,
+            then: Vec::new(),
         };
         let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
         check(&ServiceRequest::create_job(&request), line, &[], request.to_json());

@@ -1,6 +1,6 @@
 //! The port to the devices and their modules.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 
@@ -56,6 +56,13 @@ pub trait Fleet: Send + Sync + 'static {
         plugin: &str,
         devices: &[Address],
     ) -> impl Future<Output = Result<HashMap<Address, PinState>, HubError>> + Send;
+
+    /// Which of these devices or modules have twins that match, asked as [`Fleet::pin_states`] is while a job waits.
+    fn matching(
+        &self,
+        condition: &Condition,
+        devices: &[Address],
+    ) -> impl Future<Output = Result<HashSet<Address>, HubError>> + Send;
 
     /// Tells of each device that begins to listen for methods, from now on. `None` if the hub does not say: then devices
     /// that are waited for are asked now and then.

@@ -7,6 +7,7 @@ use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
+use iothub_protocol::method::MethodResponse;
 
 use crate::audit::Note;
 
@@ -47,8 +48,8 @@ pub enum What {
         device: Address,
         /// Not before that, unless the device connects; at once if absent.
         until: Option<DateTime<Utc>>,
-        /// What came of the attempt.
-        outcome: DeviceJobOutcome,
+        /// What came of the attempt, if that is not recorded yet.
+        outcome: Option<DeviceJobOutcome>,
         /// How often the device has failed by now, if that was a failure: one that was not connected is waited for.
         failures: Option<u32>,
     },
@@ -60,6 +61,15 @@ pub enum What {
     },
     /// Somebody asked for what is recorded with this.
     Audited(Box<Note>),
+    /// The device has come through a step, and has another before it, counted from 0: the job's own action.
+    Stepped {
+        device: Address,
+        step: u32,
+        /// Of the step that is done.
+        outcome: DeviceJobOutcome,
+        /// Its twin is waited for before that step.
+        awaits: bool,
+    },
     /// The device's twin is updated, and its report is waited for.
     Awaited {
         device: Address,
@@ -168,4 +178,8 @@ pub struct SavedTarget {
     /// Counted from 1; 0 in a job without a policy.
     pub stage: u32,
     pub group: Option<Arc<str>>,
+    /// The step that it is to do, counted from 0: the job's own action.
+    pub step: u32,
+    /// What it answered to the last method that is done with.
+    pub answered: Option<MethodResponse>,
 }

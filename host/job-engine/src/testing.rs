@@ -53,6 +53,7 @@ pub(crate) fn twin_job(name: &str) -> JobRequest {
         start_time: None,
         max_execution_time_in_seconds: 100,
         policy: None,
+        then: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
-use embedded_hub::rehearsal::tier::{Sku, SkuError, Tier};
+use iothub_protocol::quota::tier::{Sku, SkuError, Tier};
 
 use super::HubCommand;
 

@@ -1,10 +1,14 @@
 //! `latch job`.
 
-use anyhow::bail;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
 use chrono::Utc;
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::JobPolicy;
+use iothub_protocol::job::steps::{self, Step};
 use iothub_protocol::job::{JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::{plugin_report, time};
 use iothub_service::{JobFilter, PageRequest, ServiceClient};
@@ -71,6 +75,7 @@ async fn create(
             None => bail!("--start {text:?} is not a time with a zone, such as 2026-12-24T18:00:00Z"),
         },
     };
+    let then = schedule.then.map(|file| steps_of(&file, &action)).transpose()?.unwrap_or_default();
     let job_id = schedule.id.map_or_else(made_up_id, Ok)?;
     let request = JobRequest {
         job_id: job_id.clone(),
@@ -79,16 +84,19 @@ async fn create(
         start_time,
         max_execution_time_in_seconds: schedule.max_execution,
         policy,
+        then,
     };
     let service = context.service()?;
-    if request.policy.is_some() {
+    let has_extension = request.extension().is_some();
+    if has_extension {
         policy::check_hub(&service)?;
     }
     let created = service.create_job(&request).await?;
-    if request.policy.is_some() && created["latch"].is_null() {
+    if has_extension && created["latch"].is_null() {
         service.cancel_job(&job_id).await?;
         bail!(
-            "this hub has taken the job {job_id} and not its policy; the job is cancelled, but may have reached devices"
+            "this hub has taken the job {job_id} and not its policy or further steps; the job is cancelled, but may \
+             have reached devices"
         );
     }
     if schedule.wait {
@@ -104,6 +112,13 @@ async fn show_device(id: &JobId, device: &Address, context: &Context) -> anyhow:
     let mut row = service.device_job(id, device).await?.unwrap_or_default();
     row["attempts"] = Value::Array(attempts);
     document(&row)
+}
+
+fn steps_of(file: &Path, action: &JobAction) -> anyhow::Result<Vec<Step>> {
+    let at = || file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", at()))?;
+    let list: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", at()))?;
+    steps::from_json(&list, action).map_err(|error| anyhow!("{}: {}", at(), error.message))
 }
 
 /// Tell how a job is after a command.

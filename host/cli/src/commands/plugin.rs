@@ -28,7 +28,7 @@ pub(super) async fn run(command: PluginCommand, context: &Context) -> anyhow::Re
         PluginCommand::Swap(args) => rollout::swap(args, context).await,
         PluginCommand::Promote { name } => rollout::step(&name, "promote", context).await,
         PluginCommand::Rollback { name } => rollout::step(&name, "rollback", context).await,
-        PluginCommand::Rollout(args) => job::rollout(args, context).await,
+        PluginCommand::Rollout(args) => job::rollout(*args, context).await,
         PluginCommand::Pin { name, wanted, devices } => rollout::pin(&name, &wanted, devices, context).await,
         PluginCommand::Unpin { name, devices, query } => rollout::unpin(&name, devices, query, context).await,
     }

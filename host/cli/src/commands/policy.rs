@@ -99,8 +99,8 @@ fn common(args: &PolicyArgs) -> JobPolicy {
 pub(super) fn check_hub(service: &ServiceClient) -> anyhow::Result<()> {
     if service.host().authority().contains(".azure-devices.") {
         bail!(
-            "Azure IoT Hub has no policies for jobs: it would go over all devices at once\nhint: leave out the options \
-             of the policy, or use a narrower --query"
+            "Azure IoT Hub has neither policies for jobs nor further steps: it would go over all devices at once\nhint: \
+             leave out those options, or use a narrower --query"
         );
     }
     Ok(())

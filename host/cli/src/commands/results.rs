@@ -236,6 +236,7 @@ pub(super) fn outcome(row: &Value) -> String {
             let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
             format!("{}: {}", text("code"), text("description"))
         }
+        None if row["latch"]["step"].is_u64() => format!("goes on with step {}", row["latch"]["step"]),
         None if row["latch"]["awaited"] == json!(true) => "twin updated, waits for the device's report".to_owned(),
         None if row["outcome"].is_object() => "twin updated".to_owned(),
         None => "-".to_owned(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::bail;
-use embedded_hub::rehearsal::tier::Sku;
+use iothub_protocol::quota::tier::Sku;
 
 use crate::admin_server::AdminServer;
 use crate::args::{HubArgs, UpArgs};

@@ -19,9 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use embedded_hub::rehearsal::tier::{Sku, Tier};
 use iothub_protocol::connection_string::DeviceConnectionString;
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::quota::tier::{Sku, Tier};
 use plugin_runtime::{PluginName, PluginPlans};
 use toml::de::DeTable;
 

@@ -13,9 +13,9 @@ use tokio::sync::watch;
 use super::Rehearsal;
 use super::bad_days::{Blow, Strike};
 use super::meter::Admission;
-use super::tier::Class;
 use crate::driver::HubHandle;
 use crate::hub::{LinkInput, LinkOutput};
+use iothub_protocol::quota::tier::Class;
 
 /// What becomes of something that a device sends.
 pub(crate) enum Passage {

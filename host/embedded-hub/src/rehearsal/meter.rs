@@ -8,9 +8,9 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::limiter::{Limiter, Shaping, Verdict};
-use super::tier::{Class, Sku};
 use crate::hub::Now;
+use iothub_protocol::quota::limiter::{Limiter, Shaping, Verdict};
+use iothub_protocol::quota::tier::{Class, Sku};
 
 /// Jobs are paced rather than refused: a second's worth goes at once, the rest as the rate has it.
 const JOB_PACE: Shaping = Shaping { burst: Duration::from_secs(1), queue: Duration::ZERO };
@@ -160,7 +160,7 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rehearsal::tier::Tier;
+    use iothub_protocol::quota::tier::Tier;
 
     fn at(text: &str) -> DateTime<Utc> {
         text.parse().expect("a time")

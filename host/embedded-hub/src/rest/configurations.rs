@@ -16,7 +16,7 @@ use super::RestState;
 use super::extract::{Path, Query};
 use super::reply::{Refusal, header_text, if_match, json, read_body};
 use crate::policy::Rights;
-use crate::rehearsal::tier::Sku;
+use iothub_protocol::quota::tier::Sku;
 
 #[derive(Deserialize)]
 pub(super) struct ListQuery {

@@ -28,7 +28,7 @@ use crate::driver::HubHandle;
 use crate::events::{EventKind, EventLog};
 use crate::hub::{Answer, Operation, numbered, properties_size};
 use crate::policy::Policy;
-use crate::rehearsal::tier::Class;
+use iothub_protocol::quota::tier::Class;
 
 /// Largest request: a message of 64 KiB in base64 with room for escapes.
 const MAX_BODY: usize = 512 * 1024;

@@ -22,7 +22,7 @@ use super::{RestState, messages};
 use crate::hub::Credentials;
 use crate::policy::Rights;
 use crate::rehearsal::meter::Admission;
-use crate::rehearsal::tier::{Class, METHOD_STEP, Sku};
+use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku};
 
 /// Let a request through when its time has come, or refuse it.
 pub(super) async fn admit(State(state): State<RestState>, request: Request, next: Next) -> Response {

@@ -19,7 +19,7 @@ use super::rehearse::too_many_devices;
 use crate::driver::HubHandle;
 use crate::hub::{Operation, already_exists};
 use crate::import::NewIdentity;
-use crate::rehearsal::tier::Sku;
+use iothub_protocol::quota::tier::Sku;
 
 /// Largest request: so many lines of devices with twins of the usual size; who has larger ones sends fewer lines.
 const MAX_BODY: usize = 8 * 1024 * 1024;

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use embedded_hub::rehearsal::RehearsalSettings;
-use embedded_hub::rehearsal::limiter::Shaping;
-use embedded_hub::rehearsal::tier::{Sku, Tier};
 use futures_util::future::join_all;
 use iothub_protocol::id::DeviceId;
+use iothub_protocol::quota::limiter::Shaping;
+use iothub_protocol::quota::tier::{Sku, Tier};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, PubAck, Publish};
 use serde_json::{Value, json};

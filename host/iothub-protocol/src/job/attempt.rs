@@ -24,6 +24,8 @@ pub struct DeviceAttempt {
     pub job_id: JobId,
     /// Counted from 1.
     pub number: u32,
+    /// The step that it was for, counted from 1.
+    pub step: u32,
     /// Running, completed, failed or canceled.
     pub status: DeviceJobStatus,
     /// When it was recorded, just before it was sent.
@@ -49,6 +51,9 @@ impl DeviceAttempt {
         }
         row.insert("jobId".into(), json!(self.job_id));
         row.insert("attempt".into(), json!(self.number));
+        if self.step > 1 {
+            row.insert("step".into(), json!(self.step));
+        }
         row.insert("status".into(), json!(self.status.name()));
         for (name, at) in [("startTimeUtc", self.start), ("endTimeUtc", self.end)] {
             if let Some(at) = at {
@@ -83,6 +88,7 @@ mod tests {
             address: Address::parse("d1/m").expect("an address"),
             job_id: JobId::parse("j").expect("an id"),
             number: 2,
+            step: 1,
             status: DeviceJobStatus::Failed,
             start: Some(at),
             end: Some(at),

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::policy::JobPolicy;
+use super::steps::{self, Step};
 use super::{JobAction, JobRequest};
 use crate::error::{ErrorCode, HubError};
 
@@ -14,6 +15,7 @@ pub const EXTENSION_VERSION: u64 = 1;
 #[derive(Debug, Default)]
 pub(super) struct Extension {
     pub(super) policy: Option<JobPolicy>,
+    pub(super) then: Vec<Step>,
 }
 
 impl Extension {
@@ -32,7 +34,13 @@ impl Extension {
         }
         let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
         let policy = given("policy").map(|policy| JobPolicy::from_json(policy, action, window)).transpose()?;
-        Ok(Extension { policy })
+        let then = given("then").map(|then| steps::from_json(then, action)).transpose()?.unwrap_or_default();
+        if !then.is_empty() && policy.as_ref().is_some_and(|policy| policy.awaited(action).is_some()) {
+            return Err(invalid(
+                "latch.then and policy.succeed.plugin do not go together: wait with a step's when".into(),
+            ));
+        }
+        Ok(Extension { policy, then })
     }
 }
 
@@ -42,6 +50,9 @@ impl JobRequest {
         let mut fields = Map::new();
         if let Some(policy) = &self.policy {
             fields.insert("policy".into(), json!(policy));
+        }
+        if !self.then.is_empty() {
+            fields.insert("then".into(), self.then.iter().map(Step::to_json).collect());
         }
         if fields.is_empty() {
             return None;
@@ -63,7 +74,7 @@ pub(super) fn invalid(text: String) -> HubError {
     HubError::new(ErrorCode::ArgumentInvalid, text)
 }
 
-const FIELDS: &[&str] = &["version", "policy"];
+const FIELDS: &[&str] = &["version", "policy", "then"];
 
 #[cfg(test)]
 mod tests {

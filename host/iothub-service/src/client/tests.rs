@@ -176,11 +176,12 @@ async fn a_throttled_call_is_sent_again_an_unavailable_hub_only_where_it_is_safe
 #[test]
 fn the_wait_is_the_hubs_or_doubles() {
     let mut headers = HeaderMap::new();
-    assert_eq!([1, 2, 3].map(|attempt| wait_before_retry(&headers, attempt).as_secs()), [1, 2, 4]);
-    headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
-    assert_eq!(wait_before_retry(&headers, 1).as_secs(), 7);
-    headers.insert(RETRY_AFTER, HeaderValue::from_static("3600"));
-    assert_eq!(wait_before_retry(&headers, 1), LONGEST_WAIT);
+    let wait = |headers: &HeaderMap, attempt| wait_before_retry(retry_after(headers), attempt).as_secs();
+    assert_eq!([1, 2, 3].map(|attempt| wait(&headers, attempt)), [1, 2, 4]);
+    for (asked, expected) in [("7", 7), ("3600", 30), ("soon", 1)] {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(asked));
+        assert_eq!(wait(&headers, 1), expected, "{asked}");
+    }
 }
 
 #[tokio::test]
@@ -205,9 +206,11 @@ async fn what_keeps_the_hub_out_of_reach_is_told_apart() {
 fn a_token_is_used_for_most_of_its_hour() {
     let client = client("localhost", &RootCertStore::empty());
     let start = DateTime::UNIX_EPOCH;
-    let first = client.authorization(start);
-    assert_eq!(client.authorization(start + TimeDelta::minutes(49)), first);
-    assert_ne!(client.authorization(start + TimeDelta::minutes(51)), first);
+    let signer = client.signer.as_ref().expect("a key");
+    let token = |minutes| signer.authorization(&client.host, start + TimeDelta::minutes(minutes));
+    let first = token(0);
+    assert_eq!(token(49), first);
+    assert_ne!(token(51), first);
     assert!(!format!("{client:?}").contains("sig="), "{client:?}");
 }
 

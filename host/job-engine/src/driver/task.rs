@@ -196,6 +196,18 @@ impl<F: Fleet> Task<F> {
                 };
                 (self.calls.spawn(look), panicked)
             }
+            Output::Match { job, step, condition, devices } => {
+                let result = Err(panic());
+                let panicked = Input::Matched { job: job.clone(), step, devices: devices.clone(), result };
+                let look = async move {
+                    let result = fleet.matching(&condition, &devices).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(%job, %error, "devices' twins cannot be read, trying again");
+                    }
+                    Input::Matched { job, step, devices, result }
+                };
+                (self.calls.spawn(look), panicked)
+            }
             Output::Unpin { job, device, plugin } => {
                 let panicked = Input::Unpinned { job: job.clone(), result: Err(panic()) };
                 (self.calls.spawn(unpin(fleet, job, device, plugin)), panicked)

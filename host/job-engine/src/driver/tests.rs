@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -59,6 +59,11 @@ impl Fleet for Scripted {
     async fn patch_twin(&self, id: &Address, update: &TwinUpdate) -> Result<(), HubError> {
         self.patched.lock().expect("no panic holds the lock").push((id.clone(), update.clone()));
         Ok(())
+    }
+
+    async fn matching(&self, condition: &Condition, devices: &[Address]) -> Result<HashSet<Address>, HubError> {
+        let matches = |id: &&Address| condition.matches(&json!({"deviceId": id.to_string()}));
+        Ok(devices.iter().filter(matches).cloned().collect())
     }
 
     async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {

@@ -1,29 +1,21 @@
 //! The devices of a job whose twins pin a version and that have not told yet how it does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::ReportRule;
 use iothub_protocol::plugin_report::{PinState, Standing};
 
-/// Between two looks at reports.
-const LOOK_EVERY: TimeDelta = TimeDelta::seconds(1);
-/// Devices that are looked at together, in turn if there are more: some milliseconds of a hub's time.
-const LOOK: usize = 500;
+use super::looks::Looks;
 
-/// Whoever waits is decided on only by a look, never by time alone: while a hub cannot be asked, nobody fails.
 #[derive(Debug)]
 pub(super) struct Awaited {
     plugin: String,
     version: String,
     soak: TimeDelta,
     timeout: TimeDelta,
-    waits: HashMap<Address, Wait>,
-    /// Those to look at, in this order. May name devices that are awaited no longer.
-    turns: VecDeque<Address>,
-    /// When to look; `None` while a look is out or nobody waits.
-    next_look: Option<DateTime<Utc>>,
+    looks: Looks<Wait>,
 }
 
 #[derive(Debug)]
@@ -49,9 +41,7 @@ impl Awaited {
             version: version.to_owned(),
             soak: TimeDelta::seconds(rule.soak_in_seconds.into()),
             timeout: TimeDelta::seconds(rule.timeout_in_seconds.into()),
-            waits: HashMap::new(),
-            turns: VecDeque::new(),
-            next_look: None,
+            looks: Looks::default(),
         }
     }
 
@@ -61,43 +51,26 @@ impl Awaited {
 
     /// Wait for a device whose twin was updated at `since`, but until `at_least` in any case.
     pub(super) fn add(&mut self, now: DateTime<Utc>, device: Address, since: DateTime<Utc>, at_least: DateTime<Utc>) {
-        if self.waits.is_empty() {
-            self.next_look = Some(now + LOOK_EVERY);
-        }
-        self.turns.push_back(device.clone());
         let until = (since + self.timeout).max(at_least);
-        self.waits.insert(device, Wait { until, runs_since: None });
+        self.looks.add(now, device, Wait { until, runs_since: None });
     }
 
     pub(super) fn remove(&mut self, device: &Address) {
-        self.waits.remove(device);
-        if self.waits.is_empty() {
-            self.turns.clear();
-            self.next_look = None;
-        }
+        self.looks.remove(device);
     }
 
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
-        self.next_look
+        self.looks.deadline()
     }
 
     /// The devices to look at now; their answer goes to [`Awaited::seen`].
     pub(super) fn look(&mut self, now: DateTime<Utc>) -> Option<Vec<Address>> {
-        self.next_look.take_if(|at| *at <= now)?;
-        let mut devices = Vec::new();
-        while devices.len() < LOOK
-            && let Some(device) = self.turns.pop_front()
-        {
-            if self.waits.contains_key(&device) {
-                devices.push(device);
-            }
-        }
-        Some(devices)
+        self.looks.look(now)
     }
 
     /// No more looks: the process is about to end.
     pub(super) fn close(&mut self) {
-        self.next_look = None;
+        self.looks.close();
     }
 
     /// What a look at `devices` found. One that is not among the found does not exist any more. `None`: the hub could
@@ -108,18 +81,10 @@ impl Awaited {
         devices: Vec<Address>,
         found: Option<&HashMap<Address, PinState>>,
     ) -> Vec<(Address, Verdict)> {
-        let mut verdicts = Vec::new();
-        for device in devices {
-            let Some(wait) = self.waits.get_mut(&device) else { continue };
-            match found.and_then(|found| wait.judge(now, self.soak, &self.version, found.get(&device))) {
-                Some(verdict) => verdicts.push((device, verdict)),
-                None => self.turns.push_back(device),
-            }
-        }
-        if !self.waits.is_empty() {
-            self.next_look = Some(now + LOOK_EVERY);
-        }
-        verdicts
+        let Awaited { soak, version, looks, .. } = self;
+        looks.seen(now, devices, |device, wait| {
+            found.and_then(|found| wait.judge(now, *soak, version, found.get(device)))
+        })
     }
 }
 

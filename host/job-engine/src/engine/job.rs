@@ -1,20 +1,21 @@
 //! One unfinished job.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::FailureClass;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobAction, JobStatistics};
+use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
+use iothub_protocol::method::MethodResponse;
 
 use super::course::Course;
+use super::steps::Steps;
 use super::watch::Group;
 use super::{SavedJob, SavedTarget, Waits};
 
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) action: Arc<JobAction>,
+    pub(super) steps: Steps,
     pub(super) condition: String,
     pub(super) phase: Phase,
     pub(super) start: DateTime<Utc>,
@@ -74,6 +75,10 @@ pub(super) struct Target {
     /// Counted from 1; 0 without a policy.
     stage: u32,
     group: Group,
+    /// The step that it does, counted from 0: the job's own action.
+    pub(super) step: u32,
+    /// What it answered to the last method that is done with.
+    pub(super) answered: Option<Box<MethodResponse>>,
     pub(super) state: State,
 }
 
@@ -120,6 +125,8 @@ pub(super) enum Lack {
     Connection,
     Answer,
     Report,
+    /// The condition before its next step.
+    Step,
 }
 
 impl Target {
@@ -133,6 +140,8 @@ impl Target {
             has_arrived: false,
             stage,
             group,
+            step: 0,
+            answered: None,
             state,
         }
     }
@@ -147,6 +156,7 @@ impl Target {
 
     fn lack(&self) -> Lack {
         match self.state {
+            State::Awaited if self.step > 0 => Lack::Step,
             State::Awaited => Lack::Report,
             State::Sent => Lack::Answer,
             _ if self.offline > 0 => Lack::Connection,
@@ -162,7 +172,7 @@ impl Job {
     pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
         let course = saved.request.policy.map(|policy| Box::new(Course::new(policy, &saved.request.action)));
         Job {
-            action: Arc::new(saved.request.action),
+            steps: Steps::new(saved.request.action, saved.request.then),
             condition: saved.request.query_condition,
             phase: Phase::Waiting,
             start: saved.start,
@@ -220,10 +230,11 @@ impl Job {
 
     /// Take a device that was to be tried again when the process ended.
     pub(super) fn add_waiting(&mut self, saved: SavedTarget) {
-        let SavedTarget { device, attempt, failures, last, until, stage, group, .. } = saved;
+        let SavedTarget { device, attempt, failures, last, until, stage, group, step, answered, .. } = saved;
         self.add_target(device.clone(), attempt, stage, group);
         let awaits_connection = last.is_none();
         let Some(target) = self.targets.get_mut(&device) else { return };
+        (target.step, target.answered) = (step, answered.map(Box::new));
         (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
         if let (Some(until), State::Ready) = (until, target.state) {
             target.state = State::Later(until);
@@ -248,6 +259,56 @@ impl Job {
             awaited.add(now, device.clone(), since, at_least);
         }
         self.targets.insert(device, Target::new(attempt, stage, group, State::Awaited));
+    }
+
+    /// Take a device whose twin was waited for when the process ended, before one of its steps.
+    pub(super) fn add_stepping(
+        &mut self,
+        now: DateTime<Utc>,
+        saved: SavedTarget,
+        (since, at_least): (DateTime<Utc>, DateTime<Utc>),
+    ) {
+        let SavedTarget { device, attempt, stage, group, step, answered, failures, .. } = saved;
+        if let Some(course) = &mut self.course {
+            course.add(&device, stage, &group);
+        }
+        self.steps.wait(now, device.clone(), step, (since, at_least));
+        let target = Target::new(attempt, stage, group, State::Awaited);
+        self.targets.insert(device, Target { step, failures, answered: answered.map(Box::new), ..target });
+    }
+
+    /// A sent device waits for its twin before its next step; it is in nobody's way.
+    pub(super) fn await_twin(&mut self, device: &Address) {
+        let Some(target) = self.targets.get_mut(device) else { return };
+        target.state = State::Awaited;
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    /// A device whose twin was waited for has its next step at its next turn, before those that have not begun.
+    pub(super) fn go_on(&mut self, device: &Address) {
+        let Some(target) = self.targets.get_mut(device) else { return };
+        target.state = State::Ready;
+        self.ready.push_front(device.clone());
+        self.statistics.running_count = self.statistics.running_count.saturating_sub(1);
+        self.statistics.pending_count += 1;
+    }
+
+    /// A sent device has its next step at its next turn.
+    pub(super) fn put_back(&mut self, device: &Address) {
+        let Some(target) = self.targets.get_mut(device) else { return };
+        target.state = State::Ready;
+        self.ready.push_front(device.clone());
+        self.landed();
+        self.statistics.pending_count += 1;
+    }
+
+    /// The answer of the device's last method, or else `outcome`.
+    pub(super) fn answer_of(&self, device: &Address, outcome: DeviceJobOutcome) -> DeviceJobOutcome {
+        let answered = self.targets.get(device).and_then(|target| target.answered.clone());
+        match (outcome, answered) {
+            (DeviceJobOutcome::TwinUpdated, Some(answered)) => DeviceJobOutcome::Method(*answered),
+            (outcome, _) => outcome,
+        }
     }
 
     /// A sent device has its update, and succeeds or fails by what it reports. `false` if the update is all there is.
@@ -298,7 +359,7 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         let retry = self.later.first().map(|(at, _)| *at);
         let course = self.course.as_ref().and_then(|course| course.deadline());
-        self.ends.into_iter().chain(retry).chain(course).min()
+        self.ends.into_iter().chain(retry).chain(course).chain(self.steps.deadline()).min()
     }
 
     /// Devices whose wait is over are ready again. Answers those that are waited for no longer.
@@ -398,6 +459,7 @@ impl Job {
     /// A device has its end. Counted by the state that it was in.
     pub(super) fn end(&mut self, now: DateTime<Utc>, device: &Address, end: End) {
         let Some(target) = self.targets.remove(device) else { return };
+        self.steps.remove(device, target.step);
         if let Some(course) = &mut self.course {
             if let Some(awaited) = &mut course.awaited {
                 awaited.remove(device);

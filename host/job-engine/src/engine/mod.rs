@@ -23,13 +23,15 @@ mod awaited;
 mod course;
 mod hold;
 mod job;
+mod looks;
 mod outcome;
 mod policy;
+mod steps;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -44,7 +46,7 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
-use job::{End, Job, Lack, Phase, State};
+use job::{End, Job, Lack, Phase, State, Target};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
 use watch::Group;
@@ -94,6 +96,8 @@ pub enum Input {
     Late { job: JobId, device: Address, attempt: u32, outcome: DeviceJobOutcome },
     /// The answer to [`Output::Look`]: how each of the devices that exist stands.
     Seen { job: JobId, devices: Vec<Address>, result: Result<HashMap<Address, PinState>, HubError> },
+    /// The answer to [`Output::Match`]: those whose twins are so.
+    Matched { job: JobId, step: u32, devices: Vec<Address>, result: Result<HashSet<Address>, HubError> },
     /// A device has connected and listens for methods.
     Arrived(Address),
     /// So many have that nobody can tell which.
@@ -120,6 +124,14 @@ pub enum Output {
     Look {
         job: JobId,
         plugin: String,
+        devices: Vec<Address>,
+    },
+    /// See which of these devices' twins are as a step wants them.
+    Match {
+        job: JobId,
+        /// For [`Input::Matched`].
+        step: u32,
+        condition: Condition,
         devices: Vec<Address>,
     },
     /// Remove a device's pin of a plugin. It waits for no other call to the device.
@@ -230,6 +242,9 @@ impl Engine {
             }
             Input::Late { job, device, attempt, outcome } => self.late(now, &job, device, attempt, outcome),
             Input::Seen { job, devices, result } => self.seen(now, &job, devices, result.ok().as_ref()),
+            Input::Matched { job, step, devices, result } => {
+                self.matched(now, &job, step, devices, result.ok().as_ref());
+            }
             Input::Arrived(device) => self.arrived(now, |job| job.arrived(&device)),
             Input::ManyArrived => self.arrived(now, Job::all_arrived),
             Input::Unpinned { job, result } => self.unpinned(now, &job, result.is_ok()),
@@ -352,6 +367,10 @@ impl Engine {
         for mut target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
+                if target.step > 0 {
+                    job.add_stepping(now, target, (since, at_least));
+                    continue;
+                }
                 let place = (target.attempt, target.stage, target.group);
                 job.add_awaited(now, target.device, place, (since, at_least));
                 continue;
@@ -365,13 +384,9 @@ impl Engine {
                     true => lost.push(target.device.clone()),
                     false => {
                         let device = target.device.clone();
-                        let outcome = asked_again();
-                        push(
-                            &mut self.changes,
-                            now,
-                            &id,
-                            What::Waiting { device, until: None, outcome, failures: None },
-                        );
+                        let outcome = Some(asked_again());
+                        let waiting = What::Waiting { device, until: None, outcome, failures: None };
+                        push(&mut self.changes, now, &id, waiting);
                     }
                 }
             }
@@ -415,6 +430,7 @@ impl Engine {
         let given_up = job.wake(now);
         self.give_up(now, id, given_up);
         self.look(now, id);
+        self.look_at_twins(now, id);
         self.judge(now, id);
         self.fill(now, id);
     }
@@ -480,7 +496,10 @@ impl Engine {
             return;
         }
         while job.in_flight < self.limits.in_flight_per_job && !job.ready.is_empty() {
-            if job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
+            // The rate is one of devices: those that have begun go on.
+            let is_first = |device| job.targets.get(device).is_none_or(|target: &Target| target.step == 0);
+            let counts = job.ready.front().is_some_and(is_first);
+            if counts && job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
                 return;
             }
             let Some(device) = job.ready.pop_front() else { return };
@@ -494,7 +513,7 @@ impl Engine {
             target.state = State::Starting;
             let attempt = target.attempt;
             job.started();
-            if let Some(course) = &mut job.course {
+            if let Some(course) = job.course.as_mut().filter(|_| counts) {
                 course.started(now, attempt);
             }
             self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
@@ -530,7 +549,7 @@ impl Engine {
         if let Some(course) = &mut job.course {
             course.reach(device);
         }
-        let action = Arc::clone(&job.action);
+        let action = Arc::clone(job.steps.action(target.step));
         self.outputs.push_back(Output::Send { job: id.clone(), device: device.clone(), attempt, action });
     }
 
@@ -551,10 +570,19 @@ impl Engine {
         let what = match result {
             Err(error) if job.waits_for_offline && !job.cancelling && error.code == ErrorCode::DeviceNotOnline => {
                 let until = Some(job.wait_for(now, device, AFTER_RESTART));
-                let outcome = error_outcome(error.code, &error.message);
+                let outcome = Some(error_outcome(error.code, &error.message));
                 What::Waiting { device: device.clone(), until, outcome, failures: None }
             }
-            Ok(outcome) if job.is_success(&outcome) => succeeded(now, job, device, outcome),
+            Ok(outcome) if job.is_success(&outcome) => {
+                if self.goes_on(now, id, device, &outcome) {
+                    self.judge(now, id);
+                    self.end_if_done(now, id);
+                    self.fill(now, id);
+                    return;
+                }
+                let Some(job) = self.jobs.get_mut(id) else { return };
+                succeeded(now, job, device, outcome)
+            }
             Ok(outcome) => failing(now, job, device, outcome),
             Err(error) => failing(now, job, device, error_outcome(error.code, &error.message)),
         };

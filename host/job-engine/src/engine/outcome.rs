@@ -46,6 +46,10 @@ impl Lack {
                 let text = "the job's time was over before the device had reported to run the version for long enough";
                 return policy_outcome(PolicyOutcome::PluginVersionNotReported, text.to_owned());
             }
+            Lack::Step => {
+                let text = "the job's time was over before the device's twin was as the next step wants it";
+                return policy_outcome(PolicyOutcome::StepConditionNotMet, text.to_owned());
+            }
         };
         error_outcome(code, text)
     }

@@ -157,6 +157,7 @@ pub(super) fn succeeded(now: DateTime<Utc>, job: &mut Job, device: &Address, out
         job.end(now, device, End::LeftOut);
         return ended_unknown(device, job.aborted.is_some());
     }
+    let outcome = job.answer_of(device, outcome);
     job.end(now, device, End::Succeeded);
     What::Ended { device: device.clone(), status: End::Succeeded.status(), outcome: Some(outcome) }
 }
@@ -173,16 +174,16 @@ pub(super) fn failing(now: DateTime<Utc>, job: &mut Job, device: &Address, outco
         After::LeaveOut => end_offline(now, job, device),
         After::Wait => {
             let until = Some(job.wait_for(now, device, BY_POLICY));
-            What::Waiting { device: device.clone(), until, outcome, failures: None }
+            What::Waiting { device: device.clone(), until, outcome: Some(outcome), failures: None }
         }
         After::Retry(at) => {
             let failures = job.retry(at, device, outcome.clone());
-            What::Waiting { device: device.clone(), until: Some(at), outcome, failures: Some(failures) }
+            What::Waiting { device: device.clone(), until: Some(at), outcome: Some(outcome), failures: Some(failures) }
         }
     }
 }
 
-fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
+pub(super) fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
     job.end(now, device, End::Failed(FailureClass::of_outcome(&outcome)));
     if let Some(course) = &mut job.course {
         course.failed_because(device, &describe(&outcome));

@@ -2,6 +2,7 @@ mod hold;
 mod ledger;
 mod policy;
 mod retries;
+mod steps;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,9 @@ struct World {
     fleet: usize,
     /// Selections that are out.
     selections: Vec<(JobId, Selection)>,
+    /// The types of all actions that were sent.
+    sent: Vec<&'static str>,
+    matches: Vec<(JobId, u32, Condition, Vec<Address>)>,
     /// Calls that are out.
     calls: Vec<(JobId, Address, u32)>,
     /// Looks that are out.
@@ -44,6 +48,8 @@ impl World {
             limits,
             fleet,
             selections: Vec::new(),
+            sent: Vec::new(),
+            matches: Vec::new(),
             calls: Vec::new(),
             looks: Vec::new(),
             unpins: Vec::new(),
@@ -69,8 +75,10 @@ impl World {
                     assert!(plugin == "lock-door" && !devices.is_empty());
                     self.looks.push((job, devices));
                 }
+                Output::Match { job, step, condition, devices } => self.matches.push((job, step, condition, devices)),
                 Output::Unpin { job, device, .. } => self.unpins.push((job, device)),
-                Output::Send { job, device, attempt, .. } => {
+                Output::Send { job, device, attempt, action } => {
+                    self.sent.push(action.job_type());
                     assert!(self.calls.iter().all(|(_, other, _)| *other != device), "{device} has a call already");
                     let row = rows(&self.journal, &job).into_iter().find(|row| row.address == device);
                     let status = row.map(|row| row.status);
@@ -145,6 +153,7 @@ impl World {
         self.calls.clear();
         self.selections.clear();
         self.looks.clear();
+        self.matches.clear();
         self.unpins.clear();
         let saved = journal::unfinished(&self.journal).expect("the jobs");
         self.engine = Engine::new(self.limits, at(self.now), saved);

@@ -52,7 +52,7 @@ pub fn device_attempts(
     rows.next()?.map(|row| of_row(connection, number, job, &job_type, device, row)).transpose()
 }
 
-const SELECT_ROW: &str = "SELECT device, attempt, status, coalesce(attempted, started) AS started, ended,
+const SELECT_ROW: &str = "SELECT device, attempt, step, status, coalesce(attempted, started) AS started, ended,
     answer, payload, error, description FROM device_jobs WHERE job = ?1";
 
 fn job_row(connection: &Connection, job: &JobId) -> sql::Result<Option<(i64, String)>> {
@@ -71,7 +71,8 @@ fn of_row(
 ) -> sql::Result<Vec<DeviceAttempt>> {
     let last: u32 = row.get("attempt")?;
     let mut attempts = Vec::new();
-    let query = "SELECT attempt, late, started, ended, answer, payload, error, description FROM attempts
+    let query =
+        "SELECT attempt, late, step, succeeded, started, ended, answer, payload, error, description FROM attempts
                  WHERE job = ?1 AND device = ?2 ORDER BY attempt, late";
     let mut statement = connection.prepare_cached(query)?;
     let mut kept = statement.query(params![number, device.to_string()])?;
@@ -83,14 +84,16 @@ fn of_row(
             late.push((number, LateAnswer { at: ended.unwrap_or_default(), outcome }));
             continue;
         }
+        let succeeded: bool = kept.get("succeeded")?;
         attempts.push(DeviceAttempt {
             address: device.clone(),
             job_id: job.clone(),
             number,
-            status: DeviceJobStatus::Failed,
+            step: kept.get::<_, u32>("step")? + 1,
+            status: if succeeded { DeviceJobStatus::Completed } else { DeviceJobStatus::Failed },
             start: time(kept, "started")?,
             end: ended,
-            outcome: told(kept)?,
+            outcome: told(kept)?.or(succeeded.then_some(DeviceJobOutcome::TwinUpdated)),
             late: None,
         });
     }
@@ -120,6 +123,7 @@ fn own(job: &JobId, job_type: &str, device: &Address, number: u32, row: &Row<'_>
         address: device.clone(),
         job_id: job.clone(),
         number,
+        step: row.get::<_, u32>("step")? + 1,
         status,
         start: time(row, "started")?,
         end: time(row, "ended")?,

@@ -88,6 +88,10 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE device_jobs ADD COLUMN grp TEXT;
 ",
     r"
+    -- The step of a job with several that a device does or did last, counted from 0.
+    ALTER TABLE device_jobs ADD COLUMN step INTEGER NOT NULL DEFAULT 0;
+",
+    r"
     -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt
     -- that ended it stands in the device's own row, which has when it began if it was not the first.
     CREATE TABLE attempts (
@@ -95,6 +99,9 @@ pub const MIGRATIONS: &[&str] = &[
         device      TEXT NOT NULL,
         attempt     INTEGER NOT NULL,
         late        INTEGER NOT NULL,
+        -- Of a job with several steps, the one that it was for, counted from 0.
+        step        INTEGER NOT NULL DEFAULT 0,
+        succeeded   INTEGER NOT NULL DEFAULT 0,
         started     INTEGER,
         ended       INTEGER NOT NULL,
         answer      INTEGER,

@@ -172,7 +172,7 @@ const DEVICE_OF_ROW: &str = "substr(d.device, 1, instr(d.device || '/', '/') - 1
 fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
     let mut groups = HashSet::new();
     let query =
-        "SELECT device, attempt, status, stage, grp, awaited, failures, until, answer, payload, error, description
+        "SELECT device, attempt, status, stage, grp, step, awaited, failures, until, answer, payload, error, description
                  FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
@@ -180,16 +180,25 @@ fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<Save
         let awaited = time(row, "awaited")?;
         let in_doubt = DeviceJobStatus::by_name(&status) == Some(DeviceJobStatus::Running) && awaited.is_none();
         let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
+        let step = row.get("step")?;
+        // An answer is that to the step before, unless the device is to be tried again for it.
+        let until = time(row, "until")?;
+        let (last, answered) = match told(row)? {
+            Some(DeviceJobOutcome::Method(answer)) if step > 0 && until.is_none() => (None, Some(answer)),
+            other => (other, None),
+        };
         Ok(SavedTarget {
             device: address(row)?,
             attempt: row.get("attempt")?,
             in_doubt,
             failures: row.get("failures")?,
-            last: told(row)?,
-            until: time(row, "until")?,
+            last,
+            until,
             awaited,
             stage,
             group: group(row, &mut groups)?,
+            step,
+            answered,
         })
     })?;
     targets.collect()
@@ -331,6 +340,7 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
         is_awaited: !status.is_terminal() && time(row, "awaited")?.is_some(),
         attempts: row.get("attempt")?,
         next_attempt: if status == DeviceJobStatus::Pending { time(row, "until")? } else { None },
+        step: row.get::<_, u32>("step")? + 1,
     })
 }
 

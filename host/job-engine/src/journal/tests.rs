@@ -140,7 +140,7 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
     let mut connection = filled();
     let failure = DeviceJobOutcome::Error { code: "GatewayTimeout".into(), description: "late".into() };
     change(&mut connection, "b", What::Started { device: device(0), attempt: 1 });
-    let (until, outcome) = (Some(at(60)), failure.clone());
+    let (until, outcome) = (Some(at(60)), Some(failure.clone()));
     change(&mut connection, "b", What::Waiting { device: device(0), until, outcome, failures: Some(1) });
     let target = unfinished(&connection).expect("jobs")[1].targets[0].clone();
     let expected = SavedTarget {
@@ -153,6 +153,8 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
         awaited: None,
         stage: 0,
         group: None,
+        step: 0,
+        answered: None,
     };
     assert_eq!(target, expected);
     let row = rows(&connection, &job_id("b")).remove(0);
@@ -289,7 +291,7 @@ fn every_attempt_is_kept_and_a_late_answer_beside_it() {
     change(&mut connection, "j", What::Begun { targets });
     let waiting = |code: &str| {
         let outcome = DeviceJobOutcome::Error { code: code.to_owned(), description: String::new() };
-        What::Waiting { device: device(0), until: None, outcome, failures: None }
+        What::Waiting { device: device(0), until: None, outcome: Some(outcome), failures: None }
     };
     let answer = DeviceJobOutcome::Method(MethodResponse { status: 200, payload: json!("late") });
     for what in [
@@ -351,7 +353,7 @@ fn a_device_that_is_looked_for_a_thousand_times_keeps_its_last_attempts() {
     change(&mut connection, "j", What::Begun { targets: vec![target(device(0))] });
     for attempt in 1..=1000 {
         change(&mut connection, "j", What::Started { device: device(0), attempt });
-        let waiting = What::Waiting { device: device(0), until: None, outcome: error(), failures: None };
+        let waiting = What::Waiting { device: device(0), until: None, outcome: Some(error()), failures: None };
         change(&mut connection, "j", waiting);
     }
     let attempts = device_attempts(&connection, &job_id("j"), &device(0)).expect("a read").expect("the device");

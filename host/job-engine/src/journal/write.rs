@@ -123,11 +123,14 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::Waiting { device, until, outcome, failures } => {
-            keep_attempt(tx, job, at, device, outcome)?;
+            if let Some(outcome) = outcome {
+                keep_attempt(tx, job, at, device, outcome, false)?;
+            }
             let status = DeviceJobStatus::Pending.name();
             let until = until.map(millis);
-            let Some(failures) = failures else {
-                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5 WHERE job = ?1 AND device = ?2";
+            let (Some(failures), Some(outcome)) = (failures, outcome) else {
+                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL
+                           WHERE job = ?1 AND device = ?2";
                 return tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at, until]).map(drop);
             };
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, failures = ?6,
@@ -135,6 +138,16 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let Outcome { answer, payload, error, description } = columns(Some(outcome));
             let values =
                 params![job, device.to_string(), status, at, until, failures, answer, payload, error, description];
+            tx.prepare_cached(row)?.execute(values).map(drop)
+        }
+        What::Stepped { device, step, outcome, awaits } => {
+            keep_attempt(tx, job, at, device, outcome, true)?;
+            let status = if *awaits { DeviceJobStatus::Running } else { DeviceJobStatus::Pending };
+            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, step = ?5, awaited = iif(?6, ?4, NULL),
+                       until = NULL, answer = coalesce(?7, answer), payload = coalesce(?8, payload),
+                       error = NULL, description = NULL WHERE job = ?1 AND device = ?2";
+            let Outcome { answer, payload, .. } = columns(Some(outcome));
+            let values = params![job, device.to_string(), status.name(), at, step, awaits, answer, payload];
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::Late { device, attempt, outcome } => {
@@ -216,15 +229,16 @@ fn keep_attempt(
     at: i64,
     device: &Address,
     outcome: &DeviceJobOutcome,
+    succeeded: bool,
 ) -> sql::Result<()> {
     let device = device.to_string();
     // What is there already is there from before a restart.
     let row = "INSERT OR IGNORE INTO attempts
-               (job, device, attempt, late, started, ended, answer, payload, error, description)
-               SELECT job, device, attempt, 0, coalesce(attempted, started), ?3, ?4, ?5, ?6, ?7
+               (job, device, attempt, late, step, succeeded, started, ended, answer, payload, error, description)
+               SELECT job, device, attempt, 0, step, ?8, coalesce(attempted, started), ?3, ?4, ?5, ?6, ?7
                FROM device_jobs WHERE job = ?1 AND device = ?2";
     let Outcome { answer, payload, error, description } = columns(Some(outcome));
-    tx.prepare_cached(row)?.execute(params![job, device, at, answer, payload, error, description])?;
+    tx.prepare_cached(row)?.execute(params![job, device, at, answer, payload, error, description, succeeded])?;
     let old = "DELETE FROM attempts WHERE job = ?1 AND device = ?2
                AND attempt <= (SELECT attempt FROM device_jobs WHERE job = ?1 AND device = ?2) - ?3";
     tx.prepare_cached(old)?.execute(params![job, device, MAX_ATTEMPTS]).map(drop)

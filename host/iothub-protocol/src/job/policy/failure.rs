@@ -21,7 +21,7 @@ pub enum FailureClass {
     Refused,
     /// The hub failed, or the device answered with what is no answer.
     Fault,
-    /// The device answered with a status that does not count as success.
+    /// The device answered with a status that does not count as success, or its twin is not as a step wants it.
     Answer,
     /// It is not known whether the device was reached.
     Unknown,
@@ -112,16 +112,19 @@ pub enum PolicyOutcome {
     JobAborted,
     /// The job was cancelled before the device's outcome was known.
     JobCancelled,
+    /// The device's answer or twin was not, or not in time, as the job's next step wants it.
+    StepConditionNotMet,
 }
 
 impl PolicyOutcome {
-    const ALL: [PolicyOutcome; 6] = [
+    const ALL: [PolicyOutcome; 7] = [
         PolicyOutcome::PluginVersionFailed,
         PolicyOutcome::PluginVersionNotReported,
         PolicyOutcome::AttemptInDoubt,
         PolicyOutcome::DeviceWasOffline,
         PolicyOutcome::JobAborted,
         PolicyOutcome::JobCancelled,
+        PolicyOutcome::StepConditionNotMet,
     ];
 
     /// The error's code in a device's row.
@@ -133,6 +136,7 @@ impl PolicyOutcome {
             PolicyOutcome::DeviceWasOffline => "DeviceWasOffline",
             PolicyOutcome::JobAborted => "JobAborted",
             PolicyOutcome::JobCancelled => "JobCancelled",
+            PolicyOutcome::StepConditionNotMet => "StepConditionNotMet",
         }
     }
 
@@ -145,6 +149,7 @@ impl PolicyOutcome {
         match self {
             PolicyOutcome::PluginVersionFailed | PolicyOutcome::PluginVersionNotReported => FailureClass::Version,
             PolicyOutcome::DeviceWasOffline => FailureClass::Offline,
+            PolicyOutcome::StepConditionNotMet => FailureClass::Answer,
             PolicyOutcome::AttemptInDoubt | PolicyOutcome::JobAborted | PolicyOutcome::JobCancelled => {
                 FailureClass::Unknown
             }

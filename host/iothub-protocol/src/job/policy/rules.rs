@@ -330,7 +330,7 @@ impl OfflineRule {
 }
 
 impl AnswerRule {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(in crate::job) fn check(&self) -> Result<(), String> {
         if self.statuses.is_empty() {
             return Err("statuses must have at least one range, such as [200, 299]".into());
         }

@@ -20,7 +20,7 @@ fn late() -> Result<DeviceJobOutcome, HubError> {
     Err(HubError::new(ErrorCode::GatewayTimeout, "late"))
 }
 
-fn answered(status: i32) -> Result<DeviceJobOutcome, HubError> {
+pub(super) fn answered(status: i32) -> Result<DeviceJobOutcome, HubError> {
     Ok(DeviceJobOutcome::Method(MethodResponse { status, payload: json!(null) }))
 }
 

@@ -88,7 +88,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::rehearsal::tier::{Class, Sku, Tier};
+    use crate::quota::tier::{Class, Sku, Tier};
 
     fn registry() -> (Limiter, Instant) {
         let rate = Sku::new(Tier::S1, 1).expect("a size").rate(Class::Registry);

@@ -19,13 +19,13 @@ const BODY_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// How much of a body is read at all, as the refusal of one that is too large is not heard before that.
 const MAX_READ: usize = 16 * MAX_BODY;
 
-pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
-pub(super) const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");
-pub(super) const ITEM_TYPE: HeaderName = HeaderName::from_static("x-ms-item-type");
+pub const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
+pub const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");
+pub const ITEM_TYPE: HeaderName = HeaderName::from_static("x-ms-item-type");
 const ERROR_CODE: HeaderName = HeaderName::from_static("iothub-errorcode");
 
 /// A JSON answer.
-pub(super) fn json(value: &Value) -> Response {
+pub fn json(value: &Value) -> Response {
     json_with_status(StatusCode::OK, value)
 }
 
@@ -35,7 +35,7 @@ fn json_with_status(status: StatusCode, value: &Value) -> Response {
 }
 
 /// An error on its way to the caller.
-pub(super) struct Refusal {
+pub struct Refusal {
     error: HubError,
     dialect: Dialect,
 }
@@ -63,7 +63,7 @@ impl From<IdError> for Refusal {
 
 impl Refusal {
     /// An error of a direct method.
-    pub(super) fn of_method(error: HubError, waited: Option<u32>) -> Refusal {
+    pub fn of_method(error: HubError, waited: Option<u32>) -> Refusal {
         Refusal { error, dialect: Dialect::Method { waited } }
     }
 }
@@ -84,7 +84,7 @@ impl IntoResponse for Refusal {
 }
 
 /// A request's whole body.
-pub(super) async fn read_body(body: Body) -> Result<Bytes, HubError> {
+pub async fn read_body(body: Body) -> Result<Bytes, HubError> {
     let read = tokio::time::timeout(BODY_TIME_LIMIT, read_whole(body)).await;
     read.unwrap_or_else(|_| Err(HubError::new(ErrorCode::GenericBadRequest, "the body took too long to come")))
 }
@@ -108,7 +108,7 @@ async fn read_whole(body: Body) -> Result<Bytes, HubError> {
 }
 
 /// Read a body that nobody wants to its end, or as much of it as is read at all.
-pub(super) async fn pass_over(body: Body) {
+pub async fn pass_over(body: Body) {
     let mut chunks = body.into_data_stream();
     let pass = async {
         let mut size = 0;
@@ -124,18 +124,18 @@ pub(super) async fn pass_over(body: Body) {
 }
 
 /// A header's text, if it is there and is text.
-pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
 }
 
 /// The condition of a change. One that is no text matches nothing, rather than being taken for absent.
-pub(super) fn if_match(headers: &HeaderMap) -> Option<String> {
+pub fn if_match(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::IF_MATCH).filter(|value| !value.is_empty())?;
     Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
 /// The page size that a caller asked for, within what the hub gives.
-pub(super) fn page_size(headers: &HeaderMap) -> usize {
+pub fn page_size(headers: &HeaderMap) -> usize {
     /// Rows of a page if nothing is asked; Azure's number is not documented, 100 is what is seen.
     const DEFAULT: usize = 100;
     /// Most rows of a page.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use iothub_protocol::configuration::MAX_CONFIGURATIONS;
+use crate::configuration::MAX_CONFIGURATIONS;
 
 /// A tier of IoT Hub, by the name of its first size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,45 +12,40 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::RestState;
-use super::extract::{Path, Query};
-use super::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
-use crate::policy::Rights;
+use crate::JobApi;
+use crate::extract::{Path, Query};
+use crate::reply::{CONTINUATION, ITEM_TYPE, Refusal, header_text, json, page_size, read_body};
 
 /// Longest reason of a pause, in characters.
 const MAX_REASON: usize = 1000;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ListQuery {
+pub(crate) struct ListQuery {
     job_type: Option<String>,
     job_status: Option<String>,
 }
 
-pub(super) async fn create(
-    State(state): State<RestState>,
+pub(crate) async fn create(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    let jobs = state.jobs.by(state.authorize(&headers, Rights::SERVICE_CONNECT)?);
+    let jobs = state.authorize(&headers)?;
     let request = JobRequest::from_json(JobId::parse(&id)?, &read_body(body).await?)?;
     let created = request.created();
     jobs.create(request).await?;
     Ok(json(&created))
 }
 
-pub(super) async fn get(
-    State(state): State<RestState>,
-    Path(id): Path,
-    headers: HeaderMap,
-) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+pub(crate) async fn get(State(state): State<JobApi>, Path(id): Path, headers: HeaderMap) -> Result<Response, Refusal> {
+    state.authorize(&headers)?;
     Ok(json(&state.jobs.get(&JobId::parse(&id)?).await?.to_json()))
 }
 
-pub(super) async fn cancel(
-    State(state): State<RestState>,
+pub(crate) async fn cancel(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -65,8 +60,8 @@ struct Pause {
     reason: String,
 }
 
-pub(super) async fn pause(
-    State(state): State<RestState>,
+pub(crate) async fn pause(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
     body: Body,
@@ -79,8 +74,8 @@ pub(super) async fn pause(
     command(&state, &id, &headers, Command::Pause { reason }).await
 }
 
-pub(super) async fn resume(
-    State(state): State<RestState>,
+pub(crate) async fn resume(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -93,8 +88,8 @@ struct Approval {
     stage: Option<u32>,
 }
 
-pub(super) async fn approve(
-    State(state): State<RestState>,
+pub(crate) async fn approve(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
     body: Body,
@@ -104,17 +99,17 @@ pub(super) async fn approve(
 }
 
 /// How the devices of each group stand, and how those failed that did.
-pub(super) async fn report(
-    State(state): State<RestState>,
+pub(crate) async fn report(
+    State(state): State<JobApi>,
     Path(id): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    state.authorize(&headers)?;
     Ok(json(&state.jobs.report(&JobId::parse(&id)?).await?))
 }
 
-async fn command(state: &RestState, id: &str, headers: &HeaderMap, command: Command) -> Result<Response, Refusal> {
-    let jobs = state.jobs.by(state.authorize(headers, Rights::SERVICE_CONNECT)?);
+async fn command(state: &JobApi, id: &str, headers: &HeaderMap, command: Command) -> Result<Response, Refusal> {
+    let jobs = state.authorize(headers)?;
     Ok(json(&jobs.command(&JobId::parse(id)?, command).await?.to_json()))
 }
 
@@ -128,12 +123,12 @@ async fn optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, HubErr
         .map_err(|error| HubError::new(ErrorCode::ArgumentInvalid, format!("the body: {error}")))
 }
 
-pub(super) async fn query(
-    State(state): State<RestState>,
+pub(crate) async fn query(
+    State(state): State<JobApi>,
     Query(query): Query<ListQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers, Rights::SERVICE_CONNECT)?;
+    state.authorize(&headers)?;
     let filter = JobFilter {
         job_type: query.job_type.filter(|text| !text.is_empty()),
         status: match query.job_status.filter(|text| !text.is_empty()) {
