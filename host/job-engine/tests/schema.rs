@@ -71,7 +71,7 @@ fn full() -> [(Value, usize); 2] {
     let stages = json!([{"percent": 100, "successThreshold": 80, "minimumSample": 7, "pauseInSeconds": 6,
         "approval": true}]);
     let twin = json!({"version": 1, "policy": {
-        "stages": stages, "rate": 5, "inDoubt": "again", "onAbort": "unpin", "groupBy": "tags.building",
+        "stages": stages, "rate": 5, "inDoubt": "again", "onAbort": "unpin", "groupBy": "tags.building", "priority": 7,
         "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2, "perGroup": true}],
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
@@ -80,14 +80,14 @@ fn full() -> [(Value, usize); 2] {
     let then = json!([{"type": "scheduleDeviceMethod", "cloudToDeviceMethod": {"methodName": "report", "payload": null},
         "when": {"statuses": [[200, 299]], "condition": "tags.a = 1", "withinInSeconds": 5, "otherwise": "finish"}}]);
     let method = json!({"version": 1, "policy": {
-        "stages": stages, "inDoubt": "fail", "onAbort": "keep", "groupBy": "tags.building",
+        "stages": stages, "inDoubt": "fail", "onAbort": "keep", "groupBy": "tags.building", "priority": 7,
         "rate": {"base": 5, "factor": 3, "maximum": 50, "growAfter": {"started": 10}},
         "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2, "perGroup": true}],
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
     }, "then": then});
-    [(twin, 35), (method, 51)]
+    [(twin, 36), (method, 52)]
 }
 
 #[test]

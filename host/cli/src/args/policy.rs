@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use iothub_protocol::job::label::TagPath;
-use iothub_protocol::job::policy::{FailureClass, GrowAfter};
+use iothub_protocol::job::policy::{FailureClass, GrowAfter, MAX_PRIORITY};
 
 use super::ScheduleArgs;
 use crate::units::duration;
@@ -72,6 +72,10 @@ pub(crate) struct PolicyArgs {
     /// The longest wait before a retry [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = seconds, requires = "retry", help_heading = POLICY)]
     pub(crate) backoff_max: Option<u32>,
+    /// Whose turn it is first, of jobs that want to begin more than there is room for: 0 to 9, the highest first
+    /// [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_PRIORITY)), help_heading = POLICY)]
+    pub(crate) priority: Option<u8>,
     /// If the hub ends while a device is asked, the device has failed, instead of being asked again
     #[arg(long, help_heading = POLICY)]
     pub(crate) fail_in_doubt: bool,

@@ -4,7 +4,7 @@ use anyhow::bail;
 use iothub_protocol::job::policy::{
     AbortRule, AnswerRule, DEFAULT_ABORT_MINIMUM, DEFAULT_BACKOFF, DEFAULT_LONGEST_BACKOFF, DEFAULT_RATE_FACTOR,
     DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowingRate, InDoubt, JobPolicy, MAX_RATE, OfflineEnd,
-    OfflineRule, OnAbort, Rate, ReportRule, RetryRule, Stage, SuccessRule,
+    OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 use iothub_service::ServiceClient;
 
@@ -91,6 +91,7 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         in_doubt: if args.fail_in_doubt { InDoubt::Fail } else { InDoubt::Again },
         on_abort: if args.pause_on_abort { OnAbort::Pause } else { OnAbort::Keep },
         group_by: args.group_by.clone(),
+        priority: args.priority.map(Priority).unwrap_or_default(),
         ..JobPolicy::default()
     }
 }

@@ -18,8 +18,8 @@ use crate::plugin_report;
 pub use failure::{FailureClass, PolicyOutcome};
 pub use rules::{
     AbortRule, AnswerRule, DEFAULT_ABORT_MINIMUM, DEFAULT_BACKOFF, DEFAULT_LONGEST_BACKOFF, DEFAULT_RATE_FACTOR,
-    DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowAfter, GrowingRate, InDoubt, OfflineEnd, OfflineRule,
-    OnAbort, Rate, ReportRule, RetryRule, Stage, SuccessRule,
+    DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowAfter, GrowingRate, InDoubt, MAX_PRIORITY, OfflineEnd,
+    OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 
 /// Fastest rate, in devices a second. Beyond it no rate is the plainer wish.
@@ -51,6 +51,8 @@ pub struct JobPolicy {
     /// A tag by which devices are told apart: a job's report and the reason of an abort say how each group does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_by: Option<TagPath>,
+    #[serde(skip_serializing_if = "Priority::is_default")]
+    pub priority: Priority,
 }
 
 impl JobPolicy {
@@ -71,6 +73,7 @@ impl JobPolicy {
             in_doubt: part(fields, "inDoubt")?.unwrap_or_default(),
             on_abort: part(fields, "onAbort")?.unwrap_or_default(),
             group_by: part(fields, "groupBy")?,
+            priority: part(fields, "priority")?.unwrap_or_default(),
         };
         policy.check(action).map_err(|text| invalid(format!("latch.policy.{text}")))?;
         let shortest = policy.shortest();
@@ -120,6 +123,7 @@ impl JobPolicy {
             return Err("stages must end with {\"percent\": 100}, as every device gets its turn".into());
         }
         self.rate.map_or(Ok(()), |rate| rate.check())?;
+        self.priority.check()?;
         if self.abort.len().max(self.retry.len()) > MAX_RULES {
             return Err(format!("abort and retry have at most {MAX_RULES} rules each"));
         }
@@ -201,4 +205,5 @@ fn part<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Result<
     T::deserialize(value).map(Some).map_err(|error| invalid(format!("latch.policy.{name}: {error}")))
 }
 
-const FIELDS: &[&str] = &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort", "groupBy"];
+const FIELDS: &[&str] =
+    &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort", "groupBy", "priority"];

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::policy::{FailureClass, Priority};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
 use iothub_protocol::method::MethodResponse;
 
@@ -16,6 +16,9 @@ use super::{SavedJob, SavedTarget, Waits};
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) steps: Steps,
+    priority: Priority,
+    /// It is in line to begin more.
+    pub(super) waits_for_turn: bool,
     pub(super) condition: String,
     pub(super) phase: Phase,
     pub(super) start: DateTime<Utc>,
@@ -170,8 +173,11 @@ impl Target {
 
 impl Job {
     pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
+        let priority = saved.request.policy.as_ref().map(|policy| policy.priority).unwrap_or_default();
         let course = saved.request.policy.map(|policy| Box::new(Course::new(policy, &saved.request.action)));
         Job {
+            priority,
+            waits_for_turn: false,
             steps: Steps::new(saved.request.action, saved.request.then),
             condition: saved.request.query_condition,
             phase: Phase::Waiting,
@@ -192,6 +198,10 @@ impl Job {
             later: BTreeSet::new(),
             in_flight: 0,
         }
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
     }
 
     pub(super) fn begin(&mut self, begun: DateTime<Utc>) {

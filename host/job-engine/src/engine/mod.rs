@@ -29,8 +29,10 @@ mod policy;
 mod steps;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod watch;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
@@ -38,7 +40,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::policy::{FailureClass, Priority};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
@@ -46,9 +48,10 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
-use job::{End, Job, Lack, Phase, State, Target};
+use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
+use turns::Turns;
 use watch::Group;
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
@@ -71,6 +74,8 @@ const BY_POLICY: Waits = Waits { first: TimeDelta::seconds(30), longest: TimeDel
 pub struct Limits {
     /// How many devices of one job may be in flight at once.
     pub in_flight_per_job: usize,
+    /// How many devices of all jobs together; those that want more take turns.
+    pub in_flight: usize,
     /// How many jobs run at once; further ones stay queued. Each running job keeps its unfinished devices in memory.
     pub concurrent_jobs: usize,
 }
@@ -78,7 +83,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Limits {
         // Enough to hide a device's round trip many times over, few enough not to flood a hub's links at once.
-        Limits { in_flight_per_job: 256, concurrent_jobs: 64 }
+        Limits { in_flight_per_job: 256, in_flight: 1024, concurrent_jobs: 64 }
     }
 }
 
@@ -183,8 +188,10 @@ pub struct Engine {
     active: BTreeSet<JobId>,
     /// The call of each device that has one: there is one at a time, over all jobs.
     busy: HashMap<Address, Call>,
-    /// Jobs that want a busy device, first come first served. May name jobs that no longer do.
+    /// Jobs that want a busy device, those of a higher priority first, else first come first served. May name jobs that
+    /// no longer do.
     blocked: HashMap<Address, VecDeque<JobId>>,
+    turns: Turns,
     draining: bool,
     changes: Vec<Change>,
     outputs: VecDeque<Output>,
@@ -208,6 +215,7 @@ impl Engine {
             active: BTreeSet::new(),
             busy: HashMap::new(),
             blocked: HashMap::new(),
+            turns: Turns::default(),
             draining: false,
             changes: Vec::new(),
             outputs: VecDeque::new(),
@@ -412,12 +420,24 @@ impl Engine {
             for id in active {
                 self.advance(now, &id);
             }
-            while self.has_room() && self.agenda.first().is_some_and(|(start, _)| *start <= now) {
-                if let Some((_, id)) = self.agenda.pop_first() {
-                    self.select(now, &id);
-                }
+            while self.has_room()
+                && let Some(due) = self.due(now)
+            {
+                self.agenda.remove(&due);
+                self.select(now, &due.1);
             }
         }
+        self.take_turns(now);
+    }
+
+    /// Of the jobs whose time has come, one of the highest priority, and of those the one that waits longest.
+    fn due(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, JobId)> {
+        let due = self.agenda.iter().take_while(|(start, _)| *start <= now);
+        due.min_by_key(|(start, id)| (Reverse(self.priority(id)), *start)).cloned()
+    }
+
+    fn priority(&self, id: &JobId) -> Priority {
+        self.jobs.get(id).map_or_else(Priority::default, Job::priority)
     }
 
     /// What time alone does to a running job.
@@ -484,41 +504,6 @@ impl Engine {
         self.judge(now, id);
         self.end_if_done(now, id);
         self.fill(now, id);
-    }
-
-    /// Start devices, as many as may be in flight.
-    fn fill(&mut self, now: DateTime<Utc>, id: &JobId) {
-        let Some(job) = self.jobs.get_mut(id) else { return };
-        if let Some(course) = &mut job.course {
-            course.unthrottle();
-        }
-        if self.draining || job.phase != Phase::Running || job.is_held() {
-            return;
-        }
-        while job.in_flight < self.limits.in_flight_per_job && !job.ready.is_empty() {
-            // The rate is one of devices: those that have begun go on.
-            let is_first = |device| job.targets.get(device).is_none_or(|target: &Target| target.step == 0);
-            let counts = job.ready.front().is_some_and(is_first);
-            if counts && job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
-                return;
-            }
-            let Some(device) = job.ready.pop_front() else { return };
-            let Some(target) = job.targets.get_mut(&device) else { continue };
-            if self.busy.contains_key(&device) {
-                target.state = State::Blocked;
-                self.blocked.entry(device).or_default().push_back(id.clone());
-                continue;
-            }
-            target.attempt += 1;
-            target.state = State::Starting;
-            let attempt = target.attempt;
-            job.started();
-            if let Some(course) = job.course.as_mut().filter(|_| counts) {
-                course.started(now, attempt);
-            }
-            self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
-            push(&mut self.changes, now, id, What::Started { device, attempt });
-        }
     }
 
     fn recorded(&mut self, record: &Record) {

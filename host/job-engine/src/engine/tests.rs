@@ -3,6 +3,7 @@ mod ledger;
 mod policy;
 mod retries;
 mod steps;
+mod turns;
 
 use std::collections::BTreeMap;
 
@@ -190,7 +191,7 @@ fn offline() -> Result<DeviceJobOutcome, HubError> {
 }
 
 fn limits(in_flight_per_job: usize, concurrent_jobs: usize) -> Limits {
-    Limits { in_flight_per_job, concurrent_jobs }
+    Limits { in_flight_per_job, concurrent_jobs, ..Limits::default() }
 }
 
 #[test]
@@ -459,7 +460,7 @@ proptest! {
     /// (checked at each send), ends are final, and every job ends.
     #[test]
     fn counts_agree_with_rows_and_ends_are_final(steps in prop::collection::vec(step(), 1..80)) {
-        let mut world = World::new(4, limits(2, 3));
+        let mut world = World::new(4, Limits { in_flight: 3, ..limits(2, 3) });
         let mut created = Vec::new();
         let mut ended: BTreeMap<(JobId, Address), DeviceJob> = BTreeMap::new();
         // At the end each answer comes at once, until the last window is over.

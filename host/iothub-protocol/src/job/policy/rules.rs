@@ -109,6 +109,31 @@ pub struct RetryRule {
     pub maximum_backoff_in_seconds: u32,
 }
 
+/// Which of the jobs that want to begin something has its turn first: 0 to [`MAX_PRIORITY`], the highest first. Equal
+/// ones take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Priority(pub u8);
+
+/// The highest priority.
+pub const MAX_PRIORITY: u8 = 9;
+
+impl Default for Priority {
+    fn default() -> Priority {
+        Priority(5)
+    }
+}
+
+impl Priority {
+    pub(super) fn check(self) -> Result<(), String> {
+        range("priority", self.0.into(), 0, MAX_PRIORITY.into())
+    }
+
+    pub(super) fn is_default(&self) -> bool {
+        *self == Priority::default()
+    }
+}
+
 /// What becomes of a device that is not connected when its turn comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
