@@ -197,3 +197,38 @@ fn a_door_is_locked_then_reports_it_and_then_its_twin_says_so() {
     let refused = latch(data, &["job", "method", "lockDoor", "--query", "*", "--then", steps]);
     assert!(refused.stderr.contains("latch.then[0].when.condition: "), "{refused:?}");
 }
+
+#[test]
+fn a_template_is_kept_over_a_restart_and_made_into_jobs() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let arguments = [&["hub", "--devices", "4"], FREE_PORTS].concat();
+    let hub = Latch::start(data, &arguments);
+    let file = data.join("tag.json");
+    let file_name = file.to_str().expect("a readable name");
+    let template = json!({"description": "Tag a ring", "parameters": {"device": {}, "ring": {"default": 1}},
+        "job": {"type": "scheduleUpdateTwin", "queryCondition": "deviceId = '${device}'",
+            "updateTwin": {"etag": "*", "tags": {"ring": "${ring}"}}}});
+    std::fs::write(&file, template.to_string()).expect("a file");
+    assert_eq!(latch(data, &["job", "template", "put", "tag", file_name]).stdout, "tag kept\n");
+    hub.kill();
+    let _hub = Latch::start(data, &arguments);
+    let listed = latch(data, &["job", "template", "list"]).stdout;
+    assert_eq!(listed.lines().nth(1).map(str::trim_end), Some("tag       device ring=1  Tag a ring"), "{listed}");
+    let ran =
+        latch(data, &["job", "run", "tag", "--set", &format!("device={}", door(2)), "--set-json", "ring=7", "--wait"]);
+    assert!(ran.stdout.ends_with("completed: 1 of 1 devices succeeded\n"), "{ran:?}");
+    let tagged = latch_json(data, &["query", "SELECT deviceId, tags.ring FROM devices WHERE is_defined(tags.ring)"]);
+    assert_eq!(tagged, json!([{"deviceId": door(2), "ring": 7}]));
+    for (arguments, text) in [
+        (&["job", "run", "tag"][..], "needs a value for its parameter device"),
+        (&["job", "run", "tag", "--set", "device=x' OR '1' = '1"], "must not contain"),
+        (&["job", "run", "tag", "--set", "device"], "a parameter is NAME=VALUE"),
+        (&["job", "run", "nothing"], "there is no job template nothing"),
+    ] {
+        let refused = latch(data, arguments);
+        assert!(refused.code != Some(0) && refused.stderr.contains(text), "{text}: {refused:?}");
+    }
+    assert_eq!(latch(data, &["job", "template", "delete", "tag"]).stdout, "tag deleted\n");
+    assert_eq!(latch_json(data, &["job", "template", "list"]), json!([]));
+}

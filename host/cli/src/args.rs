@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use iothub_protocol::address::Address;
-use iothub_protocol::id::{JobId, MethodName};
+use iothub_protocol::id::{JobId, MethodName, TemplateName};
 
 use crate::exit;
 
@@ -234,6 +234,28 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         #[command(flatten)]
         success: SuccessArgs,
     },
+    /// Make a job of a template
+    #[command(after_help = "Example:
+  latch job run lock-up --set building=43 --wait")]
+    Run {
+        /// The template's name
+        name: TemplateName,
+        /// A parameter's value, as text; again for each
+        #[arg(long, value_name = "NAME=TEXT", value_parser = assignment)]
+        set: Vec<(String, String)>,
+        /// A parameter's value, as JSON; again for each
+        #[arg(long, value_name = "NAME=JSON", value_parser = assignment)]
+        set_json: Vec<(String, String)>,
+        /// The job's id [default: made up]
+        #[arg(long, value_name = "ID")]
+        id: Option<JobId>,
+        /// Follow the job until it ends
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Manage templates: jobs with places left open
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// List jobs, the newest first
     List,
     /// Show a job, or how it went on one device
@@ -288,6 +310,44 @@ Example:
     Results(ResultsArgs),
     /// Show who did what to jobs, and check that nobody has edited that; of jobs of the embedded hub
     Audit(AuditArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// Keep a template, in place of one of that name if there is one
+    #[command(
+        after_help = "The file is JSON: the parameters, and a job as PUT /jobs/v2/{id} takes it, in whose texts ${name}
+stands for a parameter:
+
+  {\"description\": \"Lock a building\", \"parameters\": {\"building\": {}, \"rate\": {\"default\": 50}},
+   \"job\": {\"type\": \"scheduleDeviceMethod\", \"cloudToDeviceMethod\": {\"methodName\": \"lockDoor\"},
+           \"queryCondition\": \"tags.building = '${building}'\",
+           \"latch\": {\"version\": 1, \"policy\": {\"rate\": \"${rate}\"}}}}"
+    )]
+    Put {
+        /// The template's name
+        name: TemplateName,
+        /// The template
+        file: PathBuf,
+    },
+    /// List all templates and their parameters
+    List,
+    /// Show a template
+    Show {
+        /// The template's name
+        name: TemplateName,
+    },
+    /// Delete a template; jobs that were made of it stay
+    Delete {
+        /// The template's name
+        name: TemplateName,
+    },
+}
+
+/// `building=43`.
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("a parameter is NAME=VALUE: building=43")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[derive(Debug, ClapArgs)]

@@ -156,6 +156,15 @@ id!(
 );
 
 id!(
+    /// The name of a job's template: up to 128 characters.
+    TemplateName,
+    "a template's name",
+    128,
+    "ASCII letters, digits and - . _",
+    |c| c.is_ascii_alphanumeric() || "-._".contains(c)
+);
+
+id!(
     /// A configuration's name: up to 128 characters, lower-case letters among them, as Azure documents.
     ConfigurationId,
     "a configuration id",

@@ -6,6 +6,7 @@ mod failures;
 pub mod label;
 pub mod policy;
 pub mod steps;
+pub mod template;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};

@@ -10,7 +10,7 @@ use iothub_protocol::connection_string::{
     self, ConnectionStringError, DeviceCredentials, HostName, ServiceConnectionString,
 };
 use iothub_protocol::error::HubError;
-use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, ModuleId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, ModuleId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -239,6 +239,34 @@ impl ServiceClient {
     /// Whether the whole audit trail holds, and where it does not.
     pub async fn check_audit(&self) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::check_audit()).await
+    }
+
+    /// Keep a template of jobs. Like the next four, for the embedded hub.
+    pub async fn put_template(&self, name: &TemplateName, body: Value) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::put_template(name, body)).await
+    }
+
+    pub async fn template(&self, name: &TemplateName) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::template(name)).await
+    }
+
+    /// A list of them all.
+    pub async fn templates(&self) -> Result<Value, ServiceError> {
+        Ok(Value::Array(self.page(ServiceRequest::templates()).await?.items))
+    }
+
+    pub async fn delete_template(&self, name: &TemplateName) -> Result<(), ServiceError> {
+        self.send(&ServiceRequest::delete_template(name)).await.map(|_| ())
+    }
+
+    /// Make a job of a template.
+    pub async fn run_template(
+        &self,
+        name: &TemplateName,
+        job: &JobId,
+        parameters: &Map<String, Value>,
+    ) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::run_template(name, job, parameters)).await
     }
 
     pub async fn query_jobs(&self, filter: JobFilter<'_>, page: &PageRequest) -> Result<Page, ServiceError> {

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use iothub_protocol::address::Address;
-use iothub_protocol::id::{ConfigurationId, DeviceId, JobId};
+use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// What every current SDK sends.
 const API_VERSION: &str = "2021-04-12";
@@ -177,6 +177,27 @@ impl ServiceRequest {
         let mut request = ServiceRequest::job_audit(None, &PageRequest::default());
         request.target.push_str("&verify=true");
         request
+    }
+
+    pub fn put_template(name: &TemplateName, body: Value) -> ServiceRequest {
+        ServiceRequest::new(Method::PUT, &["jobs", "templates", name.as_str()]).with_body(body)
+    }
+
+    pub fn template(name: &TemplateName) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["jobs", "templates", name.as_str()])
+    }
+
+    pub fn templates() -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["jobs", "templates"])
+    }
+
+    pub fn delete_template(name: &TemplateName) -> ServiceRequest {
+        ServiceRequest::new(Method::DELETE, &["jobs", "templates", name.as_str()])
+    }
+
+    pub fn run_template(name: &TemplateName, job: &JobId, parameters: &Map<String, Value>) -> ServiceRequest {
+        let body = json!({"jobId": job, "parameters": parameters});
+        ServiceRequest::new(Method::POST, &["jobs", "templates", name.as_str(), "run"]).with_body(body)
     }
 
     pub fn query_jobs(filter: JobFilter<'_>, page: &PageRequest) -> ServiceRequest {
@@ -394,6 +415,17 @@ mod tests {
         check(&ServiceRequest::job_audit(Some(&job("j1")), &page), line, &headers, Value::Null);
         let line = "GET /jobs/v2/query/audit?api-version=2021-04-12&verify=true";
         check(&ServiceRequest::check_audit(), line, &[], Value::Null);
+        let lock = TemplateName::parse("lock-up").expect("a name");
+        let line = "PUT /jobs/templates/lock-up?api-version=2021-04-12";
+        check(&ServiceRequest::put_template(&lock, json!({"job": {}})), line, &[], json!({"job": {}}));
+        let line = "GET /jobs/templates/lock-up?api-version=2021-04-12";
+        check(&ServiceRequest::template(&lock), line, &[], Value::Null);
+        check(&ServiceRequest::templates(), "GET /jobs/templates?api-version=2021-04-12", &[], Value::Null);
+        let line = "DELETE /jobs/templates/lock-up?api-version=2021-04-12";
+        check(&ServiceRequest::delete_template(&lock), line, &[], Value::Null);
+        let line = "POST /jobs/templates/lock-up/run?api-version=2021-04-12";
+        let run = ServiceRequest::run_template(&lock, &job("j1"), &Map::new());
+        check(&run, line, &[], json!({"jobId": "j1", "parameters": {}}));
         let filter = JobFilter { job_type: Some("scheduleUpdateTwin"), status: Some(JobStatus::Running) };
         let line = "GET /jobs/v2/query?api-version=2021-04-12&jobType=scheduleUpdateTwin&jobStatus=running";
         check(&ServiceRequest::query_jobs(filter, &page), line, &headers, Value::Null);

@@ -114,7 +114,7 @@ async fn command(state: &JobApi, id: &str, headers: &HeaderMap, command: Command
 }
 
 /// A body that need not be there.
-async fn optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, HubError> {
+pub(crate) async fn optional<T: DeserializeOwned + Default>(body: Body) -> Result<T, HubError> {
     let body = read_body(body).await?;
     if body.is_empty() {
         return Ok(T::default());

@@ -9,6 +9,7 @@ mod jobs;
 pub mod query;
 mod records;
 pub mod reply;
+mod templates;
 
 use std::sync::Arc;
 
@@ -43,7 +44,7 @@ impl JobApi {
     }
 }
 
-/// The routes of `/jobs/v2`, Azure's and ours, for a router of any state. Whoever merges them answers what has no route.
+/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them answers what has no route.
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))
@@ -59,6 +60,9 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{job}/devices/{device}/modules/{module}/attempts", get(records::device_attempts))
         .route("/jobs/v2/{id}/audit", get(records::audit_of_job))
         .route("/jobs/v2/query/audit", get(records::audit))
+        .route("/jobs/templates", get(templates::list))
+        .route("/jobs/templates/{name}", put(templates::put).get(templates::get).delete(templates::delete))
+        .route("/jobs/templates/{name}/run", post(templates::run))
         .with_state(api)
 }
 

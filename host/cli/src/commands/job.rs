@@ -1,5 +1,7 @@
 //! `latch job`.
 
+mod template;
+
 use std::fs;
 use std::path::Path;
 
@@ -33,6 +35,14 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Resul
             let policy = policy::of_updates(&policy, success.success_by.as_deref(), &success.report)?;
             create(action, schedule, policy, context).await
         }
+        JobCommand::Run { name, set, set_json, id, wait } => {
+            let parameters = template::values(set, set_json)?;
+            let id = id.map_or_else(made_up_id, Ok)?;
+            let service = context.service()?;
+            let created = service.run_template(&name, &id, &parameters).await?;
+            follow_or_tell(&service, &id, &created, wait, context).await
+        }
+        JobCommand::Template(command) => template::run(command, context).await,
         JobCommand::List => list(context).await,
         JobCommand::Show { id, device: None } => document(&context.service()?.get_job(&id).await?),
         JobCommand::Show { id, device: Some(device) } => show_device(&id, &device, context).await,
@@ -99,10 +109,20 @@ async fn create(
              have reached devices"
         );
     }
-    if schedule.wait {
-        return watch(&service, &job_id, context).await;
+    follow_or_tell(&service, &job_id, &created, schedule.wait, context).await
+}
+
+async fn follow_or_tell(
+    service: &ServiceClient,
+    id: &JobId,
+    created: &Value,
+    wait: bool,
+    context: &Context,
+) -> anyhow::Result<()> {
+    if wait {
+        return watch(service, id, context).await;
     }
-    if context.json { document(&created) } else { line(&format!("{job_id} {}", cell(&created["status"]))) }
+    if context.json { document(created) } else { line(&format!("{id} {}", cell(&created["status"]))) }
 }
 
 /// A device's row of a job, with every attempt at it.

@@ -1,6 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
 mod task;
+mod templates;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@
 mod attempts;
 mod read;
 mod report;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -17,6 +18,7 @@ use iothub_protocol::job::JobStatus;
 pub use attempts::{attempts, device_attempts};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
+pub use templates::{delete_template, put_template, template, templates};
 pub use write::{insert, prune, record};
 
 /// For [`durable_store::Store::open`].
@@ -90,6 +92,12 @@ pub const MIGRATIONS: &[&str] = &[
     r"
     -- The step of a job with several that a device does or did last, counted from 0.
     ALTER TABLE device_jobs ADD COLUMN step INTEGER NOT NULL DEFAULT 0;
+",
+    r"
+    CREATE TABLE job_templates (
+        name    TEXT PRIMARY KEY,
+        body    TEXT NOT NULL,
+        updated INTEGER NOT NULL
 ",
     r"
     -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt
