@@ -96,6 +96,7 @@ async fn run_job(service: &ServiceClient, id: &str, method: &str) -> Duration {
         start_time: None,
         max_execution_time_in_seconds: 60,
         policy: None,
+        targets: None,
         then: Vec::new(),
     };
     let begun = Instant::now();

@@ -50,6 +50,7 @@ impl BackEnd {
             start_time: None,
             max_execution_time_in_seconds: DEFAULT_MAX_EXECUTION,
             policy: None,
+            targets: None,
             then: Vec::new(),
         };
         let created = self.runtime.block_on(self.service.create_job(&request));

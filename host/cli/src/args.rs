@@ -10,6 +10,7 @@ mod message;
 mod policy;
 mod rehearse;
 mod results;
+mod targets;
 
 use std::path::PathBuf;
 
@@ -31,6 +32,7 @@ pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
+pub(crate) use targets::TargetArgs;
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";
@@ -108,7 +110,7 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
     #[command(subcommand)]
-    Job(JobCommand),
+    Job(Box<JobCommand>),
     /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
     #[command(after_help = events::HELP)]
     Events(EventsArgs),
@@ -204,7 +206,8 @@ pub(crate) enum JobCommand {
     #[command(after_help = "Examples:
   latch job method lockDoor --query \"tags.site = 'A'\" --wait
   latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait
-  latch job method lockDoor --query '*' --retry timeout,fault:3 --wait-offline 1h --skip-offline")]
+  latch job method lockDoor --query '*' --retry timeout,fault:3 --wait-offline 1h --skip-offline
+  latch job method lockDoor --list doors.csv --exclude \"tags.pilot = true\" --wait")]
     Method {
         /// The method's name
         name: MethodName,
@@ -352,9 +355,8 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ScheduleArgs {
-    /// The devices: a condition on twins, or '*' for all; modules by FROM devices.modules WHERE …
-    #[arg(long, value_name = "CONDITION")]
-    pub(crate) query: String,
+    #[command(flatten)]
+    pub(crate) targets: TargetArgs,
     /// The job's id [default: made up]
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<JobId>,

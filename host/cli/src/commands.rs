@@ -19,6 +19,7 @@ mod rehearse;
 mod results;
 mod rollout;
 mod run;
+mod targets;
 mod token;
 mod twin;
 mod up;
@@ -47,7 +48,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> anyhow::Result<(
         Command::Method(args) => method::run(args, context).await,
         Command::Message(command) => message::run(command, context).await,
         Command::Query(args) => query::run(args, context).await,
-        Command::Job(command) => job::run(command, context).await,
+        Command::Job(command) => job::run(*command, context).await,
         Command::Events(args) => events::run(args, context).await,
         Command::Configuration(command) => configuration::run(command, context).await,
         Command::Config(command) => config::run(&command, context),

@@ -8,7 +8,7 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::Condition;
+use iothub_protocol::query::{Condition, Parts};
 use iothub_protocol::twin::TwinPatch;
 use job_engine::{Fleet, Selected, Selection};
 use serde_json::json;
@@ -58,10 +58,11 @@ impl Fleet for HubFleet {
     }
 
     async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
-        let Selection { condition, labels } = selection;
-        let mut walk = match labels.is_empty() {
-            true => Walk::ids(&self.hub, condition),
-            false => Walk::tags(&self.hub, condition),
+        let Selection { condition, among, labels } = selection;
+        let parts = Parts { tags: !labels.is_empty() || condition.parts().tags, ..condition.parts() };
+        let mut walk = match among {
+            None => Walk::parts(&self.hub, condition, parts),
+            Some(among) => Walk::among(&self.hub, condition, among, parts),
         };
         let mut values = Values::default();
         let mut selected = Vec::new();

@@ -149,15 +149,20 @@ impl Walk {
         walk
     }
 
-    /// With what decides whether the condition holds.
-    pub(crate) fn ids(hub: &HubHandle, condition: &Condition) -> Walk {
-        Walk::begin(hub, condition, condition.parts(), None, MAX_ROWS)
+    /// With these parts, which include those that decide whether the condition holds.
+    pub(crate) fn parts(hub: &HubHandle, condition: &Condition, parts: Parts) -> Walk {
+        Walk::begin(hub, condition, parts, None, MAX_ROWS)
     }
 
-    /// With that, and with tags.
-    pub(crate) fn tags(hub: &HubHandle, condition: &Condition) -> Walk {
-        let parts = Parts { tags: true, ..condition.parts() };
-        Walk::begin(hub, condition, parts, None, MAX_ROWS)
+    /// As [`Walk::parts`], over those of these devices and modules that exist.
+    pub(crate) fn among(hub: &HubHandle, condition: &Condition, addresses: &[Address], parts: Parts) -> Walk {
+        let kind = Kind::of_source(condition.source());
+        let of_kind: Vec<_> = addresses.iter().filter(|address| Kind::of(address) == kind).cloned().collect();
+        let mut walk = Walk::of(hub, kind, &of_kind, parts);
+        if let Some(selection) = Arc::get_mut(&mut walk.selection) {
+            selection.condition = condition.clone();
+        }
+        walk
     }
 
     /// With what the query looks at. `limit` is how many rows its page may have.

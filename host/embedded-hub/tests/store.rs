@@ -249,15 +249,25 @@ async fn twenty_thousand_imported_twins_are_found_with_and_without_indexes() {
     let select = async |condition: &str| {
         let condition = Condition::parse_job(condition).expect(condition);
         let site = TagPath::parse("tags.site").expect("a tag");
-        let with_site = Selection { condition: condition.clone(), labels: vec![site] };
+        let with_site = Selection { condition: condition.clone(), among: None, labels: vec![site] };
         let labelled = fleet.select(&with_site).await.expect("selected");
-        let selected = fleet.select(&Selection { condition, labels: Vec::new() }).await.expect("selected");
+        let selected = fleet.select(&Selection { condition, among: None, labels: Vec::new() }).await.expect("selected");
         assert!(selected.is_sorted_by_key(|selected| &selected.address));
         for (one, other) in selected.iter().zip(&labelled) {
             assert!(one.address == other.address && one.labels.is_empty(), "{one:?} {other:?}");
-            assert!(other.labels[0].as_deref().is_none_or(|site| site.starts_with('s')), "{other:?}");
+            assert!(
+                other.labels[0].as_deref().is_none_or(|site| site.starts_with('s') || site == "elsewhere"),
+                "{other:?}"
+            );
         }
         assert_eq!(selected.len(), labelled.len());
+        // Every other one of them, one that is not there, and one for which it may not hold.
+        let mut among: Vec<_> = selected.iter().step_by(2).map(|selected| selected.address.clone()).collect();
+        let expected = among.clone();
+        among.push(Address::parse("nobody").expect("an address"));
+        let with_among = Selection { among: Some(among), ..with_site };
+        let found = fleet.select(&with_among).await.expect("selected");
+        assert!(found.iter().map(|selected| &selected.address).eq(&expected), "{}", found.len());
         assert!(selected.is_empty() || labelled.iter().any(|labelled| labelled.labels[0].is_some()));
         selected.len()
     };

@@ -6,6 +6,7 @@ mod failures;
 pub mod label;
 pub mod policy;
 pub mod steps;
+pub mod targets;
 pub mod template;
 
 use chrono::{DateTime, Utc};
@@ -18,10 +19,11 @@ use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
 pub use attempt::{AttemptId, DeviceAttempt, LateAnswer};
 pub use extension::EXTENSION_VERSION;
-use extension::Extension;
+use extension::{Described, Extension};
 pub use failures::FailureCounts;
 use policy::{FailureClass, JobPolicy};
 use steps::Step;
+use targets::JobTargets;
 
 /// The window of a job that names none, in seconds; what the Node SDK's shorthand and the CLI send.
 pub const DEFAULT_MAX_EXECUTION: u32 = 3600;
@@ -60,6 +62,8 @@ pub struct JobRequest {
     pub max_execution_time_in_seconds: u32,
     /// How it goes over its devices; `None` as at Azure.
     pub policy: Option<JobPolicy>,
+    /// Which devices it is for beyond its condition; `None` as at Azure.
+    pub targets: Option<JobTargets>,
     /// What follows `action` on each device, step by step; nothing at Azure.
     pub then: Vec<Step>,
 }
@@ -133,6 +137,10 @@ pub struct JobResponse {
     pub stage: Option<u32>,
     /// Set while it is paused. Azure has no status for that: it stays `running`, `scheduled` or `queued`.
     pub hold: Option<Hold>,
+    /// How many devices would be in the job if they were not excluded; `None` before it has begun.
+    pub excluded: Option<u64>,
+    /// How many devices have been listed for it, as long as its list is not whole.
+    pub listed: Option<u64>,
 }
 
 /// The row of a job for one device or module.
@@ -222,8 +230,18 @@ impl JobRequest {
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
         let latch = body.get("latch").unwrap_or(&Value::Null);
-        let Extension { policy, then } = Extension::from_json(latch, &action, max_execution_time_in_seconds)?;
-        Ok(JobRequest { job_id, action, query_condition, start_time, max_execution_time_in_seconds, policy, then })
+        let job = Described { action: &action, condition: &query_condition, window: max_execution_time_in_seconds };
+        let Extension { policy, targets, then } = Extension::from_json(latch, &job)?;
+        Ok(JobRequest {
+            job_id,
+            action,
+            query_condition,
+            start_time,
+            max_execution_time_in_seconds,
+            policy,
+            targets,
+            then,
+        })
     }
 
     /// The body that a client sends, and that a journal keeps.
@@ -446,22 +464,20 @@ impl JobResponse {
         if let Some(statistics) = self.statistics {
             body.insert("deviceJobStatistics".into(), statistics.to_json());
         }
+        let progress = self.progress();
         let mut latch = self.request.extension();
-        if let Some(progress) = self.progress() {
+        if !progress.is_empty() {
             // Also of a job as at Azure, whose devices can fail and which can be paused here.
-            latch.get_or_insert_with(|| json!({"version": EXTENSION_VERSION}))["progress"] = progress;
+            latch.get_or_insert_with(|| json!({"version": EXTENSION_VERSION}))["progress"] = Value::Object(progress);
         }
         if let Some(latch) = latch {
             body.insert("latch".into(), latch);
         }
         Value::Object(body)
     }
-}
 
-impl JobResponse {
-    /// How far it is beyond what Azure's statistics say: the stage of a job with a policy, why it is
-    /// paused, and failures by class.
-    fn progress(&self) -> Option<Value> {
+    /// `latch.progress`.
+    fn progress(&self) -> Map<String, Value> {
         let mut progress = Map::new();
         if let (Some(number), Some(policy)) = (self.stage, &self.request.policy) {
             progress.insert("stage".into(), json!(number));
@@ -470,11 +486,18 @@ impl JobResponse {
         if let Some(hold) = &self.hold {
             progress.insert("paused".into(), hold.to_json());
         }
+        let excludes = self.request.targets.as_ref().is_some_and(|targets| targets.exclude.is_some());
+        if let Some(excluded) = self.excluded.filter(|_| excludes) {
+            progress.insert("excluded".into(), json!(excluded));
+        }
+        if let Some(listed) = self.listed {
+            progress.insert("listed".into(), json!(listed));
+        }
         let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
         if failures.total() > 0 {
             progress.insert("failures".into(), failures.to_json());
         }
-        (!progress.is_empty()).then_some(Value::Object(progress))
+        progress
     }
 }
 
@@ -579,6 +602,8 @@ mod tests {
                 statistics: None,
                 stage: request.policy.as_ref().map(|_| 1),
                 hold: None,
+                excluded: None,
+                listed: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

@@ -12,6 +12,7 @@ use iothub_protocol::connection_string::{
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, ModuleId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::targets::{ListPart, ListSeal};
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::sas::SharedKey;
@@ -239,6 +240,16 @@ impl ServiceClient {
     /// Whether the whole audit trail holds, and where it does not.
     pub async fn check_audit(&self) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::check_audit()).await
+    }
+
+    /// Some of the list of a job that waits for one; a part that comes again changes nothing.
+    pub async fn extend_list(&self, job: &JobId, part: &ListPart) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::extend_list(job, part)).await
+    }
+
+    /// A job's list is whole, and the job may begin. The job.
+    pub async fn complete_list(&self, job: &JobId, seal: &ListSeal) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::complete_list(job, seal)).await
     }
 
     /// Keep a template of jobs. Like the next four, for the embedded hub.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use iothub_protocol::address::Address;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::targets::{ListPart, ListSeal};
 use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -176,6 +177,22 @@ impl ServiceRequest {
     pub fn check_audit() -> ServiceRequest {
         let mut request = ServiceRequest::job_audit(None, &PageRequest::default());
         request.target.push_str("&verify=true");
+        request
+    }
+
+    /// Some of a job's list; ours.
+    pub fn extend_list(job: &JobId, part: &ListPart) -> ServiceRequest {
+        let mut request =
+            ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "targets"]).with_body(part.to_json());
+        request.repeatable = true;
+        request
+    }
+
+    /// A job's list is whole; ours.
+    pub fn complete_list(job: &JobId, seal: &ListSeal) -> ServiceRequest {
+        let path = ["jobs", "v2", job.as_str(), "targets", "complete"];
+        let mut request = ServiceRequest::new(Method::POST, &path).with_body(seal.to_json());
+        request.repeatable = true;
         request
     }
 
@@ -389,12 +406,21 @@ mod tests {
             start_time: None,
             max_execution_time_in_seconds: 60,
             policy: None,
+            targets: None,
             then: Vec::new(),
         };
         let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
         check(&ServiceRequest::create_job(&request), line, &[], request.to_json());
         let line = "GET /jobs/v2/j%2B1?api-version=2021-04-12";
         check(&ServiceRequest::get_job(&job("j+1")), line, &[], Value::Null);
+        let part = ListPart { devices: vec![address("d1/m")], excluded: Vec::new() };
+        let line = "POST /jobs/v2/j1/targets?api-version=2021-04-12";
+        check(&ServiceRequest::extend_list(&job("j1"), &part), line, &[], json!({"devices": ["d1/m"], "exclude": []}));
+        let seal = ListSeal { count: 1, sha256: "0".repeat(64) };
+        let line = "POST /jobs/v2/j1/targets/complete?api-version=2021-04-12";
+        let complete = ServiceRequest::complete_list(&job("j1"), &seal);
+        check(&complete, line, &[], seal.to_json());
+        assert!(complete.repeatable, "said again, it changes nothing");
         let line = "POST /jobs/v2/j1/cancel?api-version=2021-04-12";
         check(&ServiceRequest::cancel_job(&job("j1")), line, &[], Value::Null);
         let line = "POST /jobs/v2/j1/pause?api-version=2021-04-12";

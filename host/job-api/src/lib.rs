@@ -9,6 +9,7 @@ mod jobs;
 pub mod query;
 mod records;
 pub mod reply;
+mod targets;
 mod templates;
 
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{job}/devices/{device}/modules/{module}/attempts", get(records::device_attempts))
         .route("/jobs/v2/{id}/audit", get(records::audit_of_job))
         .route("/jobs/v2/query/audit", get(records::audit))
+        .route("/jobs/v2/{id}/targets", post(targets::extend))
+        .route("/jobs/v2/{id}/targets/complete", post(targets::complete))
         .route("/jobs/templates", get(templates::list))
         .route("/jobs/templates/{name}", put(templates::put).get(templates::get).delete(templates::delete))
         .route("/jobs/templates/{name}/run", post(templates::run))

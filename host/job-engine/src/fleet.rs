@@ -17,6 +17,9 @@ use tokio::sync::broadcast;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
     pub condition: Condition,
+    /// Only devices and modules of these, of which there are some thousand at most; of all if absent. Those that do not
+    /// exist are passed over, as are devices for a condition of modules, and modules for one of devices.
+    pub among: Option<Vec<Address>>,
     pub labels: Vec<TagPath>,
 }
 
@@ -33,8 +36,8 @@ pub struct Selected {
 /// Calls run concurrently, each on a task of its own, but never two at once for one of them, apart from updates that
 /// take back a pin. They are dropped when the engine stops.
 pub trait Fleet: Send + Sync + 'static {
-    /// The devices, or the modules if the condition is of them, whose twins match; asked once for each job, when it
-    /// starts.
+    /// The devices, or the modules if the condition is of them, whose twins match; asked when a job starts, and for a
+    /// list some thousand at a time.
     fn select(&self, selection: &Selection) -> impl Future<Output = Result<Vec<Selected>, HubError>> + Send;
 
     /// Invoke a method and wait for the answer, as long as the method's own time-outs say. `DeviceNotOnline` is the

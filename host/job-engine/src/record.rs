@@ -33,6 +33,8 @@ pub enum What {
     /// The job has started, with these devices, all pending, and with a policy the stage of each, counted from 1.
     Begun {
         targets: Vec<BegunTarget>,
+        /// How many more there would be without exclusions.
+        excluded: u64,
     },
     /// A stage has begun, counted from 1.
     Stage {

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::Connection;
 use iothub_protocol::address::Address;
@@ -36,7 +38,10 @@ pub(crate) fn selected(fleet: usize, selection: &Selection) -> Vec<Selected> {
         (address, twin)
     };
     let label = |label: &TagPath, twin: &Value| label.read(twin).map(Into::into);
-    let matching = (0..fleet).map(twin).filter(|(_, twin)| selection.condition.matches(twin));
+    let among = selection.among.as_ref().map(|among| among.iter().collect::<HashSet<_>>());
+    let is_among = |address: &Address| among.as_ref().is_none_or(|among| among.contains(address));
+    let matching = (0..fleet).map(twin);
+    let matching = matching.filter(|(address, twin)| is_among(address) && selection.condition.matches(twin));
     let selected = matching.map(|(address, twin)| Selected {
         address,
         labels: selection.labels.iter().map(|path| label(path, &twin)).collect(),
@@ -53,6 +58,7 @@ pub(crate) fn twin_job(name: &str) -> JobRequest {
         start_time: None,
         max_execution_time_in_seconds: 100,
         policy: None,
+        targets: None,
         then: Vec::new(),
     }
 }

@@ -45,7 +45,10 @@ fn fields<'s>(root: &'s Value, schema: &'s Value, value: &Value, way: &str, foun
         assert_eq!(schema["additionalProperties"], json!(false), "{way}");
         for (name, field) in properties {
             // Of a choice one is there.
-            if schema["maxProperties"] == json!(1) && value.get(name).is_none() {
+            let choices = schema["not"]["required"].as_array();
+            let is_choice =
+                schema["maxProperties"] == json!(1) || choices.is_some_and(|all| all.contains(&json!(name)));
+            if is_choice && value.get(name).is_none() {
                 continue;
             }
             let way = format!("{way}/{name}");
@@ -76,7 +79,7 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
         "offline": {"waitInSeconds": 0, "then": "fail"},
-    }});
+    }, "targets": {"devices": ["a"], "exclude": {"condition": "tags.pilot = true", "devices": ["b"]}}});
     let then = json!([{"type": "scheduleDeviceMethod", "cloudToDeviceMethod": {"methodName": "report", "payload": null},
         "when": {"statuses": [[200, 299]], "condition": "tags.a = 1", "withinInSeconds": 5, "otherwise": "finish"}}]);
     let method = json!({"version": 1, "policy": {
@@ -86,8 +89,8 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
-    }, "then": then});
-    [(twin, 36), (method, 52)]
+    }, "targets": {"list": "upload", "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then});
+    [(twin, 43), (method, 57)]
 }
 
 #[test]

@@ -167,6 +167,7 @@ impl Stage {
             start_time: None,
             max_execution_time_in_seconds: DEFAULT_MAX_EXECUTION,
             policy: None,
+            targets: None,
             then: Vec::new(),
         };
         let begun = Instant::now();

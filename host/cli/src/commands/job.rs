@@ -17,6 +17,7 @@ use iothub_service::{JobFilter, PageRequest, ServiceClient};
 use plugin_runtime::PluginName;
 use serde_json::Value;
 
+use super::targets::Chosen;
 use super::{audit, policy, results};
 use crate::args::{JobCommand, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
@@ -85,15 +86,17 @@ async fn create(
             None => bail!("--start {text:?} is not a time with a zone, such as 2026-12-24T18:00:00Z"),
         },
     };
+    let chosen = Chosen::read(&schedule.targets)?;
     let then = schedule.then.map(|file| steps_of(&file, &action)).transpose()?.unwrap_or_default();
     let job_id = schedule.id.map_or_else(made_up_id, Ok)?;
     let request = JobRequest {
         job_id: job_id.clone(),
         action,
-        query_condition: schedule.query,
+        query_condition: chosen.condition.clone(),
         start_time,
         max_execution_time_in_seconds: schedule.max_execution,
         policy,
+        targets: chosen.targets.clone(),
         then,
     };
     let service = context.service()?;
@@ -105,9 +108,14 @@ async fn create(
     if has_extension && created["latch"].is_null() {
         service.cancel_job(&job_id).await?;
         bail!(
-            "this hub has taken the job {job_id} and not its policy or further steps; the job is cancelled, but may \
-             have reached devices"
+            "this hub has taken the job {job_id} and not its policy, targets or further steps; the job is cancelled, but \
+             may have reached devices"
         );
+    }
+    if let Err(error) = chosen.send(&service, &job_id).await {
+        // Without its list it does not begin. Whether or not that can be told now, the hub drops it in time.
+        drop(service.cancel_job(&job_id).await);
+        return Err(error.context(format!("the list of the job {job_id} was not taken, and the job is cancelled")));
     }
     follow_or_tell(&service, &job_id, &created, schedule.wait, context).await
 }

@@ -96,11 +96,12 @@ fn common(args: &PolicyArgs) -> JobPolicy {
     }
 }
 
-/// Azure would ignore a policy, and reach every device at once.
+/// Azure would ignore a policy and exclusions, and reach every device at once.
 pub(super) fn check_hub(service: &ServiceClient) -> anyhow::Result<()> {
     if service.host().authority().contains(".azure-devices.") {
         bail!(
-            "Azure IoT Hub has neither policies for jobs nor further steps: it would go over all devices at once\nhint: \
+            "Azure IoT Hub has neither policies, lists and exclusions for jobs nor further steps: it would go over all \
+             devices at once\nhint: \
              leave out those options, or use a narrower --query"
         );
     }

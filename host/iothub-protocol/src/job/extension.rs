@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::policy::JobPolicy;
 use super::steps::{self, Step};
+use super::targets::JobTargets;
 use super::{JobAction, JobRequest};
 use crate::error::{ErrorCode, HubError};
 
@@ -15,16 +16,25 @@ pub const EXTENSION_VERSION: u64 = 1;
 #[derive(Debug, Default)]
 pub(super) struct Extension {
     pub(super) policy: Option<JobPolicy>,
+    pub(super) targets: Option<JobTargets>,
     pub(super) then: Vec<Step>,
 }
 
+/// The rest of the job, as its extension has to fit it.
+pub(super) struct Described<'a> {
+    pub(super) action: &'a JobAction,
+    pub(super) condition: &'a str,
+    /// In seconds.
+    pub(super) window: u32,
+}
+
 impl Extension {
-    /// Read the field of a job with that action and a time of so many seconds. `null` is nothing.
+    /// Read the field of a job. `null` is nothing.
     ///
     /// # Errors
     /// 400004, naming the place and what is allowed there, for another version and a field that is not known; and as
     /// each part says.
-    pub(super) fn from_json(latch: &Value, action: &JobAction, window: u32) -> Result<Extension, HubError> {
+    pub(super) fn from_json(latch: &Value, job: &Described<'_>) -> Result<Extension, HubError> {
         if latch.is_null() {
             return Ok(Extension::default());
         }
@@ -33,14 +43,16 @@ impl Extension {
             return Err(invalid(format!("latch.version must be {EXTENSION_VERSION}, as this hub knows no other")));
         }
         let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
-        let policy = given("policy").map(|policy| JobPolicy::from_json(policy, action, window)).transpose()?;
-        let then = given("then").map(|then| steps::from_json(then, action)).transpose()?.unwrap_or_default();
-        if !then.is_empty() && policy.as_ref().is_some_and(|policy| policy.awaited(action).is_some()) {
+        let policy = given("policy").map(|policy| JobPolicy::from_json(policy, job.action, job.window)).transpose()?;
+        let targets =
+            given("targets").map(|targets| JobTargets::from_json(targets, job.condition, false)).transpose()?;
+        let then = given("then").map(|then| steps::from_json(then, job.action)).transpose()?.unwrap_or_default();
+        if !then.is_empty() && policy.as_ref().is_some_and(|policy| policy.awaited(job.action).is_some()) {
             return Err(invalid(
                 "latch.then and policy.succeed.plugin do not go together: wait with a step's when".into(),
             ));
         }
-        Ok(Extension { policy, then })
+        Ok(Extension { policy, targets, then })
     }
 }
 
@@ -50,6 +62,9 @@ impl JobRequest {
         let mut fields = Map::new();
         if let Some(policy) = &self.policy {
             fields.insert("policy".into(), json!(policy));
+        }
+        if let Some(targets) = &self.targets {
+            fields.insert("targets".into(), targets.to_json());
         }
         if !self.then.is_empty() {
             fields.insert("then".into(), self.then.iter().map(Step::to_json).collect());
@@ -74,7 +89,7 @@ pub(super) fn invalid(text: String) -> HubError {
     HubError::new(ErrorCode::ArgumentInvalid, text)
 }
 
-const FIELDS: &[&str] = &["version", "policy", "then"];
+const FIELDS: &[&str] = &["version", "policy", "targets", "then"];
 
 #[cfg(test)]
 mod tests {
@@ -84,12 +99,13 @@ mod tests {
     #[test]
     fn what_is_no_extension_is_refused_and_nothing_is_none() {
         let action = JobAction::UpdateTwin(TwinUpdate::default());
+        let job = Described { action: &action, condition: "*", window: 1000 };
         for latch in [json!(1), json!({}), json!({"version": 2, "policy": {}}), json!({"version": 1, "rules": {}})] {
-            let refused = Extension::from_json(&latch, &action, 1000).map_err(|error| error.code).err();
+            let refused = Extension::from_json(&latch, &job).map_err(|error| error.code).err();
             assert_eq!(refused, Some(ErrorCode::ArgumentInvalid), "{latch}");
         }
         for latch in [Value::Null, json!({"version": 1}), json!({"version": 1, "policy": null})] {
-            assert_eq!(Extension::from_json(&latch, &action, 1000).expect("nothing").policy, None, "{latch}");
+            assert_eq!(Extension::from_json(&latch, &job).expect("nothing").policy, None, "{latch}");
         }
     }
 }

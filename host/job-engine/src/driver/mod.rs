@@ -1,5 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
+mod lists;
+mod targets;
 mod task;
 mod templates;
 #[cfg(test)]
@@ -13,6 +15,7 @@ use durable_store::{Store, StoreError};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceAttempt, DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
 use serde_json::{Value, json};
@@ -24,6 +27,7 @@ use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::record::SavedJob;
+pub use lists::Listed;
 use task::Task;
 
 /// How long the audit trail goes back: longer than jobs, as questions of who did something come late.
@@ -66,7 +70,14 @@ pub struct JobEngine {
 
 enum Message {
     Created(Box<SavedJob>),
-    Command { job: JobId, command: Command, note: Note, reply: oneshot::Sender<Obedience> },
+    Command {
+        job: JobId,
+        command: Command,
+        note: Note,
+        reply: oneshot::Sender<Obedience>,
+    },
+    /// Somebody else has written the journal.
+    Written,
 }
 
 impl JobEngine {
@@ -85,8 +96,10 @@ impl JobEngine {
         let (committed, commits) = watch::channel(0);
         let task = Task::new(engine, fleet, store.clone(), inbox, committed);
         tokio::spawn(task.run(settings.drain, cancel.clone()));
-        tokio::spawn(prune_daily(store.clone(), settings, cancel));
-        Ok(JobEngine { store, messages, commits, audit: settings.audit, actor: HOST.into() })
+        tokio::spawn(prune_daily(store.clone(), settings, cancel.clone()));
+        let engine = JobEngine { store, messages, commits, audit: settings.audit, actor: HOST.into() };
+        tokio::spawn(lists::drop_forsaken(engine.clone(), cancel));
+        Ok(engine)
     }
 
     /// A handle that acts for `actor`, whom the audit trail names: a policy, never its key.
@@ -123,6 +136,10 @@ impl JobEngine {
             move |inserted| {
                 // From here, and not after the await below: the job runs even if its creator has gone away.
                 let answered = match inserted {
+                    // The engine hears of it once its list is whole.
+                    Ok(Some(job)) if job.request.targets.as_ref().is_some_and(JobTargets::is_uploaded) => {
+                        messages.send(Message::Written).map(|()| true).map_err(|_| stopped())
+                    }
                     Ok(Some(job)) => {
                         messages.send(Message::Created(Box::new(job))).map(|()| true).map_err(|_| stopped())
                     }
@@ -154,6 +171,9 @@ impl JobEngine {
     /// # Errors
     /// 404002 if there is no such job, 412003 if it has ended or is not so that the command fits.
     pub async fn command(&self, id: &JobId, command: Command) -> Result<JobResponse, HubError> {
+        if command == Command::Cancel && self.get(id).await?.listed.is_some() && self.cancel_list(id).await? {
+            return self.get(id).await;
+        }
         let mut met = self.ask(id, command.clone()).await?;
         if met == Obedience::Unknown && !self.get(id).await?.status.is_terminal() {
             // It is being created this instant. Once this empty write is through, the engine has been told of it.

@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use super::targets::find;
 use crate::engine::{Engine, Input, Obedience, Output, Record};
 use crate::fleet::Fleet;
 use crate::journal;
@@ -139,6 +140,7 @@ impl<F: Fleet> Task<F> {
                 self.committed.send_modify(|commits| *commits += 1);
                 self.engine.handle(Utc::now(), Input::Created(job));
             }
+            Message::Written => self.committed.send_modify(|commits| *commits += 1),
             Message::Command { job, command, note, reply } => match self.engine.command(Utc::now(), &job, command) {
                 Obedience::Begun => {
                     self.engine.audit(Utc::now(), &job, note);
@@ -180,9 +182,13 @@ impl<F: Fleet> Task<F> {
         let fleet = Arc::clone(&self.fleet);
         let panic = || HubError::new(ErrorCode::ServerError, "the call failed inside the hub, see its log");
         let (handle, panicked) = match output {
-            Output::Select { job, selection } => {
+            Output::Select { job, selection, scope } => {
                 let panicked = Input::Selected { job: job.clone(), result: Err(panic()) };
-                let select = async move { Input::Selected { job, result: fleet.select(&selection).await } };
+                let store = self.store.clone();
+                let select = async move {
+                    let result = find(&*fleet, &store, &job, &selection, &scope).await;
+                    Input::Selected { job, result }
+                };
                 (self.calls.spawn(select), panicked)
             }
             Output::Look { job, plugin, devices } => {

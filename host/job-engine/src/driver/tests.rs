@@ -1,3 +1,5 @@
+mod targets;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
@@ -48,6 +50,9 @@ impl Fleet for Scripted {
 
     async fn call_method(&self, id: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
         self.asked.lock().expect("no panic holds the lock").push(id.clone());
+        if number(id) >= self.size {
+            return Err(HubError::new(ErrorCode::DeviceNotFound, format!("the hub has no device {id:?}")));
+        }
         match (self.answer)(number(id)) {
             Answer::Status(status) => Ok(MethodResponse { status, payload: json!(method.method_name) }),
             Answer::Never => std::future::pending().await,

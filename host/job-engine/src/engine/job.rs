@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{FailureClass, Priority};
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
 use iothub_protocol::method::MethodResponse;
 
@@ -20,6 +21,8 @@ pub(super) struct Job {
     /// It is in line to begin more.
     pub(super) waits_for_turn: bool,
     pub(super) condition: String,
+    /// Which devices it is for beyond the condition.
+    pub(super) scope: Option<JobTargets>,
     pub(super) phase: Phase,
     pub(super) start: DateTime<Utc>,
     window: TimeDelta,
@@ -180,6 +183,7 @@ impl Job {
             waits_for_turn: false,
             steps: Steps::new(saved.request.action, saved.request.then),
             condition: saved.request.query_condition,
+            scope: saved.request.targets,
             phase: Phase::Waiting,
             start: saved.start,
             window: TimeDelta::seconds(i64::from(saved.request.max_execution_time_in_seconds)),

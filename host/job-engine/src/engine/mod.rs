@@ -27,6 +27,7 @@ mod looks;
 mod outcome;
 mod policy;
 mod steps;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod turns;
@@ -51,6 +52,7 @@ pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, Save
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
+pub use targets::{Found, Scope, includes};
 use turns::Turns;
 use watch::Group;
 
@@ -92,7 +94,7 @@ pub enum Input {
     /// A new job is in the journal.
     Created(Box<SavedJob>),
     /// The answer to [`Output::Select`].
-    Selected { job: JobId, result: Result<Vec<Selected>, HubError> },
+    Selected { job: JobId, result: Result<Found, HubError> },
     /// A record is durable.
     Recorded(Arc<Record>),
     /// The answer to [`Output::Send`].
@@ -118,6 +120,7 @@ pub enum Output {
     Select {
         job: JobId,
         selection: Selection,
+        scope: Scope,
     },
     Send {
         job: JobId,
@@ -460,20 +463,22 @@ impl Engine {
         job.phase = Phase::Selecting;
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
-        match Condition::parse_job(&job.condition) {
-            Ok(condition) => {
+        let condition = Condition::parse_job(&job.condition);
+        match condition.and_then(|condition| Ok((condition, Scope::new(job.scope.as_ref())?))) {
+            Ok((condition, scope)) => {
                 let group_by = job.course.as_ref().and_then(|course| course.group_by());
-                let selection = Selection { condition, labels: group_by.into_iter().cloned().collect() };
-                self.outputs.push_back(Output::Select { job: id.clone(), selection });
+                let labels = group_by.into_iter().cloned().collect();
+                let selection = Selection { condition, among: None, labels };
+                self.outputs.push_back(Output::Select { job: id.clone(), selection, scope });
             }
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }
     }
 
-    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Vec<Selected>, HubError>) {
+    fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Found, HubError>) {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.phase == Phase::Selecting) else { return };
-        let devices = match result {
-            Ok(devices) => devices,
+        let Found { devices, excluded } = match result {
+            Ok(found) => found,
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
@@ -497,7 +502,7 @@ impl Engine {
         }
         let count = targets.len() as u64;
         job.statistics = JobStatistics { device_count: count, pending_count: count, ..JobStatistics::default() };
-        push(&mut self.changes, now, id, What::Begun { targets });
+        push(&mut self.changes, now, id, What::Begun { targets, excluded });
         if job.course.is_some() {
             push(&mut self.changes, now, id, What::Stage { number: 1 });
         }

@@ -3,6 +3,7 @@ mod ledger;
 mod policy;
 mod retries;
 mod steps;
+mod targets;
 mod turns;
 
 use std::collections::BTreeMap;
@@ -71,7 +72,7 @@ impl World {
     fn pump(&mut self) {
         while let Some(output) = self.engine.poll() {
             match output {
-                Output::Select { job, selection } => self.selections.push((job, selection)),
+                Output::Select { job, selection, .. } => self.selections.push((job, selection)),
                 Output::Look { job, plugin, devices } => {
                     assert!(plugin == "lock-door" && !devices.is_empty());
                     self.looks.push((job, devices));
@@ -92,7 +93,7 @@ impl World {
 
     fn select(&mut self) {
         for (job, selection) in std::mem::take(&mut self.selections) {
-            let result = Ok(selected(self.fleet, &selection));
+            let result = Ok(selected(self.fleet, &selection).into());
             self.engine.handle(at(self.now), Input::Selected { job, result });
         }
     }

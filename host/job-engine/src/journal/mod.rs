@@ -4,6 +4,7 @@
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
 mod attempts;
+mod list;
 mod read;
 mod report;
 mod templates;
@@ -16,6 +17,7 @@ use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
 pub use attempts::{attempts, device_attempts};
+pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
 pub use templates::{delete_template, put_template, template, templates};
@@ -98,6 +100,22 @@ pub const MIGRATIONS: &[&str] = &[
         name    TEXT PRIMARY KEY,
         body    TEXT NOT NULL,
         updated INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+    r"
+    -- How many devices are excluded from a job. Of one whose list is uploaded: how many are listed so far, those to
+    -- leave out included, and when the last came, as long as the list is not whole.
+    ALTER TABLE jobs ADD COLUMN excluded INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN listed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN listing INTEGER;
+    CREATE INDEX listing_jobs ON jobs (listing) WHERE listing IS NOT NULL;
+    -- Uploaded lists, until their jobs begin.
+    CREATE TABLE job_lists (
+        job      INTEGER NOT NULL REFERENCES jobs (number),
+        excluded INTEGER NOT NULL,
+        device   TEXT NOT NULL,
+        PRIMARY KEY (job, excluded, device)
+    ) STRICT, WITHOUT ROWID;
 ",
     r"
     -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt

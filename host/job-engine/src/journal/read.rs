@@ -52,37 +52,45 @@ pub fn jobs(
     Ok(Page { items: found.into_iter().map(|job| job.response).collect(), continuation })
 }
 
-/// All jobs that have not ended, in the order of their creation, each with its devices that have not.
+/// All jobs that have not ended, in the order of their creation, each with its devices that have not; without those whose
+/// lists are still being uploaded.
 pub fn unfinished(connection: &Connection) -> sql::Result<Vec<SavedJob>> {
-    let query = format!("{SELECT_JOB} WHERE ended IS NULL ORDER BY number");
+    let query = format!("{SELECT_JOB} WHERE ended IS NULL AND listing IS NULL ORDER BY number");
     let mut statement = connection.prepare(&query)?;
     let found = statement.query_map([], read_job)?.collect::<sql::Result<Vec<_>>>()?;
-    let mut jobs = Vec::with_capacity(found.len());
-    for NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } in found {
-        let JobResponse { request, status, statistics, failure_reason, stage, hold, .. } = response;
-        let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
-        if statistics.failures.total() != statistics.failed_count {
-            // It began before they were counted by class.
-            statistics.failures = recounted(connection, number)?;
-        }
-        let course = stage.map(|stage| course(connection, number, stage, forgiven)).transpose()?;
-        // A job that has not ended has a reason only if its policy stops it.
-        let aborted = failure_reason;
-        jobs.push(SavedJob {
-            request,
-            status,
-            start,
-            begun,
-            cancelling,
-            hold,
-            held_for,
-            aborted,
-            statistics,
-            targets,
-            course,
-        });
+    found.into_iter().map(|job| with_targets(connection, job)).collect()
+}
+
+/// A job that has not ended.
+pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<SavedJob>> {
+    let query = format!("{SELECT_JOB} WHERE id = ?1 AND ended IS NULL");
+    let found = connection.prepare_cached(&query)?.query_row([id.as_str()], read_job).optional()?;
+    found.map(|job| with_targets(connection, job)).transpose()
+}
+
+fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
+    let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } = job;
+    let JobResponse { request, status, statistics, failure_reason, stage, hold, .. } = response;
+    let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
+    if statistics.failures.total() != statistics.failed_count {
+        // It began before they were counted by class.
+        statistics.failures = recounted(connection, number)?;
     }
-    Ok(jobs)
+    let course = stage.map(|stage| course(connection, number, stage, forgiven)).transpose()?;
+    Ok(SavedJob {
+        request,
+        status,
+        start,
+        begun,
+        cancelling,
+        hold,
+        held_for,
+        // A job that has not ended has a reason only if its policy stops it.
+        aborted: failure_reason,
+        statistics,
+        targets,
+        course,
+    })
 }
 
 /// The device rows that match, ordered by job and device. `after` is the continuation of the page before.
@@ -245,8 +253,8 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
 }
 
 const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
-    devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven
-    FROM jobs";
+    devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven,
+    excluded, listed, listing FROM jobs";
 
 struct NumberedJob {
     number: i64,
@@ -277,6 +285,8 @@ fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         statistics: begun.map(|_| statistics(row)).transpose()?,
         stage: row.get("stage")?,
         hold: hold(row)?,
+        excluded: begun.map(|_| count(row, "excluded")).transpose()?,
+        listed: time(row, "listing")?.map(|_| count(row, "listed")).transpose()?,
     };
     Ok(NumberedJob {
         number: row.get("number")?,
@@ -307,18 +317,21 @@ fn group(row: &Row<'_>, known: &mut HashSet<Arc<str>>) -> sql::Result<Option<Arc
 }
 
 fn statistics(row: &Row<'_>) -> sql::Result<JobStatistics> {
-    let count = |column| row.get::<_, i64>(column).map(|count| u64::try_from(count).unwrap_or(0));
     Ok(JobStatistics {
-        device_count: count("devices")?,
-        failed_count: count("failed")?,
-        succeeded_count: count("succeeded")?,
-        running_count: count("running")?,
-        pending_count: count("pending")?,
+        device_count: count(row, "devices")?,
+        failed_count: count(row, "failed")?,
+        succeeded_count: count(row, "succeeded")?,
+        running_count: count(row, "running")?,
+        pending_count: count(row, "pending")?,
         failures: match row.get::<_, Option<String>>("failures")? {
             Some(text) => FailureCounts::from_json(&serde_json::from_str(&text).unwrap_or_default()),
             None => FailureCounts::default(),
         },
     })
+}
+
+fn count(row: &Row<'_>, column: &str) -> sql::Result<u64> {
+    row.get::<_, i64>(column).map(|count| u64::try_from(count).unwrap_or(0))
 }
 
 fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {

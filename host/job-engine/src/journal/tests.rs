@@ -2,13 +2,14 @@ use chrono::TimeDelta;
 use durable_store::sql::{Connection, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
+use iothub_protocol::job::targets::{JobTargets, List, ListPart};
 use iothub_protocol::job::{DeviceAttempt, FailureCounts, JobStatistics};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::json;
 
 use super::*;
-use crate::record::{BegunTarget, Change, Record, SavedTarget, What};
+use crate::record::{BegunTarget, Change, Record, SavedJob, SavedTarget, What};
 use crate::testing::{at, condition, database, device, job_id, method_job, rows, stored, twin_job};
 
 fn write<T>(connection: &mut Connection, write: impl FnOnce(&sql::Transaction<'_>) -> sql::Result<T>) -> T {
@@ -29,7 +30,7 @@ fn filled() -> Connection {
         let job = request.job_id.clone();
         write(&mut connection, |tx| insert(tx, request, at(1))).expect("a new id");
         let targets = (0..5).map(|number| target(device(number))).collect();
-        change(&mut connection, job.as_str(), What::Begun { targets });
+        change(&mut connection, job.as_str(), What::Begun { targets, excluded: 0 });
     }
     let outcomes = [
         (
@@ -46,6 +47,59 @@ fn filled() -> Connection {
     }
     change(&mut connection, "a", What::PendingEnded { status: DeviceJobStatus::Failed, outcome: Some(error()) });
     connection
+}
+
+#[test]
+fn a_list_that_does_not_come_ends_its_job_and_one_that_is_whole_lets_it_begin() {
+    let mut connection = database();
+    let address = |text: &str| Address::parse(text).expect("an address");
+    let targets = || Some(JobTargets { list: Some(List::Uploaded), ..JobTargets::default() });
+    for name in ["late", "whole", "gone"] {
+        let request = JobRequest { targets: targets(), ..twin_job(name) };
+        write(&mut connection, |tx| insert(tx, request, at(1))).expect("a new id");
+    }
+    write(&mut connection, |tx| insert(tx, twin_job("other"), at(1))).expect("a new id");
+    let part = |devices: &[&str], excluded: &[&str]| {
+        let read = |texts: &[&str]| texts.iter().map(|text| address(text)).collect();
+        ListPart { devices: read(devices), excluded: read(excluded) }
+    };
+    let mut extend = |name: &str, part: &ListPart, seconds: i64| {
+        write(&mut connection, |tx| extend_list(tx, &job_id(name), part, at(seconds)))
+    };
+    let open = |listed, repeated| ListState::Open { listed, repeated };
+    assert_eq!(extend("whole", &part(&["b", "a"], &["b"]), 5), open(3, 0));
+    assert_eq!(extend("whole", &part(&["a", "a/m"], &["b"]), 6), open(4, 2), "said again, it changes nothing");
+    assert_eq!(extend("late", &part(&["a"], &[]), 6), open(1, 0));
+    assert_eq!(extend("other", &part(&["a"], &[]), 6), ListState::Settled);
+    assert_eq!(extend("nothing", &part(&["a"], &[]), 6), ListState::NoJob);
+
+    let is_known = |saved: &[SavedJob], name: &str| saved.iter().any(|job| job.request.job_id == job_id(name));
+    let saved = unfinished(&connection).expect("jobs");
+    assert!(is_known(&saved, "other") && saved.len() == 1, "none begins without its list");
+    let seal = sealed(&connection, &job_id("whole")).expect("a seal");
+    assert_eq!(seal.count, 4);
+    assert_eq!(write(&mut connection, |tx| seal_list(tx, &job_id("whole"), 3)), None, "it has grown since");
+    assert!(write(&mut connection, |tx| seal_list(tx, &job_id("whole"), 4)).is_some());
+    assert_eq!(write(&mut connection, |tx| seal_list(tx, &job_id("whole"), 4)), None, "it is whole");
+    assert!(write(&mut connection, |tx| cancel_list(tx, &job_id("gone"), at(7))));
+    assert!(!write(&mut connection, |tx| cancel_list(tx, &job_id("whole"), at(7))));
+    assert_eq!(write(&mut connection, |tx| expire_lists(tx, at(6), at(8), "late")), 0);
+    assert_eq!(write(&mut connection, |tx| expire_lists(tx, at(7), at(8), "late")), 1);
+    let ended = |name| (stored(&connection, &job_id(name)).status, stored(&connection, &job_id(name)).failure_reason);
+    assert_eq!(ended("late"), (JobStatus::Failed, Some("late".to_owned())));
+    assert_eq!(ended("gone"), (JobStatus::Cancelled, None));
+    assert!(is_known(&unfinished(&connection).expect("jobs"), "whole"));
+
+    let page = |after: Option<&str>, most| {
+        let after = after.map(address);
+        listed(&connection, &job_id("whole"), after.as_ref(), most).expect("a page")
+    };
+    assert_eq!((page(None, 2), page(Some("a/m"), 9)), (vec![address("a"), address("a/m")], vec![address("b")]));
+    let asked = ["a", "b", "b/m"].map(address);
+    assert_eq!(listed_among(&connection, &job_id("whole"), &asked), Ok(vec![false, true, true]));
+    change(&mut connection, "whole", What::Begun { targets: vec![target(address("a"))], excluded: 2 });
+    let left: i64 = connection.query_row("SELECT count(*) FROM job_lists", [], |row| row.get(0)).expect("a count");
+    assert_eq!((left, stored(&connection, &job_id("whole")).excluded), (0, Some(2)), "a list has served");
 }
 
 fn error() -> DeviceJobOutcome {
@@ -90,7 +144,7 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
         BegunTarget { device: device(number), stage: Some(1 + number as u32 / 2), group }
     };
     let targets = (0..5).map(target).collect();
-    change(&mut connection, "p", What::Begun { targets });
+    change(&mut connection, "p", What::Begun { targets, excluded: 0 });
     change(&mut connection, "p", What::Stage { number: 1 });
     for number in 0..4 {
         change(&mut connection, "p", What::Started { device: device(number), attempt: 1 });
@@ -171,7 +225,7 @@ fn rows_of_modules_name_them_and_are_found_by_their_device() {
     write(&mut connection, |tx| insert(tx, twin_job("m"), at(1))).expect("a new id");
     let address = |text: &str| Address::parse(text).expect("an address");
     let targets = ["d", "d/m1", "d/m2", "d1/m1", "d0"].map(|text| target(address(text))).to_vec();
-    change(&mut connection, "m", What::Begun { targets });
+    change(&mut connection, "m", What::Begun { targets, excluded: 0 });
     change(&mut connection, "m", What::Started { device: address("d/m1"), attempt: 1 });
     let found = |text: &str, after: Option<&Position>| {
         let page = device_rows(&connection, &condition(text), 2, after).expect("rows");
@@ -288,7 +342,7 @@ fn every_attempt_is_kept_and_a_late_answer_beside_it() {
     let mut connection = database();
     write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
     let targets = (0..4).map(|number| target(device(number))).collect();
-    change(&mut connection, "j", What::Begun { targets });
+    change(&mut connection, "j", What::Begun { targets, excluded: 0 });
     let waiting = |code: &str| {
         let outcome = DeviceJobOutcome::Error { code: code.to_owned(), description: String::new() };
         What::Waiting { device: device(0), until: None, outcome: Some(outcome), failures: None }
@@ -350,7 +404,7 @@ fn every_attempt_is_kept_and_a_late_answer_beside_it() {
 fn a_device_that_is_looked_for_a_thousand_times_keeps_its_last_attempts() {
     let mut connection = database();
     write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
-    change(&mut connection, "j", What::Begun { targets: vec![target(device(0))] });
+    change(&mut connection, "j", What::Begun { targets: vec![target(device(0))], excluded: 0 });
     for attempt in 1..=1000 {
         change(&mut connection, "j", What::Started { device: device(0), attempt });
         let waiting = What::Waiting { device: device(0), until: None, outcome: Some(error()), failures: None };

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use durable_store::sql::{self, OptionalExtension, Transaction, params};
+use durable_store::sql::{self, Connection, OptionalExtension, Transaction, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
-use super::millis;
+use super::{list, millis};
 use crate::audit;
 use crate::record::{BegunTarget, Change, Record, SavedJob, What};
 
@@ -23,8 +24,10 @@ const MAX_ATTEMPTS: u32 = 100;
 pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> sql::Result<Option<SavedJob>> {
     let start = request.start_time.unwrap_or(now);
     let status = JobStatus::Queued;
+    let is_listing = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
     let inserted = tx.execute(
-        "INSERT INTO jobs (id, type, request, status, created, start, changed) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+        "INSERT INTO jobs (id, type, request, status, created, start, listing, changed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (id) DO NOTHING",
         params![
             request.job_id.as_str(),
@@ -33,6 +36,7 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
             status.name(),
             millis(now),
             millis(start),
+            is_listing.then_some(millis(now)),
             next_change(tx)?
         ],
     )?;
@@ -64,7 +68,7 @@ pub fn record(tx: &Transaction<'_>, record: &Record) -> sql::Result<()> {
         let number = match numbers.get(job) {
             Some(number) => *number,
             None => {
-                let number = number_of(tx, job)?;
+                let number = number_of(tx, job).optional()?;
                 numbers.insert(job, number);
                 number
             }
@@ -100,12 +104,12 @@ pub fn prune(tx: &Transaction<'_>, before: DateTime<Utc>) -> sql::Result<bool> {
     Ok(true)
 }
 
-fn number_of(tx: &Transaction<'_>, job: &JobId) -> sql::Result<Option<i64>> {
-    tx.prepare_cached("SELECT number FROM jobs WHERE id = ?1")?.query_row([job.as_str()], |row| row.get(0)).optional()
+pub(super) fn number_of(connection: &Connection, job: &JobId) -> sql::Result<i64> {
+    connection.prepare_cached("SELECT number FROM jobs WHERE id = ?1")?.query_row([job.as_str()], |row| row.get(0))
 }
 
 /// The number of a change, of whichever job.
-fn next_change(tx: &Transaction<'_>) -> sql::Result<i64> {
+pub(super) fn next_change(tx: &Transaction<'_>) -> sql::Result<i64> {
     let next = "UPDATE clock SET changes = changes + 1 RETURNING changes";
     tx.prepare_cached(next)?.query_row([], |row| row.get(0))
 }
@@ -113,7 +117,7 @@ fn next_change(tx: &Transaction<'_>) -> sql::Result<i64> {
 fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()> {
     match what {
         What::Scheduled => set_status(tx, job, JobStatus::Scheduled),
-        What::Begun { targets } => begin(tx, job, at, targets),
+        What::Begun { targets, excluded } => begin(tx, job, at, targets, *excluded),
         What::Started { device, attempt } => {
             let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5),
                        attempted = ?6 WHERE job = ?1 AND device = ?2";
@@ -204,14 +208,16 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
         }
         What::Finished { status, reason } => {
             let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, hold = NULL WHERE number = ?1";
-            tx.execute(row, params![job, status.name(), at, reason]).map(drop)
+            tx.execute(row, params![job, status.name(), at, reason])?;
+            list::forget(tx, job)
         }
     }
 }
 
-fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget]) -> sql::Result<()> {
+fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget], excluded: u64) -> sql::Result<()> {
     set_status(tx, job, JobStatus::Running)?;
-    tx.execute("UPDATE jobs SET begun = ?2 WHERE number = ?1", [job, at])?;
+    let row = "UPDATE jobs SET begun = ?2, excluded = ?3 WHERE number = ?1";
+    tx.execute(row, [job, at, excluded.cast_signed()])?;
     let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage, grp)
                VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6)";
     let mut insert = tx.prepare_cached(row)?;
@@ -219,7 +225,7 @@ fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget]) -> sq
         let status = DeviceJobStatus::Pending.name();
         insert.execute(params![job, device.to_string(), status, at, stage, group.as_deref()])?;
     }
-    Ok(())
+    list::forget(tx, job)
 }
 
 /// Keep what came of a device's attempt, as its row is to tell of the next one.

@@ -1,0 +1,118 @@
+//! Jobs over lists, and without some.
+
+use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::targets::{Exclusion, JobTargets, List, ListDigest, ListPart, ListSeal};
+
+use super::*;
+
+fn devices(numbers: impl IntoIterator<Item = usize>) -> Vec<Address> {
+    numbers.into_iter().map(device).collect()
+}
+
+fn uploaded(exclude: Option<Exclusion>) -> Option<JobTargets> {
+    Some(JobTargets { list: Some(List::Uploaded), exclude })
+}
+
+fn seal(devices: &[Address], excluded: &[Address]) -> ListSeal {
+    let mut digest = ListDigest::new();
+    for (list, is_excluded) in [(devices, false), (excluded, true)] {
+        let mut texts: Vec<_> = list.iter().map(Address::to_string).collect();
+        texts.sort_unstable();
+        texts.iter().for_each(|text| digest.push(text, is_excluded));
+    }
+    digest.finish()
+}
+
+#[tokio::test]
+async fn a_long_list_comes_in_parts_over_a_restart_and_each_device_of_it_has_its_outcome() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(30_000, |_| Answer::Status(200));
+    let running = start(folder.path(), &fleet).await;
+    let exclude = Exclusion { condition: Some("tags.building = 'b3'".into()), list: Some(List::Uploaded) };
+    let targets = uploaded(Some(exclude));
+    running.engine.create(JobRequest { targets, ..method_job("j") }).await.expect("a job");
+    // More than are looked at together, and some that do not exist.
+    let (all, excluded) = (devices(18_000..30_020), devices(18_000..18_010));
+    let first = ListPart { devices: all[..6000].to_vec(), excluded: excluded.clone() };
+    let id = job_id("j");
+    let listed = running.engine.extend_list(&id, first.clone()).await.expect("a part");
+    assert_eq!(listed, Listed { count: 6010, repeated: 0 });
+    let job = running.engine.get(&id).await.expect("the job");
+    assert_eq!((job.status, job.to_json()["latch"]["progress"].clone()), (JobStatus::Queued, json!({"listed": 6010})));
+    running.stop().await;
+
+    let running = start(folder.path(), &fleet).await;
+    let again = running.engine.extend_list(&id, first).await.expect("the same part");
+    assert_eq!(again, Listed { count: 6010, repeated: 6010 });
+    let code = |result: Result<JobResponse, HubError>| result.map(|job| job.status).map_err(|error| error.code);
+    let early = running.engine.complete_list(&id, seal(&all, &excluded)).await;
+    assert_eq!(code(early), Err(ErrorCode::PreconditionFailed));
+    assert!(fleet.asked().is_empty(), "nobody is asked before the list is whole");
+    let second = ListPart { devices: all[6000..].to_vec(), excluded: Vec::new() };
+    running.engine.extend_list(&id, second.clone()).await.expect("a part");
+    running.engine.complete_list(&id, seal(&all, &excluded)).await.expect("the whole");
+    let again = running.engine.complete_list(&id, seal(&all, &excluded)).await.expect("said again");
+    assert_eq!(again.listed, None);
+    let late = running.engine.extend_list(&id, second).await.map_err(|error| error.code);
+    assert_eq!(late, Err(ErrorCode::JobRunPreconditionFailed));
+
+    let job = running.engine.ended(&id).await.expect("its end");
+    // One of ten is in the building; of the ten that are listed to be left out one is there, too.
+    let left_out = 1200 + 9;
+    let counts = job.statistics.expect("numbers");
+    assert_eq!((job.excluded, counts.device_count, counts.failed_count), (Some(left_out), 12_020 - left_out, 20));
+    let rows = running.rows("j").await;
+    let is_left_out = |number: usize| number < 18_010 || (number < 30_000 && number % 10 == 3);
+    assert!(!rows.iter().any(|row| is_left_out(number(&row.address))));
+    for row in rows.iter().filter(|row| row.status == DeviceJobStatus::Failed) {
+        let outcome = row.outcome.as_ref().expect("an outcome");
+        assert!(
+            number(&row.address) >= 30_000 && FailureClass::of_outcome(outcome) == FailureClass::Missing,
+            "{row:?}"
+        );
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_list_is_to_come_is_cancelled_and_one_without_takes_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = start(folder.path(), &Scripted::new(1, |_| Answer::Status(200))).await;
+    let engine = &running.engine;
+    engine.create(JobRequest { targets: uploaded(None), ..method_job("j") }).await.expect("a job");
+    let id = job_id("j");
+    let (ended, cancelled) = tokio::join!(engine.ended(&id), engine.command(&id, Command::Cancel));
+    let cancelled = cancelled.expect("cancelled");
+    assert_eq!((cancelled.status, cancelled.statistics), (JobStatus::Cancelled, None));
+    assert_eq!(ended.map(|job| job.status), Ok(JobStatus::Cancelled), "whoever waits is told");
+    let part = ListPart { devices: devices([0]), excluded: Vec::new() };
+    let late = engine.complete_list(&job_id("j"), seal(&part.devices, &[])).await.map_err(|error| error.code);
+    assert_eq!(late.map(|job| job.status), Err(ErrorCode::JobRunPreconditionFailed));
+    engine.create(twin_job("k")).await.expect("a job");
+    for (name, expected) in [("k", ErrorCode::JobRunPreconditionFailed), ("nothing", ErrorCode::JobNotFound)] {
+        let refused = engine.extend_list(&job_id(name), part.clone()).await.map_err(|error| error.code);
+        assert_eq!(refused, Err(expected));
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn exclusions_are_left_out_of_a_condition_and_of_a_short_list() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(12_000, |_| Answer::Status(200));
+    let running = start(folder.path(), &fleet).await;
+    let exclude = || Exclusion {
+        condition: Some("tags.building IN ['b1', 'b2']".into()),
+        list: Some(List::Inline(devices([5, 1]))),
+    };
+    let list = Some(List::Inline(devices([1, 5, 6, 12])));
+    for (name, list, excluded, count) in [("all", None, 2401, 9599), ("list", list, 3, 1)] {
+        let targets = Some(JobTargets { list, exclude: Some(exclude()) });
+        running.engine.create(JobRequest { targets, ..twin_job(name) }).await.expect("a job");
+        let job = running.engine.ended(&job_id(name)).await.expect("its end");
+        let found = job.statistics.map(|counts| counts.succeeded_count);
+        assert_eq!((job.excluded, found), (Some(excluded), Some(count)), "{name}");
+    }
+    assert_eq!(running.rows("list").await[0].address, device(6));
+    running.stop().await;
+}
