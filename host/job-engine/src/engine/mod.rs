@@ -239,15 +239,15 @@ impl Engine {
             Input::Selected { job, result } => self.selected(now, &job, result),
             Input::Recorded(record) => self.recorded(&record),
             Input::Outcome { job, device, attempt, result } => {
-                if !self.awaits(&job, &device, attempt) {
-                    // It has ended without the answer: its time was over.
-                    if let Ok(outcome) = result {
-                        self.late(now, &job, device.clone(), attempt, outcome);
-                    }
-                } else {
-                    self.settle(now, &job, &device, result);
+                let call = Call { job, attempt };
+                let is_out = self.busy.get(&device) == Some(&call);
+                match result {
+                    result if self.awaits(&call.job, &device, attempt) => self.settle(now, &call.job, &device, result),
+                    // The device has ended without the answer: its time was over.
+                    Ok(outcome) if is_out => self.late(now, &call.job, device.clone(), attempt, outcome),
+                    _ => {}
                 }
-                if self.busy.get(&device) == Some(&Call { job, attempt }) {
+                if self.busy.get(&device) == Some(&call) {
                     self.release(now, &device);
                 }
             }
@@ -403,6 +403,7 @@ impl Engine {
             }
             job.add_waiting(target);
         }
+        job.bound_waits();
         for device in lost {
             job.end(now, &device, End::Failed(FailureClass::Unknown));
             push(&mut self.changes, now, &id, failed(&device, in_doubt()));
