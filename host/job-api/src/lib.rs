@@ -55,6 +55,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/pause", post(jobs::pause))
         .route("/jobs/v2/{id}/resume", post(jobs::resume))
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
+        .route("/jobs/v2/{id}/clone", post(jobs::clone))
         .route("/jobs/v2/{id}/report", get(jobs::report))
         .route("/jobs/v2/{id}/attempts", get(records::attempts))
         .route("/jobs/v2/{job}/devices/{device}/attempts", get(records::device_attempts))
