@@ -20,5 +20,5 @@ mod testing;
 
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
-pub use fleet::{Fleet, Selected, Selection};
+pub use fleet::{Fleet, LabelReader, Selected, Selection};
 pub use journal::{JobFilter, MIGRATIONS, Page};

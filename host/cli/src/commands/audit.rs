@@ -12,11 +12,10 @@ use crate::output::{Columns, cell, document, line, say};
 /// Entries of one page.
 const PAGE: u32 = 1000;
 
-pub(super) async fn run(args: AuditArgs, context: &Context) -> anyhow::Result<()> {
+pub(super) async fn run(service: &ServiceClient, args: AuditArgs, context: &Context) -> anyhow::Result<()> {
     if args.verify {
-        return check(args.head.as_deref(), context).await;
+        return check(service, args.head.as_deref(), context).await;
     }
-    let service = context.service()?;
     let mut request = PageRequest { max_items: Some(PAGE), continuation: None };
     let mut columns = Columns::new(&["NUMBER", "TIME", "WHO", "DID", "JOB", "DETAILS"]);
     let mut entries = Vec::new();
@@ -44,15 +43,14 @@ fn row(entry: &Value) -> Vec<String> {
 }
 
 /// Say whether the trail holds, and where it does not.
-async fn check(head: Option<&str>, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
+async fn check(service: &ServiceClient, head: Option<&str>, context: &Context) -> anyhow::Result<()> {
     let found = service.check_audit().await?;
     let mut breaks: Vec<String> = Vec::new();
     for broken in found["breaks"].as_array().into_iter().flatten() {
         breaks.push(format!("at entry {}: {}", cell(&broken["number"]), cell(&broken["reason"])));
     }
     if let Some(head) = head
-        && let Some(missing) = past(&service, head, &found["head"]).await?
+        && let Some(missing) = past(service, head, &found["head"]).await?
     {
         breaks.push(missing);
     }

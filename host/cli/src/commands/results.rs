@@ -17,19 +17,18 @@ use crate::output::{Columns, cell, line, name};
 /// Rows of one page: the most that a hub gives.
 const PAGE: u32 = 1000;
 
-pub(super) async fn run(args: ResultsArgs, context: &Context) -> anyhow::Result<()> {
+pub(super) async fn run(service: &ServiceClient, args: ResultsArgs, context: &Context) -> anyhow::Result<()> {
     let format = match (context.json, args.format) {
         (true, None | Some(ResultsFormat::Json)) => ResultsFormat::Json,
         (true, Some(_)) => bail!("--json and another --format exclude each other"),
         (false, format) => format.unwrap_or(ResultsFormat::Table),
     };
-    let service = context.service()?;
     // A job that does not exist has no rows; say so rather than print nothing.
     service.get_job(&args.id).await?;
     let mut printer = Printer::new(format, if args.attempts { ATTEMPTS } else { DEVICES });
     let mut request = PageRequest { max_items: Some(PAGE), continuation: None };
     loop {
-        let page = page(&service, &args, &request).await?;
+        let page = page(service, &args, &request).await?;
         printer.print(page.items.into_iter().filter(|row| wants(&args, row)))?;
         request.continuation = page.continuation;
         if request.continuation.is_none() {
