@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::back_end::BackEnd;
+use crate::back_end::{BackEnd, connection};
 use crate::harness::{FREE_PORTS, Latch, latch, latch_json, latch_ok, plugin_folder, wait_until};
 
 /// So many that a job over them takes longer than a kill, at its rate.
@@ -218,10 +218,13 @@ fn a_folder_runs_the_jobs_of_one_hub() {
     let wrong = latch(apart.host_data(), &["job", "list", "--engine", "latch", "--hub", hub, "--ca", ca]);
     assert!(wrong.code == Some(1) && wrong.stderr.contains("runs jobs on the hub localhost:"), "{wrong:?}");
     let alone = tempfile::tempdir().expect("a folder");
-    let jobs_alone = Latch::start(alone.path(), &["run", "--jobs", "--hub", hub, "--ca", ca, "--tier", "s3"]);
+    let jobs_alone = Latch::start(alone.path(), &["run", "--jobs", "--hub", hub, "--ca", ca, "--tier", "s3", "-vv"]);
     assert!(jobs_alone.ready().starts_with("ready devices=0 plugins=0 jobs=localhost:"), "{}", jobs_alone.ready());
     let done = latch_ok(alone.path(), &["job", "method", "m", "--query", "*", "--rate", "1", "--wait"]);
     assert!(done.ends_with(" completed: 0 of 0 devices succeeded\n"), "{done}");
+    let (said, key) = (jobs_alone.transcript(), connection(other.path()).key.to_base64());
+    assert!(said.contains("job created"), "{said}");
+    assert!(!said.contains(&key) && !said.contains("sig="), "a secret is in the log");
 }
 
 /// As `latch help` documents it.
