@@ -222,6 +222,11 @@ impl ServiceClient {
         self.object(ServiceRequest::job_report(job)).await
     }
 
+    /// What a job would come to; for the embedded hub, as the next two. `body` is that of the job.
+    pub async fn preview_job(&self, body: Value) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::preview_job(body)).await
+    }
+
     /// Some of the list of a job that waits for one; a part that comes again changes nothing.
     pub async fn extend_list(&self, job: &JobId, part: &ListPart) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::extend_list(job, part)).await

@@ -17,8 +17,9 @@ use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
 use super::policy;
+use super::preview;
 use super::targets::Chosen;
-use crate::args::{JobCommand, RolloutArgs, ScheduleArgs};
+use crate::args::{JobCommand, RolloutArgs, ScheduleArgs, Stages};
 use crate::context::Context;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, name, table};
@@ -63,7 +64,7 @@ pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Res
     let RolloutArgs { name, wanted, schedule, mut policy, report } = args;
     let name = PluginName::parse(&name)?;
     if policy.stage.is_empty() {
-        policy.stage = ROLLOUT_STAGES.to_vec();
+        policy.stage = vec![Stages::Percent(ROLLOUT_STAGES.to_vec())];
     }
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
     let policy = policy::of_updates(&policy, Some(name.as_str()), &report)?;
@@ -98,8 +99,12 @@ async fn create(
     };
     let service = context.service()?;
     let has_extension = request.extension().is_some();
-    if has_extension {
+    if has_extension || schedule.dry_run {
         policy::check_hub(&service)?;
+    }
+    if schedule.dry_run {
+        let preview = preview::ask(&service, &request, &chosen).await?;
+        return if context.json { document(&preview) } else { preview::show(&preview) };
     }
     let created = service.create_job(&request).await?;
     if has_extension && created["latch"].is_null() {

@@ -1,6 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
 mod lists;
+mod preview;
 mod targets;
 mod task;
 mod templates;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
+use crate::preview::Tally;
 use crate::record::SavedJob;
 pub use lists::Listed;
 use task::Task;
@@ -64,6 +66,11 @@ enum Message {
     },
     /// Somebody else has written the journal.
     Written,
+    Preview {
+        request: Box<JobRequest>,
+        tally: Tally,
+        reply: oneshot::Sender<Result<Value, HubError>>,
+    },
 }
 
 impl JobEngine {

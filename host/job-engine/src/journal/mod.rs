@@ -4,6 +4,7 @@
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
 mod list;
+mod overlap;
 mod read;
 mod report;
 mod templates;
@@ -16,6 +17,7 @@ use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
+pub use overlap::overlaps;
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
 pub use templates::{delete_template, put_template, template, templates};
