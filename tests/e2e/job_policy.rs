@@ -146,6 +146,18 @@ fn a_rollout_that_fails_in_one_building_pauses_names_it_and_goes_on_with_the_res
     // Nobody was asked twice: a second call of the same attempt would have been answered 409.
     let rows = latch_json(data, &["query", "SELECT * FROM devices.jobs WHERE jobId = 'lock'"]);
     assert!(rows.as_array().expect("rows").iter().all(|row| row["latch"]["attempts"] == 1), "{rows:#}");
+
+    // Once more for those that failed, whose doors have been unlocked meanwhile.
+    let none = latch(data, &["job", "retry", "lock", "--class", "timeout"]);
+    assert!(none.stderr.contains("no device of the job lock failed so"), "{none:?}");
+    latch_json(data, &["job", "retry", "lock", "--class", "answer", "--id", "again"]);
+    wait_until("its first stage waits for approval, too", ANSWERED_BOUND, || {
+        let job = latch_json(data, &["job", "show", "again"]);
+        (job["latch"]["progress"]["paused"]["by"] == "approval").then_some(())
+    });
+    latch_json(data, &["job", "approve", "again"]);
+    let again = latch(data, &["job", "watch", "again"]);
+    assert_eq!(again.stdout, format!("again completed: {failed} of {failed} devices succeeded\n"), "{again:?}");
 }
 
 #[test]
@@ -231,4 +243,44 @@ fn a_template_is_kept_over_a_restart_and_made_into_jobs() {
     }
     assert_eq!(latch(data, &["job", "template", "delete", "tag"]).stdout, "tag deleted\n");
     assert_eq!(latch_json(data, &["job", "template", "list"]), json!([]));
+}
+
+#[test]
+fn a_job_can_be_sent_again_without_being_done_twice_and_be_cloned() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let _hub = Latch::start(data, &[&["hub", "--devices", "3"], FREE_PORTS].concat());
+    let tag = |tags: &str| {
+        latch(data, &["job", "twin", "--tags", tags, "--query", "*", "--id", "tag", "--rate", "1000", "--wait"])
+    };
+    for _ in 0..2 {
+        let done = tag("{\"a\": 1}");
+        assert_eq!(done.stdout, "tag completed: 3 of 3 devices succeeded\n", "{done:?}");
+    }
+    let other = tag("{\"a\": 2}");
+    assert!(other.code != Some(0) && other.stderr.contains("the job tag exists already"), "{other:?}");
+    let rows = latch_json(data, &["query", "SELECT * FROM devices.jobs"]);
+    assert_eq!(rows.as_array().map(Vec::len), Some(3), "it was one job");
+
+    let cloned = latch(data, &["job", "clone", "tag", "--id", "once-more", "--wait"]);
+    assert_eq!(cloned.stdout, "once-more completed: 3 of 3 devices succeeded\n", "{cloned:?}");
+    let list = data.join("list.txt");
+    std::fs::write(&list, format!("{}\n{}\n", door(1), door(3))).expect("a file");
+    let list = list.to_str().expect("a readable name");
+    let listed = latch(data, &["job", "twin", "--tags", "{\"b\": 1}", "--list", list, "--id", "listed", "--wait"]);
+    assert_eq!(listed.stdout, "listed completed: 2 of 2 devices succeeded\n", "{listed:?}");
+    let cloned = latch(data, &["job", "clone", "listed", "--id", "listed-2", "--wait"]);
+    assert_eq!(cloned.stdout, "listed-2 completed: 2 of 2 devices succeeded\n", "{cloned:?}");
+    let start = ["--start", "2099-01-01T00:00:00Z"];
+    let later = latch_json(data, &[&["job", "clone", "listed", "--id", "listed-3"][..], &start].concat());
+    assert!(later["startTime"].as_str().is_some_and(|start| start.starts_with("2099")), "{later:#}");
+    let of_later = latch(data, &["job", "clone", "listed-3", "--id", "listed-4", "--wait"]);
+    assert_eq!(of_later.stdout, "listed-4 completed: 2 of 2 devices succeeded\n", "{of_later:?}");
+    for (arguments, text) in [
+        (["job", "clone", "listed", "--id", "tag"], "the job tag exists already"),
+        (["job", "clone", "nothing", "--id", "x"], "there is no job nothing"),
+    ] {
+        let refused = latch(data, &arguments);
+        assert!(refused.code != Some(0) && refused.stderr.contains(text), "{text}: {refused:?}");
+    }
 }

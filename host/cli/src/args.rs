@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::{JobId, MethodName, TemplateName};
+use iothub_protocol::job::policy::FailureClass;
 
 use crate::exit;
 
@@ -299,6 +300,26 @@ Example:
         #[arg(long, value_name = "N")]
         stage: Option<u32>,
     },
+    /// Make a job for those devices of another that failed
+    #[command(after_help = "Examples:
+  latch job retry lock-all --wait
+  latch job retry lock-all --class timeout,offline --id lock-all-again")]
+    Retry {
+        /// The job whose devices failed
+        source: JobId,
+        /// Only those that failed so, such as timeout,offline [default: all]
+        #[arg(long, value_name = "CLASS", value_delimiter = ',', value_parser = policy::class)]
+        class: Vec<FailureClass>,
+        #[command(flatten)]
+        again: AgainArgs,
+    },
+    /// Make a job like another: the same action, devices and policy
+    Clone {
+        /// The job to do once more
+        source: JobId,
+        #[command(flatten)]
+        again: AgainArgs,
+    },
     /// Show how a job's devices stand and why they failed, by the groups of --group-by
     Report {
         /// The job's id
@@ -312,6 +333,20 @@ Example:
         #[arg(long)]
         failed: bool,
     },
+}
+
+/// A job that is made of another.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AgainArgs {
+    /// The new job's id [default: made up]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<JobId>,
+    /// When to start, such as 2026-12-24T18:00:00Z [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) start: Option<String>,
+    /// Follow the job until it ends
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

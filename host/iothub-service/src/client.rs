@@ -12,6 +12,7 @@ use iothub_protocol::connection_string::{
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, ModuleId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::targets::{ListPart, ListSeal};
 use iothub_protocol::job::{JobRequest, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
@@ -215,6 +216,17 @@ impl ServiceClient {
     /// Go on to the next stage, if the one that went well is `stage`, or whichever it is.
     pub async fn approve_job(&self, job: &JobId, stage: Option<u32>) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::approve_job(job, stage)).await
+    }
+
+    /// Make a job like another; with `failed`, for those of its devices that failed so, in any way if there is no class.
+    pub async fn clone_job(
+        &self,
+        source: &JobId,
+        job: &JobId,
+        start_time: Option<DateTime<Utc>>,
+        failed: Option<&[FailureClass]>,
+    ) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::clone_job(source, job, start_time, failed)).await
     }
 
     /// How a job's devices stand, by the groups that its policy makes.

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::targets::{ListPart, ListSeal};
 use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
+use iothub_protocol::time;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -142,6 +145,23 @@ impl ServiceRequest {
     pub fn approve_job(job: &JobId, stage: Option<u32>) -> ServiceRequest {
         let body = stage.map_or_else(|| json!({}), |stage| json!({"stage": stage}));
         ServiceRequest::new(Method::POST, &["jobs", "v2", job.as_str(), "approve"]).with_body(body)
+    }
+
+    pub fn clone_job(
+        source: &JobId,
+        job: &JobId,
+        start_time: Option<DateTime<Utc>>,
+        failed: Option<&[FailureClass]>,
+    ) -> ServiceRequest {
+        let mut body = json!({"jobId": job});
+        if let Some(start) = start_time {
+            body["startTime"] = json!(time::format(start));
+        }
+        if let Some(classes) = failed {
+            body["devices"] = json!("failed");
+            body["failures"] = json!(classes);
+        }
+        ServiceRequest::new(Method::POST, &["jobs", "v2", source.as_str(), "clone"]).with_body(body)
     }
 
     pub fn job_report(job: &JobId) -> ServiceRequest {
@@ -405,6 +425,9 @@ mod tests {
         check(&ServiceRequest::resume_job(&job("j1")), line, &[], Value::Null);
         let line = "POST /jobs/v2/j1/approve?api-version=2021-04-12";
         check(&ServiceRequest::approve_job(&job("j1"), Some(2)), line, &[], json!({"stage": 2}));
+        let line = "POST /jobs/v2/j1/clone?api-version=2021-04-12";
+        let again = ServiceRequest::clone_job(&job("j1"), &job("j2"), None, Some(&[FailureClass::Timeout]));
+        check(&again, line, &[], json!({"jobId": "j2", "devices": "failed", "failures": ["timeout"]}));
         let line = "GET /jobs/v2/j1/report?api-version=2021-04-12";
         check(&ServiceRequest::job_report(&job("j1")), line, &[], Value::Null);
         let lock = TemplateName::parse("lock-up").expect("a name");

@@ -6,8 +6,10 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{JobRequest, JobStatus};
-use job_engine::{Command, JobFilter};
+use iothub_protocol::time;
+use job_engine::{CloneRequest, Command, JobFilter};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -96,6 +98,55 @@ pub(crate) async fn approve(
 ) -> Result<Response, Refusal> {
     let Approval { stage } = optional(body).await?;
     command(&state, &id, &headers, Command::Approve { stage }).await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Clone {
+    job_id: JobId,
+    #[serde(default)]
+    start_time: Option<String>,
+    #[serde(default)]
+    devices: Devices,
+    /// Which failures count, with `devices` `failed`; all if there is none.
+    #[serde(default)]
+    failures: Vec<FailureClass>,
+}
+
+#[derive(Deserialize, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+enum Devices {
+    /// As the job itself says.
+    #[default]
+    Same,
+    Failed,
+}
+
+/// Make a job like this one, perhaps for those devices only that failed.
+pub(crate) async fn clone(
+    State(state): State<JobApi>,
+    Path(id): Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    state.authorize(&headers)?;
+    let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+    let wanted: Clone =
+        serde_json::from_slice(&read_body(body).await?).map_err(|e| invalid(format!("the body: {e}")))?;
+    let Clone { job_id, start_time, devices, failures } = wanted;
+    if devices == Devices::Same && !failures.is_empty() {
+        return Err(invalid("failures needs \"devices\": \"failed\"".to_owned()).into());
+    }
+    let start_time = match start_time {
+        None => None,
+        Some(text) => {
+            let wrong = || invalid(format!("startTime {text:?} is not an ISO 8601 time with a zone"));
+            Some(time::parse(&text).ok_or_else(wrong)?)
+        }
+    };
+    let failed = (devices == Devices::Failed).then_some(failures);
+    let made = state.jobs.clone_job(&JobId::parse(&id)?, CloneRequest { job_id, start_time, failed }).await?;
+    Ok(json(&made.to_json()))
 }
 
 /// How the devices of each group stand, and how those failed that did.

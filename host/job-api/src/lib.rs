@@ -53,6 +53,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/pause", post(jobs::pause))
         .route("/jobs/v2/{id}/resume", post(jobs::resume))
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
+        .route("/jobs/v2/{id}/clone", post(jobs::clone))
         .route("/jobs/v2/{id}/report", get(jobs::report))
         .route("/jobs/v2/{id}/targets", post(targets::extend))
         .route("/jobs/v2/{id}/targets/complete", post(targets::complete))

@@ -18,7 +18,7 @@ mod record;
 #[cfg(test)]
 mod testing;
 
-pub use driver::{JobEngine, Listed, Settings};
+pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
 pub use fleet::{Fleet, Selected, Selection, Standing, Survey, Surveyed};
 pub use journal::{JobFilter, MIGRATIONS, Page};

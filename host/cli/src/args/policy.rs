@@ -163,7 +163,7 @@ fn seconds(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "a time is a whole number of seconds with its unit: 10s, 5m, 2h".to_owned())
 }
 
-fn class(text: &str) -> Result<FailureClass, String> {
+pub(super) fn class(text: &str) -> Result<FailureClass, String> {
     let names = || FailureClass::ALL.map(FailureClass::name).join(", ");
     FailureClass::by_name(text).ok_or_else(|| format!("a class of failures is one of {}", names()))
 }

@@ -6,9 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::JobPolicy;
+use iothub_protocol::job::policy::{FailureClass, JobPolicy};
 use iothub_protocol::job::steps::{self, Step};
 use iothub_protocol::job::{JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::{plugin_report, time};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::policy;
 use super::preview;
 use super::targets::Chosen;
-use crate::args::{JobCommand, RolloutArgs, ScheduleArgs, Stages};
+use crate::args::{AgainArgs, JobCommand, RolloutArgs, ScheduleArgs, Stages};
 use crate::context::Context;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, name, table};
@@ -54,6 +54,8 @@ pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Resul
         JobCommand::Pause { id, reason } => control(&id, &context.service()?.pause_job(&id, &reason).await?, context),
         JobCommand::Resume { id } => control(&id, &context.service()?.resume_job(&id).await?, context),
         JobCommand::Approve { id, stage } => control(&id, &context.service()?.approve_job(&id, stage).await?, context),
+        JobCommand::Retry { source, class, again: args } => again(&source, Some(&class), args, context).await,
+        JobCommand::Clone { source, again: args } => again(&source, None, args, context).await,
         JobCommand::Report { id } => report(&id, context).await,
         JobCommand::Results { id, failed } => results(&id, failed, context).await,
     }
@@ -77,13 +79,7 @@ async fn create(
     policy: Option<JobPolicy>,
     context: &Context,
 ) -> anyhow::Result<()> {
-    let start_time = match schedule.start.as_deref() {
-        None => None,
-        Some(text) => match time::parse(text) {
-            Some(time) => Some(time),
-            None => bail!("--start {text:?} is not a time with a zone, such as 2026-12-24T18:00:00Z"),
-        },
-    };
+    let start_time = start_time(schedule.start.as_deref())?;
     let chosen = Chosen::read(&schedule.targets)?;
     let then = schedule.then.map(|file| steps_of(&file, &action)).transpose()?.unwrap_or_default();
     let job_id = schedule.id.map_or_else(made_up_id, Ok)?;
@@ -120,6 +116,25 @@ async fn create(
         return Err(error.context(format!("the list of the job {job_id} was not taken, and the job is cancelled")));
     }
     follow_or_tell(&service, &job_id, &created, schedule.wait, context).await
+}
+
+fn start_time(text: Option<&str>) -> anyhow::Result<Option<DateTime<Utc>>> {
+    let Some(text) = text else { return Ok(None) };
+    let wrong = || anyhow!("--start {text:?} is not a time with a zone, such as 2026-12-24T18:00:00Z");
+    time::parse(text).map(Some).ok_or_else(wrong)
+}
+
+async fn again(
+    source: &JobId,
+    failed: Option<&[FailureClass]>,
+    args: AgainArgs,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let start = start_time(args.start.as_deref())?;
+    let id = args.id.map_or_else(made_up_id, Ok)?;
+    let service = context.service()?;
+    let made = service.clone_job(source, &id, start, failed).await?;
+    follow_or_tell(&service, &id, &made, args.wait, context).await
 }
 
 async fn follow_or_tell(

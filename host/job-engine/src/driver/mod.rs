@@ -1,5 +1,6 @@
 //! The handle to a running engine, and what starts it.
 
+mod again;
 mod lists;
 mod preview;
 mod targets;
@@ -27,6 +28,7 @@ use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::preview::Tally;
 use crate::record::SavedJob;
+pub use again::CloneRequest;
 pub use lists::Listed;
 use task::Task;
 
@@ -95,28 +97,34 @@ impl JobEngine {
         Ok(engine)
     }
 
-    /// Take a job. It is durable when this returns.
+    /// Take a job. It is durable when this returns. One with our extension can be sent again, as by a client that has
+    /// not heard the answer: it is one job.
     ///
     /// # Errors
-    /// 409104 if its id is taken.
+    /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure.
     pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
         let now = Utc::now();
         let job = request.job_id.clone();
         let (answer, answered) = oneshot::channel();
         let messages = self.messages.clone();
         self.store.write_then(
-            move |tx| journal::insert(tx, request, now),
+            move |tx| {
+                let again = request.clone();
+                let inserted = journal::insert(tx, request, now)?;
+                let is_same = inserted.is_none() && again.extension().is_some() && journal::is_same(tx, &again)?;
+                Ok((inserted, is_same))
+            },
             move |inserted| {
                 // From here, and not after the await below: the job runs even if its creator has gone away.
                 let answered = match inserted {
                     // The engine hears of it once its list is whole.
-                    Ok(Some(job)) if job.request.targets.as_ref().is_some_and(JobTargets::is_uploaded) => {
+                    Ok((Some(job), _)) if job.request.targets.as_ref().is_some_and(JobTargets::is_uploaded) => {
                         messages.send(Message::Written).map(|()| true).map_err(|_| stopped())
                     }
-                    Ok(Some(job)) => {
+                    Ok((Some(job), _)) => {
                         messages.send(Message::Created(Box::new(job))).map(|()| true).map_err(|_| stopped())
                     }
-                    Ok(None) => Ok(false),
+                    Ok((None, is_same)) => Ok(is_same),
                     Err(error) => Err(store_error(&error)),
                 };
                 drop(answer.send(answered));
@@ -126,7 +134,7 @@ impl JobEngine {
             tracing::info!(%job, "job created");
             return Ok(());
         }
-        Err(HubError::new(ErrorCode::JobAlreadyExists, format!("the job {job} exists already, choose another id")))
+        Err(again::taken(&job))
     }
 
     /// # Errors

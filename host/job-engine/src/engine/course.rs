@@ -366,6 +366,11 @@ impl Course {
         std::mem::take(&mut self.held[self.current])
     }
 
+    /// The job is paused: the pause before the next stage begins anew after that.
+    pub(super) fn pause(&mut self) {
+        self.good_since = None;
+    }
+
     /// Nobody has a turn any more.
     pub(super) fn stop(&mut self) {
         self.held.iter_mut().for_each(VecDeque::clear);

@@ -62,6 +62,9 @@ impl Engine {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.hold = Some(Hold { cause, reason: reason.clone(), since: now });
         job.set_times();
+        if let Some(course) = &mut job.course {
+            course.pause();
+        }
         if job.phase == Phase::Waiting {
             self.agenda.remove(&(job.start, id.clone()));
         }

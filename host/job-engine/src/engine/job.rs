@@ -152,6 +152,17 @@ impl Target {
         }
     }
 
+    pub(super) fn begin_attempt(&mut self) {
+        self.attempt += 1;
+        self.state = State::Starting;
+        self.has_arrived = false;
+    }
+
+    /// It has done what it was sent: no failure of that, and no wait for it, is told of what follows.
+    pub(super) fn has_come_through(&mut self) {
+        (self.last, self.awaits_connection, self.offline) = (None, false, 0);
+    }
+
     /// What it comes to if nothing comes any more.
     fn lacking(&self) -> DeviceJobOutcome {
         match &self.last {
@@ -165,7 +176,7 @@ impl Target {
             State::Awaited if self.step > 0 => Lack::Step,
             State::Awaited => Lack::Report,
             State::Sent => Lack::Answer,
-            _ if self.offline > 0 => Lack::Connection,
+            _ if self.offline > 0 || self.awaits_connection => Lack::Connection,
             State::Starting if self.attempt == 1 => Lack::Start,
             _ if self.attempt == 0 => Lack::Start,
             // An attempt before a restart was sent, and its answer was lost.
@@ -221,6 +232,23 @@ impl Job {
         if let Some(course) = &mut self.course {
             course.begin(counts_from);
         }
+        self.bound_waits();
+    }
+
+    /// Nobody waits for a device longer than the policy says, also if the wait began during a pause, when it had no end.
+    pub(super) fn bound_waits(&mut self) {
+        let Some(end) = self.course.as_ref().and_then(|course| course.offline_until()) else { return };
+        let is_beyond = |(at, device): &&(DateTime<Utc>, Address)| {
+            *at > end && self.targets.get(device).is_some_and(|target| target.awaits_connection)
+        };
+        let beyond: Vec<_> = self.later.iter().filter(is_beyond).cloned().collect();
+        for place in beyond {
+            self.later.remove(&place);
+            if let Some(target) = self.targets.get_mut(&place.1) {
+                target.state = State::Later(end);
+                self.later.insert((end, place.1));
+            }
+        }
     }
 
     /// Whether nothing new begins. While it waits for approval, its stage goes on.
@@ -246,7 +274,7 @@ impl Job {
     pub(super) fn add_waiting(&mut self, saved: SavedTarget) {
         let SavedTarget { device, attempt, failures, last, until, stage, group, step, answered, .. } = saved;
         self.add_target(device.clone(), attempt, stage, group);
-        let awaits_connection = last.is_none();
+        let awaits_connection = last.is_none() && until.is_some();
         let Some(target) = self.targets.get_mut(&device) else { return };
         (target.step, target.answered) = (step, answered.map(Box::new));
         (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
@@ -442,6 +470,7 @@ impl Job {
         };
         target.offline += 1;
         target.awaits_connection = true;
+        target.last = None;
         self.try_again(at, device);
         at
     }

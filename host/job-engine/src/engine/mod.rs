@@ -391,6 +391,7 @@ impl Engine {
             }
             job.add_waiting(target);
         }
+        job.bound_waits();
         for device in lost {
             job.end(now, &device, End::Failed(FailureClass::Unknown));
             push(&mut self.changes, now, &id, failed(&device, in_doubt()));

@@ -85,6 +85,8 @@ impl Engine {
                 job.aborted = Some(reason.clone());
                 push(&mut self.changes, now, id, What::Aborting { reason });
                 self.stop_sending(now, id);
+                // Time alone can bring it here, when no answer follows.
+                self.end_if_done(now, id);
             }
         }
     }

@@ -11,7 +11,7 @@ use iothub_protocol::job::steps::{Otherwise, Step, StepCondition};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction};
 use iothub_protocol::query::Condition;
 
-use super::job::{End, Job, State};
+use super::job::{End, Job};
 use super::looks::Looks;
 use super::outcome::policy_outcome;
 use super::policy::{ended_unknown, fail};
@@ -137,6 +137,7 @@ impl Engine {
         if let DeviceJobOutcome::Method(response) = outcome {
             target.answered = Some(Box::new(response.clone()));
         }
+        target.has_come_through();
         let next = job.steps.after(target.step, outcome);
         if next != Next::Finish && job.cancelling {
             job.end(now, device, End::LeftOut);
@@ -161,8 +162,7 @@ impl Engine {
                     job.put_back(device);
                 } else {
                     // It keeps its place among those in flight, and no other job comes between.
-                    target.attempt += 1;
-                    target.state = State::Starting;
+                    target.begin_attempt();
                     let attempt = target.attempt;
                     self.busy.insert(device.clone(), Call { job: id.clone(), attempt });
                     push(&mut self.changes, now, id, What::Started { device: device.clone(), attempt });

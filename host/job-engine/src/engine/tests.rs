@@ -1,4 +1,5 @@
 mod hold;
+mod model;
 mod policy;
 mod retries;
 mod steps;
@@ -10,7 +11,6 @@ use std::collections::BTreeMap;
 use durable_store::sql::Connection;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::method::MethodResponse;
-use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -361,130 +361,4 @@ fn draining_sends_nothing_more() {
     world.answer("j", 0, UPDATED);
     assert_eq!((world.calls.len(), world.engine.in_flight()), (0, 0));
     world.is("j", JobStatus::Running, 1, 0);
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Create { devices: Vec<usize>, start: i64, window: u32, policy: u8 },
-    Command(usize, Command),
-    ResumeAll,
-    Answer(usize, u8),
-    Pass(i64),
-    Select,
-    Commit,
-    Restart,
-    Report(usize, &'static str),
-    See,
-    Unpin,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        3 => (prop::collection::vec(0..4usize, 0..4), 0..4i64, 1..20u32, 0..5u8)
-            .prop_map(|(devices, start, window, policy)| Step::Create { devices, start, window, policy }),
-        3 => (0..4usize, prop::sample::select(vec!["active", "failing", "else"]))
-            .prop_map(|(device, status)| Step::Report(device, status)),
-        4 => Just(Step::See),
-        2 => Just(Step::Unpin),
-        2 => (0..8usize, 0..8u8).prop_map(|(job, command)| Step::Command(job, match command {
-            0 => Command::Cancel,
-            1 | 2 => Command::Pause { reason: "so".to_owned() },
-            3 => Command::Approve { stage: None },
-            _ => Command::Resume,
-        })),
-        8 => (0..8usize, 0..4u8).prop_map(|(call, kind)| Step::Answer(call, kind)),
-        3 => (1..8i64).prop_map(Step::Pass),
-        4 => Just(Step::Select),
-        4 => Just(Step::Commit),
-        1 => Just(Step::Restart),
-    ]
-}
-
-impl World {
-    fn take(&mut self, step: Step, created: &mut Vec<JobId>) {
-        match step {
-            Step::Create { devices, start, window, policy } => {
-                let names: Vec<String> = devices.iter().map(|number| format!("'{}'", device(*number))).collect();
-                let request = JobRequest {
-                    query_condition: format!("deviceId IN [{}]", names.join(", ")),
-                    start_time: Some(at(self.now + start)),
-                    max_execution_time_in_seconds: window,
-                    ..twin_job(&format!("j{}", created.len()))
-                };
-                created.push(self.create(policy::some(policy, request)));
-            }
-            Step::Command(number, command) => {
-                if let Some(id) = created.get(number) {
-                    self.engine.command(at(self.now), id, command);
-                }
-            }
-            Step::ResumeAll => {
-                for id in created.iter() {
-                    self.engine.command(at(self.now), id, Command::Approve { stage: None });
-                    self.engine.command(at(self.now), id, Command::Resume);
-                }
-            }
-            Step::Answer(number, kind) if number < self.calls.len() => {
-                let (job, device, attempt) = self.calls.remove(number);
-                let result = match kind {
-                    0 => offline(),
-                    1 => Err(HubError::new(ErrorCode::GatewayTimeout, "late")),
-                    _ => UPDATED,
-                };
-                self.engine.handle(at(self.now), Input::Outcome { job, device, attempt, result });
-            }
-            Step::Answer(..) => {}
-            Step::Pass(seconds) => {
-                self.now += seconds;
-                self.engine.handle(at(self.now), Input::Tick);
-            }
-            Step::Select => self.select(),
-            Step::Commit => self.commit(),
-            Step::Restart => self.restart(),
-            Step::Report(number, status) => _ = self.reported.insert(device(number), status),
-            Step::See => self.see(),
-            Step::Unpin => {
-                if let Some((job, _)) = self.unpins.pop() {
-                    self.engine.handle(at(self.now), Input::Unpinned { job, result: Ok(()) });
-                }
-            }
-        }
-        self.pump();
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(100))]
-
-    /// Whatever happens in whatever order: counts are those of the rows (checked at each commit), a device has one call
-    /// (checked at each send), ends are final, and every job ends.
-    #[test]
-    fn counts_agree_with_rows_and_ends_are_final(steps in prop::collection::vec(step(), 1..80)) {
-        let mut world = World::new(4, Limits { in_flight: 3, ..limits(2, 3) });
-        let mut created = Vec::new();
-        let mut ended: BTreeMap<(JobId, Address), DeviceJob> = BTreeMap::new();
-        // At the end each answer comes at once, until the last window is over.
-        let last = [Step::ResumeAll, Step::Commit, Step::Select, Step::Answer(0, 2), Step::Answer(0, 2), Step::See, Step::Unpin, Step::Pass(2)];
-        let rest = (0..60).flat_map(|_| last.clone());
-        for step in steps.into_iter().chain(rest) {
-            let may_show = matches!(step, Step::Commit);
-            world.take(step, &mut created);
-            for id in created.iter().filter(|_| may_show) {
-                for row in rows(&world.journal, id) {
-                    let key = (id.clone(), row.address.clone());
-                    if let Some(before) = ended.get(&key) {
-                        prop_assert_eq!(before, &row);
-                    } else if row.status.is_terminal() {
-                        ended.insert(key, row);
-                    }
-                }
-            }
-        }
-        world.settle();
-        for id in &created {
-            let job = stored(&world.journal, id);
-            prop_assert!(job.status.is_terminal(), "{:?}", job);
-            prop_assert!(rows(&world.journal, id).iter().all(|row| row.status.is_terminal()));
-        }
-    }
 }

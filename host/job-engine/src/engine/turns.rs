@@ -101,8 +101,7 @@ impl Engine {
                 job = again;
                 continue;
             }
-            target.attempt += 1;
-            target.state = State::Starting;
+            target.begin_attempt();
             let attempt = target.attempt;
             job.started();
             if let Some(course) = job.course.as_mut().filter(|_| counts) {

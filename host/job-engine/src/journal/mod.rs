@@ -3,6 +3,7 @@
 //! The functions are plain and synchronous, for the closures of a [`durable_store::Store`]. Times are milliseconds
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
+mod again;
 mod list;
 mod overlap;
 mod read;
@@ -16,6 +17,7 @@ use chrono::{DateTime, Utc};
 use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
+pub use again::{Again, Copied, insert_copy, is_same};
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
 pub use overlap::overlaps;
 pub use read::{Position, device_rows, job, jobs, unfinished};

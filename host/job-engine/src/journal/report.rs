@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use durable_store::sql::{self, Connection, params};
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::FailureClass;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus};
-use iothub_protocol::method::MethodResponse;
+use iothub_protocol::job::DeviceJobStatus;
 use serde_json::{Map, Value, json};
 
+use super::again::failure_class;
 use super::read;
 
 #[derive(Default)]
@@ -30,17 +29,9 @@ pub fn report(connection: &Connection, id: &JobId) -> sql::Result<Option<Value>>
         let status: String = row.get(1)?;
         let Some(status) = DeviceJobStatus::by_name(&status) else { continue };
         let devices = row.get::<_, i64>(4)?.unsigned_abs();
-        let failure = match (status, row.get::<_, Option<String>>(2)?, row.get(3)?) {
-            (DeviceJobStatus::Failed, Some(code), _) => {
-                Some(FailureClass::of_outcome(&DeviceJobOutcome::Error { code, description: String::new() }))
-            }
-            (DeviceJobStatus::Failed, None, Some(status)) => {
-                let answer = MethodResponse { status, payload: Value::Null };
-                Some(FailureClass::of_outcome(&DeviceJobOutcome::Method(answer)))
-            }
-            (DeviceJobStatus::Failed, None, None) => Some(FailureClass::Fault),
-            _ => None,
-        };
+        let is_failure = status == DeviceJobStatus::Failed;
+        let failure =
+            is_failure.then_some((row.get(2)?, row.get(3)?)).map(|(code, answer)| failure_class(code, answer));
         for group in [groups.entry(row.get(0)?).or_default(), &mut all] {
             *group.by_status.entry(status.name()).or_default() += devices;
             if let Some(class) = failure {

@@ -104,8 +104,17 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let status = DeviceJobStatus::Pending.name();
             let until = until.map(millis);
             let Some((failures, outcome)) = failed else {
-                let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL
-                           WHERE job = ?1 AND device = ?2";
+                // What it waits for is its connection, not a pause after a failure, unless it is in doubt.
+                let row = match until {
+                    Some(_) => {
+                        "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL, answer = NULL,
+                         payload = NULL, error = NULL, description = NULL WHERE job = ?1 AND device = ?2"
+                    }
+                    None => {
+                        "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL
+                         WHERE job = ?1 AND device = ?2"
+                    }
+                };
                 return tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at, until]).map(drop);
             };
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, failures = ?6,

@@ -120,7 +120,7 @@ fn what_is_not_known_or_not_possible_is_refused_with_its_place() {
     for (policy, text) in [
         ("[]", "latch.policy must be an object"),
         (r#"{"stage": []}"#, r#"latch.policy has no field "stage", only stages, rate, abort, retry, succeed, "#),
-        (r#"{"stages": [{}]}"#, "latch.policy.stages: missing field `percent`"),
+        (r#"{"stages": [{}]}"#, "latch.policy.stages[0].percent or condition must be there"),
         (r#"{"stages": [{"percent": 5, "soak": 1}]}"#, "latch.policy.stages: unknown field `soak`"),
         (r#"{"stages": [{"percent": "5"}]}"#, "latch.policy.stages: invalid type"),
         (r#"{"stages": [{"percent": 0}]}"#, "latch.policy.stages[0].percent must be above 0"),

@@ -223,3 +223,39 @@ fn a_job_that_fails_on_after_a_resume_is_paused_again() {
         world.command(Command::Resume);
     }
 }
+
+#[test]
+fn a_wait_that_began_during_a_pause_ends_with_that_of_all() {
+    let offline_rule = OfflineRule { wait_in_seconds: 5, then: OfflineEnd::Fail };
+    let mut world = World::new(1, Limits::default());
+    world.create(JobRequest {
+        policy: Some(JobPolicy { offline: offline_rule, ..JobPolicy::default() }),
+        ..method_job("j")
+    });
+    world.settle();
+    world.command(pause());
+    world.answer("j", 0, offline());
+    world.command(Command::Resume);
+    assert_eq!(world.engine.deadline(), Some(at(5)), "and not when it would be tried again");
+    world.restart();
+    world.settle();
+    assert_eq!(world.engine.deadline(), Some(at(5)));
+    world.pass(5);
+    world.is("j", JobStatus::Completed, 0, 1);
+}
+
+#[test]
+fn a_stage_s_pause_begins_anew_after_one_of_the_job() {
+    let mut world = World::new(2, Limits::default());
+    let first = Stage { pause_in_seconds: 10, ..stage(50) };
+    world.create(with(JobPolicy { stages: vec![first, stage(100)], ..JobPolicy::default() }));
+    world.settle();
+    world.answer_all(&UPDATED);
+    world.pass(9);
+    world.command(pause());
+    world.command(Command::Resume);
+    world.pass(9);
+    assert_eq!(world.job("j").stage, Some(1));
+    world.pass(1);
+    assert_eq!(world.job("j").stage, Some(2));
+}

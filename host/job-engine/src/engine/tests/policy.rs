@@ -432,31 +432,6 @@ fn an_aborted_rollout_takes_its_pins_back_over_a_restart() {
     assert_eq!(world.engine.deadline(), None);
 }
 
-/// For the property: some policy, or none.
-pub(super) fn some(number: u8, request: JobRequest) -> JobRequest {
-    let staged = || JobPolicy { stages: vec![stage(20), stage(60), stage(100)], ..JobPolicy::default() };
-    let rollout = |policy| {
-        let JobRequest { action, policy, .. } = rollout(policy);
-        // What the soaks take is not refused.
-        let max_execution_time_in_seconds = request.max_execution_time_in_seconds + 15;
-        JobRequest { action, policy, max_execution_time_in_seconds, ..request.clone() }
-    };
-    match number {
-        0 => request,
-        1 => {
-            let stages = vec![Stage { approval: true, ..stage(50) }, stage(100)];
-            let on_abort = OnAbort::Pause;
-            let policy = JobPolicy { stages, on_abort, abort: abort(50, 2, Some(3)), ..JobPolicy::default() };
-            JobRequest { policy: Some(policy), ..request }
-        }
-        2 => {
-            JobRequest { policy: Some(JobPolicy { rate: Some(Rate::Constant(1)), ..JobPolicy::default() }), ..request }
-        }
-        3 => rollout(staged()),
-        _ => rollout(JobPolicy { abort: abort(0, 1, None), on_abort: OnAbort::Unpin, ..JobPolicy::default() }),
-    }
-}
-
 impl World {
     fn failed_as(&self, code: &str) {
         for row in rows(&self.journal, &job_id("j")) {

@@ -275,3 +275,76 @@ fn a_growing_rate_grows_and_knows_over_a_restart_how_far_it_has_come() {
     world.settle();
     assert_eq!(second(&mut world), 8);
 }
+
+/// It had been said that the device was there, but of an attempt before.
+#[test]
+fn a_device_that_was_there_for_an_attempt_before_is_waited_for_all_the_same() {
+    let mut world = World::new(1, Limits::default());
+    let policy = JobPolicy { retry: vec![retry(&[FailureClass::Timeout], 9)], ..JobPolicy::default() };
+    world.create(calls(JobPolicy { offline: OfflineRule { wait_in_seconds: 600, then: OfflineEnd::Fail }, ..policy }));
+    world.settle();
+    world.arrives(0);
+    world.answer("j", 0, late());
+    world.until_called();
+    world.answer("j", 0, offline());
+    assert_eq!(world.row("j", 0).next_attempt, Some(at(world.now + 30)));
+}
+
+#[test]
+fn a_device_that_failed_and_is_waited_for_is_so_after_a_restart() {
+    let rule = retry(&[FailureClass::Timeout], 9);
+    let offline_rule = OfflineRule { wait_in_seconds: 600, then: OfflineEnd::Fail };
+    let mut world = World::new(2, Limits::default());
+    world.create(calls(JobPolicy { retry: vec![rule], offline: offline_rule, ..JobPolicy::default() }));
+    world.settle();
+    for number in 0..2 {
+        world.answer("j", number, late());
+    }
+    for number in 0..2 {
+        world.until_called();
+        while world.calls.iter().all(|(_, target, _)| *target != device(number)) {
+            world.pass(1);
+        }
+        world.answer("j", number, offline());
+    }
+    assert_eq!(world.row("j", 0).outcome, None, "it has no failure to show while it is waited for");
+    world.restart();
+    world.settle();
+    world.arrives(0);
+    assert_eq!(world.calls, [(job_id("j"), device(0), 3)], "as soon as it connects");
+    world.pass(600);
+    assert_eq!(world.code(1), "DeviceWasOffline");
+}
+
+#[test]
+fn who_is_waited_for_at_the_window_s_end_was_offline_also_after_a_restart() {
+    let mut world = World::new(1, Limits::default());
+    world.create(JobRequest { max_execution_time_in_seconds: 20, ..waiting(600, OfflineEnd::Fail) });
+    world.settle();
+    world.answer("j", 0, offline());
+    world.restart();
+    world.pass(20);
+    world.failed_with("j", 0, ErrorCode::DeviceNotOnline);
+}
+
+/// As its successes are longer ago, a rule with a window can be broken when nothing is in flight.
+#[test]
+fn a_job_that_time_alone_aborts_ends_at_once() {
+    let policy = JobPolicy {
+        retry: vec![RetryRule { backoff_in_seconds: 30, ..retry(&[FailureClass::Timeout], 9) }],
+        abort: abort(60, 1, Some(8)),
+        ..JobPolicy::default()
+    };
+    let mut world = World::new(3, Limits::default());
+    world.create(calls(policy));
+    world.settle();
+    world.answer("j", 1, late());
+    let next = (world.row("j", 1).next_attempt.expect("it is tried again") - at(0)).num_seconds();
+    world.pass(next - 9);
+    world.answer("j", 0, answered(200));
+    world.pass(7);
+    world.answer("j", 2, offline());
+    world.is("j", JobStatus::Running, 1, 1);
+    world.pass(3);
+    world.is("j", JobStatus::Failed, 1, 1);
+}
