@@ -27,8 +27,8 @@ fn targets_are_counted_by_stage_and_standing_in_parts_as_at_once() {
     let request = JobRequest { targets, policy, start_time: Some(at(0)), ..method_job("j") };
     let scope = Scope::new(request.targets.as_ref(), request.policy.as_ref()).expect("conditions");
     let standing = |number: usize| Standing {
-        is_connected: Some(number % 2 == 0),
-        is_listening: Some(number % 4 == 0),
+        is_connected: Some(number.is_multiple_of(2)),
+        is_listening: Some(number.is_multiple_of(4)),
         is_disabled: Some(number == 5),
     };
     let count = |counter: &mut Counter, numbers: std::ops::Range<usize>| {
@@ -36,7 +36,7 @@ fn targets_are_counted_by_stage_and_standing_in_parts_as_at_once() {
             // 7 and 8 are pilots, the first three canaries.
             let marks = u32::from((7..9).contains(&number)) | u32::from(number < 3) << 1;
             let is_target = counter.count(&surveyed(number, marks, standing(number)));
-            assert_eq!(is_target, number < 7 || number > 9, "{number}");
+            assert_eq!(is_target, !(7..=9).contains(&number), "{number}");
         }
     };
     let (mut whole, marks) = Counter::new(&scope, Tally::default()).expect("a counter");
