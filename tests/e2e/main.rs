@@ -21,6 +21,7 @@ mod config;
 mod configuration;
 mod events;
 mod fleet_job;
+mod host_jobs;
 mod hub_store;
 mod job_policy;
 mod job_targets;

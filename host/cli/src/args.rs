@@ -82,7 +82,12 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   latch run --connections devices.txt --plugins target/plugins
   latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host
-  latch run --config fleet/latch.toml")]
+  latch run --config fleet/latch.toml
+  LATCH_HUB=\"$(cat azure.connstr)\" latch run --jobs --tier S1
+
+With --jobs it runs jobs on the hub of --hub or LATCH_HUB, over the hub's service API: stages, rates, retries, waiting and \
+whatever else Azure's own engine does not have. `latch job` with the same data folder reaches it. Devices of its own it \
+needs none then.")]
     Run(RunArgs),
     /// Create, list, show and delete devices
     #[command(subcommand)]
@@ -108,8 +113,7 @@ pub(crate) enum Command {
   latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
-    #[command(subcommand)]
-    Job(Box<JobCommand>),
+    Job(Box<JobArgs>),
     /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
     #[command(after_help = events::HELP)]
     Events(EventsArgs),
@@ -197,6 +201,27 @@ pub(crate) struct CallArgs {
 pub(crate) struct QueryArgs {
     /// SELECT … FROM devices | devices.modules | devices.jobs …
     pub(crate) query: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct JobArgs {
+    /// Which engine has the job, or is to have it [default: whichever has it, or can run it]
+    #[arg(long, global = true, value_enum, value_name = "ENGINE", default_value_t, hide_default_value = true)]
+    pub(crate) engine: EngineChoice,
+    #[command(subcommand)]
+    pub(crate) command: JobCommand,
+}
+
+/// Which engine runs a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum EngineChoice {
+    /// The hub's own if it can run the job, else that of a `latch run --jobs` on the data folder
+    #[default]
+    Auto,
+    /// The hub's own; Azure's runs jobs without policies and further steps
+    Azure,
+    /// That of a `latch run --jobs` on the data folder, or of an embedded hub
+    Latch,
 }
 
 #[derive(Debug, Subcommand)]

@@ -43,7 +43,8 @@ impl JobApi {
     }
 }
 
-/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them answers what has no route.
+/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them
+/// answers what has no route.
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))

@@ -20,6 +20,6 @@ mod testing;
 
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
-pub use fleet::{Fleet, Selected, Selection, Standing, Survey, Surveyed};
+pub use fleet::{Fleet, LabelReader, Selected, Selection, Standing, Survey, Surveyed};
 pub use journal::{JobFilter, MIGRATIONS, Page};
 pub use preview::Tally;

@@ -19,64 +19,73 @@ use serde_json::{Value, json};
 use super::policy;
 use super::preview;
 use super::targets::Chosen;
-use crate::args::{AgainArgs, JobCommand, RolloutArgs, ScheduleArgs, Stages};
+use crate::args::{AgainArgs, EngineChoice, JobArgs, JobCommand, RolloutArgs, ScheduleArgs, Stages};
 use crate::context::Context;
+use crate::engines::Engines;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, name, table};
 use crate::progress;
 
-pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
-    match command {
+pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> {
+    let engine = args.engine;
+    let of = async |id: &JobId| Engines::find(context, engine).await?.of(id).await;
+    match args.command {
         JobCommand::Method { name, call, schedule, policy, answer } => {
             let action = JobAction::Method(super::direct_method(name, &call)?);
-            create(action, schedule, policy::of_methods(&policy, &answer), context).await
+            create(action, schedule, policy::of_methods(&policy, &answer), engine, context).await
         }
         JobCommand::Twin { change, schedule, policy, success } => {
             let action = JobAction::UpdateTwin(super::twin_update(&change)?);
             let policy = policy::of_updates(&policy, success.success_by.as_deref(), &success.report)?;
-            create(action, schedule, policy, context).await
+            create(action, schedule, policy, engine, context).await
         }
         JobCommand::Run { name, set, set_json, id, wait } => {
             let parameters = template::values(set, set_json)?;
             let id = id.map_or_else(made_up_id, Ok)?;
-            let service = context.service()?;
+            // Templates are kept by the engine, and Azure's keeps none.
+            let service = Engines::find(context, engine).await?.for_new(true)?;
             let created = service.run_template(&name, &id, &parameters).await?;
             follow_or_tell(&service, &id, &created, wait, context).await
         }
-        JobCommand::Template(command) => template::run(command, context).await,
-        JobCommand::List => list(context).await,
-        JobCommand::Show { id } => document(&context.service()?.get_job(&id).await?),
-        JobCommand::Watch { id } => watch(&context.service()?, &id, context).await,
+        JobCommand::Template(command) => {
+            template::run(command, &Engines::find(context, engine).await?.for_new(true)?, context).await
+        }
+        JobCommand::List => list(engine, context).await,
+        JobCommand::Show { id } => document(&of(&id).await?.get_job(&id).await?),
+        JobCommand::Watch { id } => watch(&of(&id).await?, &id, context).await,
         JobCommand::Cancel { id } => {
-            let job = context.service()?.cancel_job(&id).await?;
+            let job = of(&id).await?.cancel_job(&id).await?;
             if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
         }
-        JobCommand::Pause { id, reason } => control(&id, &context.service()?.pause_job(&id, &reason).await?, context),
-        JobCommand::Resume { id } => control(&id, &context.service()?.resume_job(&id).await?, context),
-        JobCommand::Approve { id, stage } => control(&id, &context.service()?.approve_job(&id, stage).await?, context),
-        JobCommand::Retry { source, class, again: args } => again(&source, Some(&class), args, context).await,
-        JobCommand::Clone { source, again: args } => again(&source, None, args, context).await,
-        JobCommand::Report { id } => report(&id, context).await,
-        JobCommand::Results { id, failed } => results(&id, failed, context).await,
+        JobCommand::Pause { id, reason } => control(&id, &of(&id).await?.pause_job(&id, &reason).await?, context),
+        JobCommand::Resume { id } => control(&id, &of(&id).await?.resume_job(&id).await?, context),
+        JobCommand::Approve { id, stage } => control(&id, &of(&id).await?.approve_job(&id, stage).await?, context),
+        JobCommand::Retry { source, class, again: args } => {
+            again(&of(&source).await?, &source, Some(&class), args, context).await
+        }
+        JobCommand::Clone { source, again: args } => again(&of(&source).await?, &source, None, args, context).await,
+        JobCommand::Report { id } => report(&of(&id).await?, &id, context).await,
+        JobCommand::Results { id, failed } => results(&of(&id).await?, &id, failed, context).await,
     }
 }
 
 /// `latch plugin rollout`: a twin job that pins a version.
 pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Result<()> {
-    let RolloutArgs { name, wanted, schedule, mut policy, report } = args;
+    let RolloutArgs { name, wanted, schedule, mut policy, report, engine } = args;
     let name = PluginName::parse(&name)?;
     if policy.stage.is_empty() {
         policy.stage = vec![Stages::Percent(ROLLOUT_STAGES.to_vec())];
     }
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
     let policy = policy::of_updates(&policy, Some(name.as_str()), &report)?;
-    create(JobAction::UpdateTwin(update), schedule, policy, context).await
+    create(JobAction::UpdateTwin(update), schedule, policy, engine, context).await
 }
 
 async fn create(
     action: JobAction,
     schedule: ScheduleArgs,
     policy: Option<JobPolicy>,
+    engine: EngineChoice,
     context: &Context,
 ) -> anyhow::Result<()> {
     let start_time = start_time(schedule.start.as_deref())?;
@@ -93,11 +102,8 @@ async fn create(
         targets: chosen.targets.clone(),
         then,
     };
-    let service = context.service()?;
     let has_extension = request.extension().is_some();
-    if has_extension || schedule.dry_run {
-        policy::check_hub(&service)?;
-    }
+    let service = Engines::find(context, engine).await?.for_new(has_extension || schedule.dry_run)?;
     if schedule.dry_run {
         let preview = preview::ask(&service, &request, &chosen).await?;
         return if context.json { document(&preview) } else { preview::show(&preview) };
@@ -125,6 +131,7 @@ fn start_time(text: Option<&str>) -> anyhow::Result<Option<DateTime<Utc>>> {
 }
 
 async fn again(
+    service: &ServiceClient,
     source: &JobId,
     failed: Option<&[FailureClass]>,
     args: AgainArgs,
@@ -132,9 +139,8 @@ async fn again(
 ) -> anyhow::Result<()> {
     let start = start_time(args.start.as_deref())?;
     let id = args.id.map_or_else(made_up_id, Ok)?;
-    let service = context.service()?;
     let made = service.clone_job(source, &id, start, failed).await?;
-    follow_or_tell(&service, &id, &made, args.wait, context).await
+    follow_or_tell(service, &id, &made, args.wait, context).await
 }
 
 async fn follow_or_tell(
@@ -169,8 +175,8 @@ fn control(id: &JobId, job: &Value, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-async fn report(id: &JobId, context: &Context) -> anyhow::Result<()> {
-    let report = context.service()?.job_report(id).await?;
+async fn report(service: &ServiceClient, id: &JobId, context: &Context) -> anyhow::Result<()> {
+    let report = service.job_report(id).await?;
     if context.json {
         return document(&report);
     }
@@ -246,18 +252,24 @@ fn judge(id: &JobId, job: &Value) -> anyhow::Result<()> {
     }
 }
 
-async fn list(context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
-    let mut request = PageRequest::default();
+async fn list(engine: EngineChoice, context: &Context) -> anyhow::Result<()> {
     let mut jobs = Vec::new();
-    loop {
-        let page = service.query_jobs(JobFilter::default(), &request).await?;
-        jobs.extend(page.items);
-        request.continuation = page.continuation;
-        if request.continuation.is_none() {
-            break;
+    for (engine, service) in Engines::find(context, engine).await?.all()? {
+        let mut request = PageRequest::default();
+        loop {
+            let page = service.query_jobs(JobFilter::default(), &request).await?;
+            jobs.extend(page.items.into_iter().map(|mut job| {
+                job["engine"] = json!(engine);
+                job
+            }));
+            request.continuation = page.continuation;
+            if request.continuation.is_none() {
+                break;
+            }
         }
     }
+    // Each engine's come so; a job without that time, which the API does not foresee, comes last.
+    jobs.sort_by(|a, b| b["createdTime"].as_str().cmp(&a["createdTime"].as_str()));
     if context.json {
         return document(&Value::Array(jobs));
     }
@@ -268,6 +280,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
             vec![
                 cell(&job["jobId"]),
                 cell(&job["type"]),
+                cell(&job["engine"]),
                 cell(&job["status"]),
                 cell(&statistics["deviceCount"]),
                 cell(&statistics["succeededCount"]),
@@ -276,11 +289,10 @@ async fn list(context: &Context) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    table(&["JOB", "TYPE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
+    table(&["JOB", "TYPE", "ENGINE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
 }
 
-async fn results(id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
+async fn results(service: &ServiceClient, id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
     // A job that does not exist has no rows; say so rather than print nothing.
     service.get_job(id).await?;
     let mut request = PageRequest::default();
