@@ -129,7 +129,8 @@ fn agrees(full: &Value, way: &str, field: &Value) {
         let Some(bound) = field.get(bound).and_then(Value::as_i64) else { continue };
         // Some bounds leave no room for another field: a stage of less than everything, a base above the maximum, a
         // pause of all the time there is.
-        let binds_others = ["percent", "base", "backoffInSeconds", "pauseInSeconds"].iter().any(|name| way.ends_with(name));
+        let binds_others =
+            ["percent", "base", "backoffInSeconds", "pauseInSeconds"].iter().any(|name| way.ends_with(name));
         let is_for_methods = is_twin && way.contains("/offline/");
         assert!(binds_others || is_for_methods || with(json!(bound)).is_some(), "{way} {bound}");
         assert!(with(json!(bound + beyond)).is_none(), "{way} {bound}");
