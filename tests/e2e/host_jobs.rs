@@ -38,6 +38,15 @@ impl Apart {
         self.hub_data.path().join(name)
     }
 
+    /// The hub dies, and comes back after `meanwhile`.
+    fn restart_hub(self, doors: usize, meanwhile: impl FnOnce()) -> Apart {
+        let (doors, ports) = (doors.to_string(), self.hub.same_ports());
+        self.hub.kill();
+        meanwhile();
+        let args: Vec<_> = ["hub", "--devices", &doors].into_iter().chain(ports.iter().map(String::as_str)).collect();
+        Apart { hub: Latch::start(self.hub_data.path(), &args), ..self }
+    }
+
     /// `latch run --jobs`.
     fn host(&self) -> Latch {
         let [connections, ca, hub] = ["devices", "ca.pem", "service.connstr"].map(|name| self.of_hub(name));
@@ -123,6 +132,34 @@ fn a_staged_job_on_a_hub_elsewhere_survives_a_kill() {
     let cancelled = latch_json(data, &["job", "cancel", "slow"]);
     assert_eq!(cancelled["latch"]["policy"]["rate"], 1, "{cancelled:#}");
     drop(apart.hub);
+}
+
+#[test]
+fn a_job_outlasts_a_hub_that_is_away() {
+    let apart = Apart::new(DOORS, &[]);
+    let _host = apart.host();
+    let host_data = apart.host_data().to_owned();
+    let twin = ["job", "twin", "--desired", r#"{"floor": 3}"#, "--query", "*", "--rate", "20", "--engine", "latch"];
+    let method = ["job", "method", "lockDoor", "--query", "*", "--rate", "20", "--engine", "latch"];
+    // Of what was under way when the hub died nobody knows whether it arrived; and the doors have to come back.
+    let again = ["--retry", "fault,timeout,offline:9", "--backoff", "1s", "--backoff-max", "4s"];
+    apart.ask(&[&twin[..], &["--id", "twin"]].concat());
+    apart.ask(&[&method[..], &again, &["--id", "method"]].concat());
+    let ended = |job: &str, status: &str| {
+        latch_json(&host_data, &["job", "show", job])["deviceJobStatistics"][status].as_u64().unwrap_or(0)
+    };
+    wait_until("both jobs are under way", JOB_BOUND, || {
+        (ended("twin", "succeededCount") > 5 && ended("method", "succeededCount") > 5).then_some(())
+    });
+    let apart = apart.restart_hub(DOORS, || {
+        wait_until("calls that wait for the hub", JOB_BOUND, || (ended("twin", "runningCount") > 10).then_some(()));
+    });
+    for job in ["twin", "method"] {
+        let job = latch_json(&host_data, &["job", "watch", job]);
+        let found = (&job["status"], &job["deviceJobStatistics"]["succeededCount"]);
+        assert_eq!(found, (&json!("completed"), &json!(DOORS)), "{job:#}");
+    }
+    drop(apart);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod identity;
 mod message;
 mod policy;
 mod rehearse;
+mod results;
 mod targets;
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, Stages, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
+pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
 
 /// Where `--help` shows what every command has.
@@ -285,10 +287,13 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
     Template(TemplateCommand),
     /// List jobs, the newest first
     List,
-    /// Show a job
+    /// Show a job, or how it went on one device
     Show {
         /// The job's id
         id: JobId,
+        /// This device's row and every attempt at it; of jobs of the embedded hub
+        #[arg(long, value_name = "DEVICE[/MODULE]")]
+        device: Option<Address>,
     },
     /// Follow a job until it ends
     Watch {
@@ -301,10 +306,12 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         id: JobId,
     },
     /// Begin nothing new on any device, until the job is resumed; its time stands still
-    #[command(after_help = "Azure IoT Hub cannot do this: it is for jobs of the embedded hub.
+    #[command(
+        after_help = "Azure's own engine cannot do this: it is for jobs of the embedded hub and of latch run --jobs.
 
 Example:
-  latch job pause lock-all --reason 'building 43 reports failures'")]
+  latch job pause lock-all --reason 'building 43 reports failures'"
+    )]
     Pause {
         /// The job's id
         id: JobId,
@@ -351,13 +358,9 @@ Example:
         id: JobId,
     },
     /// Show each device's outcome
-    Results {
-        /// The job's id
-        id: JobId,
-        /// Only the devices that failed
-        #[arg(long)]
-        failed: bool,
-    },
+    Results(ResultsArgs),
+    /// Show who did what to jobs, and check that nobody has edited that; of jobs of the embedded hub
+    Audit(AuditArgs),
 }
 
 /// A job that is made of another.

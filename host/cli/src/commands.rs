@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod audit;
 mod ca;
 mod config;
 mod configuration;
@@ -16,6 +17,7 @@ mod policy;
 mod preview;
 mod query;
 mod rehearse;
+mod results;
 mod rollout;
 mod run;
 mod targets;

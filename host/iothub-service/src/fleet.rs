@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use job_engine::{Fleet, LabelReader, Selected, Selection};
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::client::{Page, ServiceClient, decode, read_page};
 use crate::error::{Failure, FailureKind, Problem, ServiceError};
@@ -56,6 +57,8 @@ struct Lane {
     pace: Mutex<Pace>,
     /// Held by the one whose turn is next; the others stand in line behind it.
     line: tokio::sync::Mutex<()>,
+    /// The last call that ended has not reached the hub, or not its answer us.
+    is_away: AtomicBool,
 }
 
 impl RestFleet {
@@ -186,7 +189,7 @@ impl Fleet for RestFleet {
 
 impl Lane {
     fn new(name: &'static str, pace: Pace) -> Lane {
-        Lane { name, pace: Mutex::new(pace), line: tokio::sync::Mutex::default() }
+        Lane { name, pace: Mutex::new(pace), line: tokio::sync::Mutex::default(), is_away: AtomicBool::new(false) }
     }
 
     /// Make a call until it succeeds, has the hub's last word, or patience ends.
@@ -202,11 +205,13 @@ impl Lane {
             let failure = match attempt().await {
                 Ok(answer) => {
                     self.pace(|pace| pace.went_well(Instant::now()));
+                    self.tell(None);
                     return Ok(answer);
                 }
                 Err(failure) => failure,
             };
             let now = Instant::now();
+            self.tell(Some(&failure));
             match failure.kind {
                 FailureKind::Throttled => self.pace(|pace| pace.throttled(now, failure.retry_after)),
                 // The hub is there, and does what it is asked.
@@ -214,11 +219,19 @@ impl Lane {
                 _ => {}
             }
             let Some(wait) = patience.after(now, &failure, rand::random()) else { return Err(failure) };
-            match failure.kind {
-                FailureKind::Throttled => debug!(calls = self.name, ?wait, "the hub is throttling"),
-                _ => warn!(calls = self.name, error = %failure.error, ?wait, "the hub cannot be asked, trying again"),
-            }
+            debug!(calls = self.name, error = %failure.error, ?wait, "sent again after a wait");
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Log that the hub has gone or come back: once, however many calls find out.
+    fn tell(&self, failure: Option<&Failure>) {
+        let away = failure.filter(|failure| matches!(failure.kind, FailureKind::NotSent | FailureKind::Lost));
+        let was_away = self.is_away.swap(away.is_some(), Ordering::Relaxed);
+        match away {
+            Some(failure) if !was_away => warn!(calls = self.name, error = %failure.error, "the hub cannot be asked"),
+            None if was_away => info!(calls = self.name, "the hub answers again"),
+            _ => {}
         }
     }
 
