@@ -1,14 +1,17 @@
 //! Which devices a job is for: lists, and who is left out.
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::back_end::door;
-use crate::harness::{FREE_PORTS, Latch, Outcome, latch, latch_json, latch_ok};
+use crate::harness::{FREE_PORTS, Latch, Outcome, latch, latch_json, latch_ok, plugin_folder, wait_until};
 
 /// As `latch help` documents it.
 const EXIT_ENDED_BADLY: i32 = 4;
+/// Until a job has begun.
+const BEGUN_BOUND: Duration = Duration::from_secs(30);
 
 fn job_of(outcome: &Outcome) -> Value {
     serde_json::from_str(&outcome.stdout).unwrap_or_else(|error| panic!("{error}: {outcome:?}"))
@@ -88,4 +91,78 @@ fn a_wrong_list_is_told_whole_and_makes_no_job() {
         assert!(outcome.code != Some(0) && outcome.stderr.contains(told), "{options:?}: {outcome:?}");
     }
     assert_eq!(latch_json(data, &["job", "list"]), json!([]));
+}
+
+#[test]
+fn a_preview_tells_what_a_job_would_come_to_and_the_job_does() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let (data, plugins) = (data.path(), plugin_folder(&["lock-door"]));
+    let folder = plugins.path().to_str().expect("a readable name");
+    let _latch = Latch::start(data, &[&["up", "--devices", "20", "--plugins", folder], FREE_PORTS].concat());
+    for number in 1..=4 {
+        latch_ok(data, &["twin", "update", &door(number), "--tags", r#"{"ring": "canary"}"#]);
+    }
+    latch_ok(data, &["twin", "update", &door(20), "--tags", r#"{"pilot": true}"#]);
+    // A device that is not there, and one that may not be.
+    let away = data.join("away");
+    fs::write(&away, r#"{"id": "away", "status": "disabled"}"#).expect("a file can be written");
+    latch_ok(data, &["hub", "import", away.to_str().expect("a readable name")]);
+    let waiting = ["--query", "deviceId = 'away'", "--wait-offline", "1h", "--id", "waits"];
+    latch_ok(data, &[&["job", "method", "lockDoor"][..], &waiting].concat());
+    wait_until("the other job has begun", BEGUN_BOUND, || {
+        (latch_json(data, &["job", "show", "waits"])["status"] == "running").then_some(())
+    });
+
+    let stages =
+        ["--stage", "query:tags.ring = 'canary'", "--stage", "50,100", "--pause", "5m", "--abort-failures", "10%"];
+    let job = [&["job", "method", "lockDoor", "--query", "*", "--exclude", "tags.pilot = true"][..], &stages].concat();
+    let preview = latch_json(data, &[&job[..], &["--dry-run"]].concat());
+    let counts = ["targets", "excluded", "missing", "connected", "listening", "disabled"];
+    assert_eq!(counts.map(|name| preview[name].as_u64()), [20, 1, 0, 19, 19, 1].map(Some), "{preview:#}");
+    let sizes: Vec<_> = preview["stages"].as_array().expect("stages").iter().map(|stage| &stage["devices"]).collect();
+    assert_eq!(sizes, [&json!(4), &json!(6), &json!(10)], "{preview:#}");
+    assert_eq!(preview["overlaps"], json!([{"jobId": "waits", "devices": 1}]));
+    assert_eq!(preview["seconds"]["least"], json!(600), "two pauses");
+    let warnings = preview["warnings"].to_string();
+    assert!(warnings.contains("1 of the devices are disabled"), "{warnings}");
+    let azure: Vec<_> = preview["cost"].as_array().expect("costs").iter().map(|cost| &cost["messages"]).collect();
+    assert_eq!(azure, [&json!(40), &json!(40)], "a request and an answer for each");
+    let told = latch_ok(data, &[&job[..], &["--dry-run"]].concat());
+    for text in ["also in the job", "waits: 1 devices", "tags.ring = 'canary'  4 ", "Azure would take"] {
+        assert!(told.contains(text), "{told}");
+    }
+    let jobs = latch_json(data, &["job", "list"]);
+    assert_eq!(jobs.as_array().map(Vec::len), Some(1), "a preview makes no job: {jobs:#}");
+
+    // The canaries go first. Those that are not there are left out.
+    let run = ["--stage", "query:tags.ring = 'canary'", "--stage", "100", "--skip-offline", "--id", "staged", "--wait"];
+    let job = latch_json(data, &[&["job", "method", "lockDoor", "--query", "deviceId != 'away'"][..], &run].concat());
+    assert_eq!(job["deviceJobStatistics"]["succeededCount"], json!(20), "{job:#}");
+    let first = latch_json(data, &["query", "SELECT * FROM devices.jobs WHERE jobId = 'staged'"]);
+    let first = first.as_array().expect("rows").iter().filter(|row| row["latch"]["stage"] == json!(1));
+    let mut first: Vec<_> = first.map(|row| row["deviceId"].as_str().expect("an id").to_owned()).collect();
+    first.sort();
+    assert_eq!(first, [1, 2, 3, 4].map(door));
+}
+
+#[test]
+fn a_preview_of_a_long_list_goes_in_parts() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let _hub = Latch::start(data, &[&["hub", "--devices", "5"], FREE_PORTS].concat());
+    let list = data.join("list");
+    let ids: String = (0..25_000).map(|number| format!("gone-{number}\n")).collect();
+    let doors: String = (1..=5).map(|number| format!("{}\n", door(number))).collect();
+    fs::write(&list, ids + &doors).expect("a file can be written");
+    let excluded = data.join("excluded");
+    fs::write(&excluded, format!("{}\ngone-7\n", door(1))).expect("a file can be written");
+    let [list, excluded] = [&list, &excluded].map(|path| path.to_str().expect("a readable name"));
+    let job = ["job", "twin", "--tags", "{}", "--list", list, "--exclude-list", excluded, "--dry-run"];
+    let preview = latch_json(data, &job);
+    let counts = ["targets", "excluded", "missing", "disabled"].map(|name| preview[name].as_u64());
+    assert_eq!(counts, [25_003, 2, 24_999, 0].map(Some), "{preview:#}");
+    assert_eq!(preview["sample"].as_array().map(Vec::len), Some(10));
+    assert_eq!(latch_json(data, &["job", "list"]), json!([]));
+    let outcome = latch(data, &["job", "method", "m", "--query", "tags.", "--dry-run"]);
+    assert!(outcome.code == Some(1) && outcome.stderr.contains("SQL query parse failed"), "{outcome:?}");
 }

@@ -30,7 +30,7 @@ pub(crate) use identity::{DeviceCommand, IdentityArgs, ModuleCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
 #[cfg(test)]
 pub(crate) use policy::Retries;
-pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
+pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, Stages, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
@@ -432,6 +432,9 @@ pub(crate) struct ScheduleArgs {
     /// What follows on each device, step by step: a JSON list in a file, as latch.then of the job's schema has it
     #[arg(long, value_name = "FILE", long_help = THEN_HELP)]
     pub(crate) then: Option<PathBuf>,
+    /// Tell what the job would come to, and make none: devices, stages, other jobs, time, quota (the embedded hub's)
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) dry_run: bool,
     /// Follow the job until it ends
     #[arg(long)]
     pub(crate) wait: bool,

@@ -14,6 +14,7 @@ mod method;
 mod module;
 mod plugin;
 mod policy;
+mod preview;
 mod query;
 mod rehearse;
 mod results;

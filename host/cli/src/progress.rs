@@ -71,7 +71,11 @@ fn status(job: &Value) -> String {
     let (progress, stages) = (&job["latch"]["progress"], &job["latch"]["policy"]["stages"]);
     let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
     match number.checked_sub(1).and_then(|place| stages.get(place)) {
-        Some(stage) => format!("{status} stage {number} of {} ({}%)", progress["stages"], stage["percent"]),
+        Some(stage) => {
+            let percent = stage["percent"].as_u64().map(|percent| format!("{percent}%"));
+            let name = percent.or_else(|| stage["condition"].as_str().map(str::to_owned)).unwrap_or_default();
+            format!("{status} stage {number} of {} ({name})", progress["stages"])
+        }
         None => status.to_owned(),
     }
 }

@@ -8,15 +8,17 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, Parts};
+use iothub_protocol::quota::tier::Sku;
 use iothub_protocol::twin::TwinPatch;
-use job_engine::{Fleet, LabelReader, Selected, Selection};
+use job_engine::{Fleet, LabelReader, Selected, Selection, Survey, Surveyed};
 use serde_json::json;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::driver::HubHandle;
 use crate::hub::{Answer, Operation};
 use crate::scan::Walk;
 use crate::store::Kind;
+use crate::survey::survey;
 use iothub_protocol::quota::tier::Class;
 
 /// Jobs act on the hub's devices and modules through this: the same requests that back ends make, without HTTP.
@@ -55,6 +57,14 @@ impl Fleet for HubFleet {
             selected.extend(twins.into_iter().map(with_labels));
         }
         Ok(selected)
+    }
+
+    async fn survey(&self, asked: &Survey, pages: &mpsc::Sender<Vec<Surveyed>>) -> Result<(), HubError> {
+        survey(&self.hub, asked, pages).await
+    }
+
+    fn sku(&self) -> Option<Sku> {
+        self.hub.rehearsal().sku()
     }
 
     async fn call_method(&self, address: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {

@@ -32,6 +32,7 @@ mod scan;
 mod server;
 pub mod session;
 mod store;
+mod survey;
 pub mod tls;
 pub mod websocket;
 

@@ -10,6 +10,8 @@ use iothub_protocol::address::Address;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) connected: bool,
+    /// It is connected and has subscribed to methods.
+    pub(crate) listens: bool,
     pub(crate) last_activity: Option<DateTime<Utc>>,
 }
 

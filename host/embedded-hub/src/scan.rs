@@ -100,6 +100,15 @@ impl HubHandle {
         self.reads()?.fold(executor).await
     }
 
+    /// Whether a device or module is connected, and whether a method would reach it.
+    ///
+    /// # Errors
+    /// 503001 if the hub could not write its store.
+    pub(crate) fn is_there(&self, address: &Address) -> Result<(bool, bool), HubError> {
+        let seen = self.reads()?.presence.seen(address);
+        Ok((seen.is_some_and(|seen| seen.connected), seen.is_some_and(|seen| seen.listens)))
+    }
+
     /// The registry in numbers.
     ///
     /// # Errors

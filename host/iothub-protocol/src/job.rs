@@ -197,17 +197,29 @@ impl JobRequest {
     /// The codes and texts that Azure gives: an unknown type is 400000 `BadRequest`; an `etag` other than `*` is
     /// 412001; `desired` outside `properties` is 400004.
     pub fn from_json(job_id: JobId, body: &[u8]) -> Result<JobRequest, HubError> {
+        JobRequest::read(job_id, &json_of(body)?, false)
+    }
+
+    /// Read the body of a preview: as that of a job, but it needs no id, and its lists may be long.
+    ///
+    /// # Errors
+    /// As [`JobRequest::from_json`].
+    pub fn of_preview(body: &Value) -> Result<JobRequest, HubError> {
+        let id = body["jobId"].as_str().unwrap_or("preview");
+        let id = JobId::parse(id).map_err(|error| HubError::new(ErrorCode::ArgumentInvalid, error.to_string()))?;
+        JobRequest::read(id, body, true)
+    }
+
+    fn read(job_id: JobId, body: &Value, is_preview: bool) -> Result<JobRequest, HubError> {
         let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is not JSON: {e}")))?;
-        let Value::Object(body) = value else { return Err(invalid("the body must be a JSON object".into())) };
+        let body = body.as_object().ok_or_else(|| invalid("the body must be a JSON object".into()))?;
         if let Some(other) = body.get("jobId").filter(|v| !v.is_null())
             && other.as_str() != Some(job_id.as_str())
         {
             return Err(invalid(format!("the body's jobId {other} is not the path's {job_id:?}")));
         }
-        let action = JobAction::from_body(&body)?;
-        let query_condition = present(&body, "queryCondition")?
+        let action = JobAction::from_body(body)?;
+        let query_condition = present(body, "queryCondition")?
             .as_str()
             .ok_or_else(|| invalid("queryCondition must be a string".into()))?
             .to_owned();
@@ -230,7 +242,8 @@ impl JobRequest {
                 .ok_or_else(|| invalid(format!("maxExecutionTimeInSeconds must be within [1; {MAX_MAX_EXECUTION}]")))?,
         };
         let latch = body.get("latch").unwrap_or(&Value::Null);
-        let job = Described { action: &action, condition: &query_condition, window: max_execution_time_in_seconds };
+        let window = max_execution_time_in_seconds;
+        let job = Described { action: &action, condition: &query_condition, window, is_preview };
         let Extension { policy, targets, then } = Extension::from_json(latch, &job)?;
         Ok(JobRequest {
             job_id,
@@ -269,6 +282,11 @@ impl JobRequest {
         }
         body
     }
+}
+
+fn json_of(body: &[u8]) -> Result<Value, HubError> {
+    serde_json::from_slice(body)
+        .map_err(|e| HubError::new(ErrorCode::IotHubFormatError, format!("the body is not JSON: {e}")))
 }
 
 fn present<'a>(body: &'a Map<String, Value>, name: &str) -> Result<&'a Value, HubError> {

@@ -245,6 +245,11 @@ impl ServiceClient {
         self.object(ServiceRequest::job_report(job)).await
     }
 
+    /// What a job would come to; for the embedded hub, as the next two. `body` is that of the job.
+    pub async fn preview_job(&self, body: Value) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::preview_job(body)).await
+    }
+
     /// Every attempt at a job's devices. For the embedded hub, as the next three.
     pub async fn job_attempts(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
         self.page(ServiceRequest::job_attempts(job, page)).await

@@ -19,6 +19,8 @@ use serde_json::{Map, Value, json};
 const API_VERSION: &str = "2021-04-12";
 /// For a call that the hub answers by itself.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// For a look at a million devices, and at what other jobs have of them.
+const PREVIEW_TIMEOUT: Duration = Duration::from_secs(300);
 /// On top of the hub's own time-outs for a direct method, so that the hub's answer, which says more, comes first.
 const METHOD_MARGIN: Duration = Duration::from_secs(10);
 const UNRESERVED_KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -175,6 +177,14 @@ impl ServiceRequest {
 
     pub fn job_report(job: &JobId) -> ServiceRequest {
         ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "report"])
+    }
+
+    /// What a job would come to; ours. `body` is that of the job, with `tally` if it goes on with another.
+    pub fn preview_job(body: Value) -> ServiceRequest {
+        let mut request = ServiceRequest::new(Method::POST, &["jobs", "v2", "preview"]).with_body(body);
+        request.timeout = PREVIEW_TIMEOUT;
+        request.repeatable = true;
+        request
     }
 
     pub fn job_attempts(job: &JobId, page: &PageRequest) -> ServiceRequest {

@@ -6,6 +6,7 @@
 
 pub mod extract;
 mod jobs;
+mod preview;
 pub mod query;
 mod records;
 pub mod reply;
@@ -50,7 +51,7 @@ impl JobApi {
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))
-        .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get))
+        .route("/jobs/v2/{id}", put(jobs::create).get(jobs::get).post(preview::run))
         .route("/jobs/v2/{id}/cancel", post(jobs::cancel))
         // Ours: Azure cannot do these.
         .route("/jobs/v2/{id}/pause", post(jobs::pause))

@@ -10,9 +10,10 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::job::label::TagPath;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::Condition;
+use iothub_protocol::query::{Condition, Source};
+use iothub_protocol::quota::tier::Sku;
 use serde_json::Value;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 /// Which devices to select, and what to tell of each.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +31,64 @@ pub struct Selected {
     pub address: Address,
     /// The values of [`Selection::labels`], in their order. Many devices have the same, and may share it.
     pub labels: Box<[Option<Arc<str>>]>,
+}
+
+/// What a preview asks of devices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Survey {
+    pub condition: Condition,
+    /// As [`Selection::among`].
+    pub among: Option<Vec<Address>>,
+    /// At most 32.
+    pub marks: Vec<Condition>,
+}
+
+/// A device or module as a preview sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Surveyed {
+    pub address: Address,
+    /// Which of [`Survey::marks`] hold, the first in the lowest bit. One that is of other rows does not.
+    pub marks: u32,
+    pub standing: Standing,
+}
+
+/// How a device stands at this moment, as far as the fleet knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    pub is_connected: Option<bool>,
+    /// Connected, and a method would reach it.
+    pub is_listening: Option<bool>,
+    pub is_disabled: Option<bool>,
+}
+
+/// Devices that are asked about together where a fleet has no survey of its own.
+const SURVEYED_AT_ONCE: usize = 1000;
+
+async fn survey_by_selection<F: Fleet + ?Sized>(
+    fleet: &F,
+    survey: &Survey,
+    pages: &mpsc::Sender<Vec<Surveyed>>,
+) -> Result<(), HubError> {
+    let Survey { condition, among, marks } = survey;
+    let selection = Selection { condition: condition.clone(), among: among.clone(), labels: Vec::new() };
+    let selected = fleet.select(&selection).await?;
+    for page in selected.chunks(SURVEYED_AT_ONCE) {
+        let addresses: Vec<Address> = page.iter().map(|selected| selected.address.clone()).collect();
+        let surveyed =
+            |address: &Address| Surveyed { address: address.clone(), marks: 0, standing: Standing::default() };
+        let mut surveyed: Vec<Surveyed> = addresses.iter().map(surveyed).collect();
+        for (bit, mark) in marks.iter().enumerate() {
+            let matching = fleet.matching(mark, &addresses).await?;
+            let is_of = |device: &Address| device.is_module() == (mark.source() == Source::Modules);
+            for device in surveyed.iter_mut().filter(|it| is_of(&it.address) && matching.contains(&it.address)) {
+                device.marks |= 1 << bit;
+            }
+        }
+        if pages.send(surveyed).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Reads the labels of a selection from one twin after the other, and keeps one of each value: a million devices are in
@@ -95,6 +154,20 @@ pub trait Fleet: Send + Sync + 'static {
         condition: &Condition,
         devices: &[Address],
     ) -> impl Future<Output = Result<HashSet<Address>, HubError>> + Send;
+
+    /// Look at the devices and modules that a preview is about, and give them some at a time, until nobody takes them.
+    fn survey(
+        &self,
+        survey: &Survey,
+        pages: &mpsc::Sender<Vec<Surveyed>>,
+    ) -> impl Future<Output = Result<(), HubError>> + Send {
+        survey_by_selection(self, survey, pages)
+    }
+
+    /// The tier that the hub keeps to, if it does.
+    fn sku(&self) -> Option<Sku> {
+        None
+    }
 
     /// Tells of each device that begins to listen for methods, from now on. `None` if the hub does not say: then devices
     /// that are waited for are asked now and then.

@@ -14,11 +14,13 @@ mod driver;
 pub mod engine;
 mod fleet;
 pub mod journal;
+mod preview;
 mod record;
 #[cfg(test)]
 mod testing;
 
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
-pub use fleet::{Fleet, LabelReader, Selected, Selection};
+pub use fleet::{Fleet, LabelReader, Selected, Selection, Standing, Survey, Surveyed};
 pub use journal::{JobFilter, MIGRATIONS, Page};
+pub use preview::Tally;

@@ -12,7 +12,7 @@ use iothub_protocol::job::{
     DeviceJob, DeviceJobStatus, FailureCounts, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate,
 };
 use iothub_protocol::method::DirectMethod;
-use iothub_protocol::query::{Condition, Query};
+use iothub_protocol::query::{Condition, Query, Source};
 use serde_json::{Value, json};
 
 use crate::fleet::{Selected, Selection};
@@ -40,6 +40,8 @@ pub(crate) fn selected(fleet: usize, selection: &Selection) -> Vec<Selected> {
     let label = |label: &TagPath, twin: &Value| label.read(twin).map(Into::into);
     let among = selection.among.as_ref().map(|among| among.iter().collect::<HashSet<_>>());
     let is_among = |address: &Address| among.as_ref().is_none_or(|among| among.contains(address));
+    // There are no modules.
+    let fleet = if selection.condition.source() == Source::Modules { 0 } else { fleet };
     let matching = (0..fleet).map(twin);
     let matching = matching.filter(|(address, twin)| is_among(address) && selection.condition.matches(twin));
     let selected = matching.map(|(address, twin)| Selected {

@@ -82,8 +82,10 @@ fn full() -> [(Value, usize); 2] {
     }, "targets": {"devices": ["a"], "exclude": {"condition": "tags.pilot = true", "devices": ["b"]}}});
     let then = json!([{"type": "scheduleDeviceMethod", "cloudToDeviceMethod": {"methodName": "report", "payload": null},
         "when": {"statuses": [[200, 299]], "condition": "tags.a = 1", "withinInSeconds": 5, "otherwise": "finish"}}]);
+    let by_condition = json!([{"condition": "tags.ring = 'canary'", "successThreshold": 80, "minimumSample": 7,
+        "pauseInSeconds": 6, "approval": true}, {"percent": 100, "successThreshold": 90, "pauseInSeconds": 0}]);
     let method = json!({"version": 1, "policy": {
-        "stages": stages, "inDoubt": "fail", "onAbort": "keep", "groupBy": "tags.building", "priority": 7,
+        "stages": by_condition, "inDoubt": "fail", "onAbort": "keep", "groupBy": "tags.building", "priority": 7,
         "rate": {"base": 5, "factor": 3, "maximum": 50, "growAfter": {"started": 10}},
         "abort": [{"failurePercent": 4, "on": ["timeout"], "minimum": 3, "windowInSeconds": 2, "perGroup": true}],
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
@@ -125,8 +127,10 @@ fn agrees(full: &Value, way: &str, field: &Value) {
     }
     for (bound, beyond) in [("minimum", -1), ("maximum", 1)] {
         let Some(bound) = field.get(bound).and_then(Value::as_i64) else { continue };
-        // Some bounds leave no room for another field: a stage of less than everything, a base above the maximum.
-        let binds_others = ["percent", "base", "backoffInSeconds"].iter().any(|name| way.ends_with(name));
+        // Some bounds leave no room for another field: a stage of less than everything, a base above the maximum, a
+        // pause of all the time there is.
+        let binds_others =
+            ["percent", "base", "backoffInSeconds", "pauseInSeconds"].iter().any(|name| way.ends_with(name));
         let is_for_methods = is_twin && way.contains("/offline/");
         assert!(binds_others || is_for_methods || with(json!(bound)).is_some(), "{way} {bound}");
         assert!(with(json!(bound + beyond)).is_none(), "{way} {bound}");

@@ -14,9 +14,10 @@ const POLICY: &str = "Policy (for the engines of latch run --jobs and of the emb
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct PolicyArgs {
-    /// Go over the devices in stages: growing percentages of them, the last 100, such as 5,50,100
-    #[arg(long, value_name = "PERCENT", value_delimiter = ',', help_heading = POLICY)]
-    pub(crate) stage: Vec<u8>,
+    /// Go over the devices in stages: growing percentages of them, the last 100, such as 5,50,100. Before them, several
+    /// times, those for which a condition holds: query:tags.ring = 'canary'
+    #[arg(long, value_name = "PERCENT,…|query:CONDITION", value_parser = stages, help_heading = POLICY)]
+    pub(crate) stage: Vec<Stages>,
     /// Percent of a stage's devices that must succeed before the next; else the job is aborted [default: 90]
     #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "stage", help_heading = POLICY)]
     pub(crate) stage_success: Option<u8>,
@@ -95,6 +96,13 @@ pub(crate) struct AnswerArgs {
     pub(crate) skip_offline: bool,
 }
 
+/// One or several stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stages {
+    Percent(Vec<u8>),
+    Query(String),
+}
+
 /// Failures after which a device is tried again, and how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Retries {
@@ -161,6 +169,15 @@ fn seconds(text: &str) -> Result<u32, String> {
 pub(super) fn class(text: &str) -> Result<FailureClass, String> {
     let names = || FailureClass::ALL.map(FailureClass::name).join(", ");
     FailureClass::by_name(text).ok_or_else(|| format!("a class of failures is one of {}", names()))
+}
+
+/// `5,50,100` or `query:tags.ring = 'canary'`.
+fn stages(text: &str) -> Result<Stages, String> {
+    if let Some(condition) = text.strip_prefix("query:") {
+        return Ok(Stages::Query(condition.trim().to_owned()));
+    }
+    let percentages = text.split(',').map(|text| text.trim().parse()).collect::<Result<_, _>>();
+    percentages.map(Stages::Percent).map_err(|_| "a stage is percentages, 5,50,100, or query:CONDITION".to_owned())
 }
 
 /// `timeout,fault:3`.

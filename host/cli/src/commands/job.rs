@@ -18,8 +18,8 @@ use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
 use super::targets::Chosen;
-use super::{audit, policy, results};
-use crate::args::{AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RolloutArgs, ScheduleArgs};
+use super::{audit, policy, preview, results};
+use crate::args::{AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RolloutArgs, ScheduleArgs, Stages};
 use crate::context::Context;
 use crate::engines::Engines;
 use crate::exit::EndedBadly;
@@ -76,7 +76,7 @@ pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Res
     let RolloutArgs { name, wanted, schedule, mut policy, report, engine } = args;
     let name = PluginName::parse(&name)?;
     if policy.stage.is_empty() {
-        policy.stage = ROLLOUT_STAGES.to_vec();
+        policy.stage = vec![Stages::Percent(ROLLOUT_STAGES.to_vec())];
     }
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
     let policy = policy::of_updates(&policy, Some(name.as_str()), &report)?;
@@ -105,7 +105,11 @@ async fn create(
         then,
     };
     let has_extension = request.extension().is_some();
-    let service = Engines::find(context, engine).await?.for_new(has_extension)?;
+    let service = Engines::find(context, engine).await?.for_new(has_extension || schedule.dry_run)?;
+    if schedule.dry_run {
+        let preview = preview::ask(&service, &request, &chosen).await?;
+        return if context.json { document(&preview) } else { preview::show(&preview) };
+    }
     let created = service.create_job(&request).await?;
     if has_extension && created["latch"].is_null() {
         service.cancel_job(&job_id).await?;

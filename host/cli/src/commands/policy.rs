@@ -7,7 +7,7 @@ use iothub_protocol::job::policy::{
     OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 
-use crate::args::{AnswerArgs, PolicyArgs, ReportArgs};
+use crate::args::{AnswerArgs, PolicyArgs, ReportArgs, Stages};
 
 /// Of a method job, as the options say; `None` if they say nothing. The hub checks the whole.
 pub(super) fn of_methods(args: &PolicyArgs, answer: &AnswerArgs) -> Option<JobPolicy> {
@@ -52,13 +52,6 @@ fn some(policy: JobPolicy) -> Option<JobPolicy> {
 
 /// What methods and updates have in common.
 fn common(args: &PolicyArgs) -> JobPolicy {
-    let stage = |percent: &u8| Stage {
-        percent: *percent,
-        success_threshold: args.stage_success.unwrap_or(DEFAULT_SUCCESS_THRESHOLD),
-        minimum_sample: args.stage_sample,
-        pause_in_seconds: args.pause.unwrap_or(0),
-        approval: args.stage_approval,
-    };
     let rate = |base: u32| match args.grow_after {
         None => Rate::Constant(base),
         Some(grow_after) => Rate::Growing(GrowingRate {
@@ -83,7 +76,7 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         maximum_backoff_in_seconds: args.backoff_max.unwrap_or(DEFAULT_LONGEST_BACKOFF.max(backoff_in_seconds)),
     });
     JobPolicy {
-        stages: args.stage.iter().map(stage).collect(),
+        stages: stages_of(args),
         rate: args.rate.map(rate),
         abort: abort.into_iter().collect(),
         retry: retry.collect(),
@@ -93,6 +86,21 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         priority: args.priority.map(Priority).unwrap_or_default(),
         ..JobPolicy::default()
     }
+}
+
+fn stages_of(args: &PolicyArgs) -> Vec<Stage> {
+    let with_rules = |stage: Stage| Stage {
+        success_threshold: args.stage_success.unwrap_or(DEFAULT_SUCCESS_THRESHOLD),
+        minimum_sample: args.stage_sample,
+        pause_in_seconds: args.pause.unwrap_or(0),
+        approval: args.stage_approval,
+        ..stage
+    };
+    let stages = args.stage.iter().flat_map(|stages| match stages {
+        Stages::Percent(percentages) => percentages.iter().copied().map(Stage::new).collect(),
+        Stages::Query(condition) => vec![Stage::of_condition(Some(condition.clone()))],
+    });
+    stages.map(with_rules).collect()
 }
 
 #[cfg(test)]
@@ -109,7 +117,11 @@ mod tests {
         assert_eq!(of_methods(&none, &AnswerArgs::default()), None);
         let soak = ReportArgs { soak: Some(10), ..ReportArgs::default() };
         assert!(of_updates(&none, None, &soak).is_err(), "a soak of nothing");
-        let args = PolicyArgs { stage: vec![5, 100], abort_failures: Some(10), ..PolicyArgs::default() };
+        let args = PolicyArgs {
+            stage: vec![Stages::Percent(vec![5, 100])],
+            abort_failures: Some(10),
+            ..PolicyArgs::default()
+        };
         let stage = |percent| Stage::new(percent);
         let rule = ReportRule { plugin: "lamp".into(), soak_in_seconds: 10, timeout_in_seconds: 600 };
         let abort = AbortRule::new(10);

@@ -27,8 +27,8 @@ pub(super) struct Chosen {
     pub(super) condition: String,
     pub(super) targets: Option<JobTargets>,
     /// In order of their texts, if they are too many for the job itself.
-    devices: Vec<Address>,
-    excluded: Vec<Address>,
+    pub(super) devices: Vec<Address>,
+    pub(super) excluded: Vec<Address>,
 }
 
 impl Chosen {
@@ -84,7 +84,8 @@ fn place(devices: Vec<Address>, after: &mut Vec<Address>) -> List {
     List::Uploaded
 }
 
-fn parts(devices: &[Address]) -> impl Iterator<Item = &[Address]> {
+/// A list in parts that go in one request each.
+pub(super) fn parts(devices: &[Address]) -> impl Iterator<Item = &[Address]> {
     let mut rest = devices;
     std::iter::from_fn(move || {
         let mut bytes = 0;

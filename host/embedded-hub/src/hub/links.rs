@@ -115,6 +115,7 @@ impl<R> Hub<R> {
         if entity.subscriptions != before && !entity.is_clean {
             self.unwritten(id).subscriptions = true;
         }
+        self.show(id);
     }
 
     fn published(&mut self, now: Now, link: LinkId, id: &Address, message: FromDevice, payload: &Bytes) {

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 
 use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
+use iothub_protocol::topic::Subscription;
 
 use super::{Entity, Hub, Input, LinkInput, Now, Presence, Seen};
 
@@ -215,7 +216,9 @@ impl<R> Hub<R> {
     /// Let those who read past the hub see what is not stored of it.
     pub(super) fn show(&self, id: &Address) {
         if let Some(entity) = self.entities.get(id) {
-            self.presence.set(id, Seen { connected: entity.link.is_some(), last_activity: entity.last_activity });
+            let listens = entity.listening(Subscription::Methods).is_some();
+            let connected = entity.link.is_some();
+            self.presence.set(id, Seen { connected, listens, last_activity: entity.last_activity });
         }
     }
 

@@ -78,7 +78,7 @@ impl Fixture {
             })
             .collect();
         let presence = Presence::default();
-        let seen = Seen { connected: true, last_activity: DateTime::from_timestamp(1_800_000_000, 0) };
+        let seen = Seen { connected: true, listens: false, last_activity: DateTime::from_timestamp(1_800_000_000, 0) };
         for connected in ["d03", "d02/lock"] {
             presence.set(&Address::parse(connected).expect("an address"), seen);
         }

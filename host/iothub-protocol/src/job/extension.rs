@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::policy::JobPolicy;
 use super::steps::{self, Step};
-use super::targets::JobTargets;
+use super::targets::{JobTargets, same_source};
 use super::{JobAction, JobRequest};
 use crate::error::{ErrorCode, HubError};
 
@@ -26,6 +26,8 @@ pub(super) struct Described<'a> {
     pub(super) condition: &'a str,
     /// In seconds.
     pub(super) window: u32,
+    /// For a look at it only: its lists may be as long as its body.
+    pub(super) is_preview: bool,
 }
 
 impl Extension {
@@ -44,13 +46,19 @@ impl Extension {
         }
         let given = |name: &str| fields.get(name).filter(|value| !value.is_null());
         let policy = given("policy").map(|policy| JobPolicy::from_json(policy, job.action, job.window)).transpose()?;
-        let targets =
-            given("targets").map(|targets| JobTargets::from_json(targets, job.condition, false)).transpose()?;
+        let targets = given("targets")
+            .map(|targets| JobTargets::from_json(targets, job.condition, job.is_preview))
+            .transpose()?;
         let then = given("then").map(|then| steps::from_json(then, job.action)).transpose()?.unwrap_or_default();
         if !then.is_empty() && policy.as_ref().is_some_and(|policy| policy.awaited(job.action).is_some()) {
             return Err(invalid(
                 "latch.then and policy.succeed.plugin do not go together: wait with a step's when".into(),
             ));
+        }
+        let is_listed = targets.as_ref().is_some_and(|targets| targets.list.is_some());
+        for (number, stage) in policy.iter().flat_map(|policy| &policy.stages).enumerate().filter(|_| !is_listed) {
+            let at = || format!("latch.policy.stages[{number}].condition");
+            stage.condition.as_ref().map_or(Ok(()), |text| same_source(&at(), text, job.condition))?;
         }
         Ok(Extension { policy, targets, then })
     }
@@ -99,7 +107,7 @@ mod tests {
     #[test]
     fn what_is_no_extension_is_refused_and_nothing_is_none() {
         let action = JobAction::UpdateTwin(TwinUpdate::default());
-        let job = Described { action: &action, condition: "*", window: 1000 };
+        let job = Described { action: &action, condition: "*", window: 1000, is_preview: false };
         for latch in [json!(1), json!({}), json!({"version": 2, "policy": {}}), json!({"version": 1, "rules": {}})] {
             let refused = Extension::from_json(&latch, &job).map_err(|error| error.code).err();
             assert_eq!(refused, Some(ErrorCode::ArgumentInvalid), "{latch}");

@@ -117,9 +117,12 @@ impl JobPolicy {
         let mut before = 0;
         for (number, stage) in self.stages.iter().enumerate() {
             stage.check(before).map_err(|text| format!("stages[{number}].{text}"))?;
-            before = stage.percent;
+            before = stage.percent.unwrap_or(before);
         }
-        if !matches!(before, 0 | 100) {
+        if self.stages.iter().filter(|stage| stage.condition.is_some()).count() > MAX_RULES {
+            return Err(format!("stages has more than {MAX_RULES} stages by condition"));
+        }
+        if !self.stages.is_empty() && before != 100 {
             return Err("stages must end with {\"percent\": 100}, as every device gets its turn".into());
         }
         self.rate.map_or(Ok(()), |rate| rate.check())?;

@@ -68,7 +68,9 @@ pub struct Parts {
 impl Parts {
     pub const ALL: Parts = Parts { tags: true, desired: true, reported: true, metadata: true, rest: true };
 
-    fn and(self, other: Parts) -> Parts {
+    /// What is in either.
+    #[must_use]
+    pub fn and(self, other: Parts) -> Parts {
         Parts {
             tags: self.tags || other.tags,
             desired: self.desired || other.desired,

@@ -2,6 +2,7 @@
 
 mod again;
 mod lists;
+mod preview;
 mod targets;
 mod task;
 mod templates;
@@ -27,6 +28,7 @@ use crate::audit::{self, Note};
 use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
+use crate::preview::Tally;
 use crate::record::SavedJob;
 pub use again::CloneRequest;
 pub use lists::Listed;
@@ -80,6 +82,11 @@ enum Message {
     },
     /// Somebody else has written the journal.
     Written,
+    Preview {
+        request: Box<JobRequest>,
+        tally: Tally,
+        reply: oneshot::Sender<Result<Value, HubError>>,
+    },
 }
 
 impl JobEngine {

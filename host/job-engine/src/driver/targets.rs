@@ -89,13 +89,31 @@ impl<F: Fleet> Finder<'_, F> {
         let is_excluded = self.excluded(&devices).await?;
         let count = is_excluded.iter().filter(|is_excluded| **is_excluded).count();
         self.found.excluded += count as u64;
-        if count == 0 && self.found.devices.is_empty() {
-            self.found.devices = devices;
-            return Ok(());
-        }
         let kept = devices.into_iter().zip(is_excluded).filter(|(_, is_excluded)| !is_excluded);
-        self.found.devices.extend(kept.map(|(device, _)| device));
+        let kept: Vec<Selected> = kept.map(|(device, _)| device).collect();
+        if !self.scope.stages.is_empty() {
+            let stages = self.stages(&kept).await?;
+            self.found.stages.extend(stages);
+        }
+        match self.found.devices.is_empty() {
+            true => self.found.devices = kept,
+            false => self.found.devices.extend(kept),
+        }
         Ok(())
+    }
+
+    /// Of each of these devices the first stage by condition that it is in; 0 if there is none.
+    async fn stages(&self, devices: &[Selected]) -> Result<Vec<u32>, HubError> {
+        let mut stages = vec![0; devices.len()];
+        for (number, condition) in (1..).zip(&self.scope.stages) {
+            let matching = matching(self.fleet, condition, devices).await?;
+            for (stage, device) in stages.iter_mut().zip(devices) {
+                if *stage == 0 && matching.contains(&device.address) {
+                    *stage = number;
+                }
+            }
+        }
+        Ok(stages)
     }
 
     /// Of each of these devices whether it is excluded.

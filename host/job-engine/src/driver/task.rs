@@ -11,8 +11,9 @@ use durable_store::{Store, StoreError};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::{DeviceJobOutcome, JobAction, TwinUpdate};
+use iothub_protocol::job::{DeviceJobOutcome, JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::plugin_report;
+use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -20,10 +21,12 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use super::preview::preview;
 use super::targets::find;
 use crate::engine::{Engine, Input, Obedience, Output, Record};
 use crate::fleet::Fleet;
 use crate::journal;
+use crate::preview::Tally;
 
 /// The longest sleep: the engine's deadlines are times of day, and the clock may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -140,6 +143,7 @@ impl<F: Fleet> Task<F> {
                 self.committed.send_modify(|commits| *commits += 1);
                 self.engine.handle(Utc::now(), Input::Created(job));
             }
+            Message::Preview { request, tally, reply } => self.preview(*request, tally, reply),
             Message::Written => self.committed.send_modify(|commits| *commits += 1),
             Message::Command { job, command, note, reply } => match self.engine.command(Utc::now(), &job, command) {
                 Obedience::Begun => {
@@ -150,6 +154,19 @@ impl<F: Fleet> Task<F> {
                 other => _ = reply.send(other),
             },
         }
+    }
+
+    /// Beside the jobs, until whoever asked for it has gone.
+    fn preview(&self, request: JobRequest, tally: Tally, mut reply: oneshot::Sender<Result<Value, HubError>>) {
+        let (fleet, store, in_flight) = (Arc::clone(&self.fleet), self.store.clone(), self.engine.in_flight_per_job());
+        tokio::spawn(async move {
+            let previewed = tokio::select! {
+                previewed = preview(&*fleet, &store, &request, tally, in_flight) => previewed,
+                () = reply.closed() => return,
+            };
+            // It may have gone this instant.
+            drop(reply.send(previewed));
+        });
     }
 
     fn called(&mut self, first: Result<(Id, Input), JoinError>) {

@@ -67,8 +67,9 @@ impl Fleet for Scripted {
     }
 
     async fn matching(&self, condition: &Condition, devices: &[Address]) -> Result<HashSet<Address>, HubError> {
-        let matches = |id: &&Address| condition.matches(&json!({"deviceId": id.to_string()}));
-        Ok(devices.iter().filter(matches).cloned().collect())
+        let (condition, among) = (condition.clone(), Some(devices.to_vec()));
+        let found = selected(self.size, &Selection { condition, among, labels: Vec::new() });
+        Ok(found.into_iter().map(|selected| selected.address).collect())
     }
 
     async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {

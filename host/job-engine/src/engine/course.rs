@@ -118,6 +118,10 @@ impl Course {
         self.policy.group_by.as_ref()
     }
 
+    pub(super) fn policy(&self) -> &JobPolicy {
+        &self.policy
+    }
+
     pub(super) fn offline(&self) -> OfflineRule {
         self.policy.offline
     }
@@ -167,17 +171,25 @@ impl Course {
         u32::try_from(self.current).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. A stage has at
-    /// least the first device, however few there are.
-    pub(super) fn arrange(&self, mut devices: Vec<(Address, Group)>) -> Vec<(Address, Group, u32)> {
-        devices.sort_by_cached_key(|(device, _)| (device.rollout_place(), device.clone()));
-        devices.dedup_by(|(one, _), (other, _)| one == other);
+    /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. Given are those
+    /// of the stages by condition, which come first; 0 is none of them. A stage by percentage has at least the first
+    /// device, however few there are.
+    pub(super) fn arrange(&self, mut devices: Vec<(Address, Group, u32)>) -> Vec<(Address, Group, u32)> {
+        let by_condition = |stage: u32| if stage == 0 { u32::MAX } else { stage };
+        devices.sort_by_cached_key(|(device, _, stage)| (by_condition(*stage), device.rollout_place(), device.clone()));
+        devices.dedup_by(|(one, ..), (other, ..)| one == other);
         let count = devices.len();
-        let ends: Vec<usize> =
-            self.policy.stages.iter().map(|stage| (count * usize::from(stage.percent)).div_ceil(100)).collect();
+        let mut ends = Vec::with_capacity(self.policy.stages.len());
+        for (number, stage) in (1..).zip(&self.policy.stages) {
+            ends.push(match stage.percent {
+                None => devices.partition_point(|(_, _, stage)| by_condition(*stage) <= number),
+                // Not less than those who are in stages by condition.
+                Some(percent) => (count * usize::from(percent)).div_ceil(100).max(ends.last().copied().unwrap_or(0)),
+            });
+        }
         let stage_of = |rank: usize| ends.iter().take_while(|end| **end <= rank).count();
         let ranked = devices.into_iter().enumerate();
-        let with_stage = |(rank, (device, group))| {
+        let with_stage = |(rank, (device, group, _))| {
             (device, group, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX).saturating_add(1))
         };
         ranked.map(with_stage).collect()
@@ -388,10 +400,10 @@ impl Course {
             let may_fail = u64::from(100 - stage.success_threshold.min(100));
             (count.failed * 100 > count.devices * may_fail).then(|| {
                 format!(
-                    "stage {} of {} ({}%): {} of {} devices failed, and at least {}% must succeed",
+                    "stage {} of {} ({}): {} of {} devices failed, and at least {}% must succeed",
                     place + 1,
                     self.stages.len(),
-                    stage.percent,
+                    stage.name(),
                     count.failed,
                     count.devices,
                     stage.success_threshold

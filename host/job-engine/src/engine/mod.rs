@@ -49,6 +49,7 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
+use course::Course;
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
@@ -312,6 +313,11 @@ impl Engine {
         self.draining = true;
     }
 
+    /// How many devices of a job may be in flight.
+    pub fn in_flight_per_job(&self) -> usize {
+        self.limits.in_flight_per_job
+    }
+
     /// How many calls are out.
     pub fn in_flight(&self) -> usize {
         self.busy.len()
@@ -465,7 +471,9 @@ impl Engine {
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
         let condition = Condition::parse_job(&job.condition);
-        match condition.and_then(|condition| Ok((condition, Scope::new(job.scope.as_ref())?))) {
+        match condition.and_then(|condition| {
+            Ok((condition, Scope::new(job.scope.as_ref(), job.course.as_deref().map(Course::policy))?))
+        }) {
             Ok((condition, scope)) => {
                 let group_by = job.course.as_ref().and_then(|course| course.group_by());
                 let labels = group_by.into_iter().cloned().collect();
@@ -478,18 +486,19 @@ impl Engine {
 
     fn selected(&mut self, now: DateTime<Utc>, id: &JobId, result: Result<Found, HubError>) {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.phase == Phase::Selecting) else { return };
-        let Found { devices, excluded } = match result {
+        let Found { devices, excluded, stages } = match result {
             Ok(found) => found,
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
         let devices: Vec<(Address, Group, u32)> = match &mut job.course {
             Some(course) => {
-                let with_group = |Selected { address, labels }: Selected| {
+                let stages = stages.into_iter().chain(std::iter::repeat(0));
+                let with_group = |(Selected { address, labels }, stage): (Selected, u32)| {
                     let group = course.group(labels.into_iter().next().flatten());
-                    (address, group)
+                    (address, group, stage)
                 };
-                let devices = devices.into_iter().map(with_group).collect();
+                let devices = devices.into_iter().zip(stages).map(with_group).collect();
                 course.arrange(devices)
             }
             None => devices.into_iter().map(|selected| (selected.address, None, 0)).collect(),

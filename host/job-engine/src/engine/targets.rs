@@ -1,6 +1,7 @@
 //! Which devices a job begins with, beyond those of its condition.
 
 use iothub_protocol::address::Address;
+use iothub_protocol::job::policy::JobPolicy;
 use iothub_protocol::job::targets::{JobTargets, List};
 use iothub_protocol::query::{Condition, QueryError};
 
@@ -15,18 +16,22 @@ pub struct Scope {
     pub exclude: Option<Condition>,
     /// So are these, and modules of these.
     pub exclude_list: Option<List>,
+    /// Of the first stages of its policy.
+    pub stages: Vec<Condition>,
 }
 
 impl Scope {
     /// # Errors
     /// If a condition is none. It was one when the job was made.
-    pub(super) fn new(targets: Option<&JobTargets>) -> Result<Scope, QueryError> {
-        let Some(JobTargets { list, exclude }) = targets else { return Ok(Scope::default()) };
-        let condition = exclude.as_ref().and_then(|exclude| exclude.condition.as_deref());
+    pub fn new(targets: Option<&JobTargets>, policy: Option<&JobPolicy>) -> Result<Scope, QueryError> {
+        let stages = policy.iter().flat_map(|policy| &policy.stages).filter_map(|stage| stage.condition.as_deref());
+        let exclude = targets.and_then(|targets| targets.exclude.as_ref());
+        let condition = exclude.and_then(|exclude| exclude.condition.as_deref());
         Ok(Scope {
-            list: list.clone(),
+            list: targets.and_then(|targets| targets.list.clone()),
             exclude: condition.map(Condition::parse_job).transpose()?,
-            exclude_list: exclude.as_ref().and_then(|exclude| exclude.list.clone()),
+            exclude_list: exclude.and_then(|exclude| exclude.list.clone()),
+            stages: stages.map(Condition::parse_job).collect::<Result<_, _>>()?,
         })
     }
 
@@ -42,11 +47,14 @@ pub struct Found {
     pub devices: Vec<Selected>,
     /// How many more would be among them if they were not excluded.
     pub excluded: u64,
+    /// Of each device the number of the stage by condition that it is in, counted from 1; 0 if it is in none. Empty if
+    /// there are no such stages.
+    pub stages: Vec<u32>,
 }
 
 impl From<Vec<Selected>> for Found {
     fn from(devices: Vec<Selected>) -> Found {
-        Found { devices, excluded: 0 }
+        Found { devices, ..Found::default() }
     }
 }
 

@@ -6,6 +6,7 @@
 mod again;
 mod attempts;
 mod list;
+mod overlap;
 mod read;
 mod report;
 mod templates;
@@ -20,6 +21,7 @@ use iothub_protocol::job::JobStatus;
 pub use again::{Again, Copied, insert_copy, is_same};
 pub use attempts::{attempts, device_attempts};
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
+pub use overlap::overlaps;
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
 pub use templates::{delete_template, put_template, template, templates};

@@ -109,7 +109,7 @@ fn presence_tells_what_is_not_stored() {
     let presence = hub.hub.presence();
     assert_eq!(presence.seen(&id("a")), None);
     hub.connect_well(1, "a", 1);
-    let seen = |connected| Some(Seen { connected, last_activity: Some(hub.now.wall) });
+    let seen = |connected| Some(Seen { connected, listens: false, last_activity: Some(hub.now.wall) });
     assert_eq!((presence.seen(&id("a")), presence.connected(false)), (seen(true), vec![id("a")]));
     let expected = seen(false);
     hub.link(1, LinkInput::Closed { graceful: true });

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::FailureClass;
 use super::{MAX_RATE, MAX_RETRIES, range};
 use crate::job::MAX_MAX_EXECUTION;
+use crate::query::Condition;
 
 /// Percent of a stage's devices that must succeed, if the stage does not say.
 pub const DEFAULT_SUCCESS_THRESHOLD: u8 = 90;
@@ -20,11 +21,15 @@ pub const DEFAULT_BACKOFF: u32 = 5;
 pub const DEFAULT_LONGEST_BACKOFF: u32 = 600;
 
 /// A share of the devices, and what it takes to go on to the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stage {
-    /// Of all devices, 1 to 100, those of earlier stages included.
-    pub percent: u8,
+    /// Of all devices, 1 to 100, those of earlier stages included. `None` in a stage by condition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u8>,
+    /// The job's devices for which it holds when the job begins, without those of earlier stages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
     /// Percent of the stage's devices with an outcome that must have succeeded, 0 to 100. When so many have failed that
     /// it cannot be reached any more, the job is aborted.
     #[serde(default = "default_threshold")]
@@ -247,8 +252,14 @@ fn default_timeout() -> u32 {
 impl Stage {
     /// With every default.
     pub fn new(percent: u8) -> Stage {
+        Stage { percent: Some(percent), ..Stage::of_condition(None) }
+    }
+
+    /// As [`Stage::new`], of the devices for which a condition holds.
+    pub fn of_condition(condition: Option<String>) -> Stage {
         Stage {
-            percent,
+            percent: None,
+            condition,
             success_threshold: DEFAULT_SUCCESS_THRESHOLD,
             minimum_sample: None,
             pause_in_seconds: 0,
@@ -256,10 +267,35 @@ impl Stage {
         }
     }
 
+    /// For people: `5%`, or the condition.
+    pub fn name(&self) -> String {
+        /// Characters of a condition.
+        const SHOWN: usize = 60;
+        match (self.percent, &self.condition) {
+            (Some(percent), _) => format!("{percent}%"),
+            (None, Some(condition)) => condition.chars().take(SHOWN).collect(),
+            (None, None) => "-".to_owned(),
+        }
+    }
+
     /// `before` is the percentage of the stage before.
     pub(super) fn check(&self, before: u8) -> Result<(), String> {
-        if self.percent <= before || self.percent > 100 {
-            return Err(format!("percent must be above {before} and at most 100: each stage adds devices"));
+        match (self.percent, &self.condition) {
+            (Some(percent), None) if percent <= before || percent > 100 => {
+                return Err(format!("percent must be above {before} and at most 100: each stage adds devices"));
+            }
+            (Some(_), None) => {}
+            (None, Some(_)) if before > 0 => {
+                return Err("condition must come before the stages by percent, which are of all devices".into());
+            }
+            (None, Some(condition)) => match Condition::parse_job(condition) {
+                Ok(parsed) if parsed.is_all() => {
+                    return Err("condition holds for every device: say {\"percent\": 100}".into());
+                }
+                Ok(_) => {}
+                Err(error) => return Err(format!("condition: {error}")),
+            },
+            (Some(_), Some(_)) | (None, None) => return Err("percent or condition must be there, and not both".into()),
         }
         range("successThreshold", u32::from(self.success_threshold), 0, 100)?;
         range("minimumSample", self.minimum_sample.unwrap_or(1), 1, u32::MAX)?;

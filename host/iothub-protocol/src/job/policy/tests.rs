@@ -92,11 +92,35 @@ fn rules_for_methods_are_read_and_written_back() {
 }
 
 #[test]
+fn stages_by_condition_come_before_those_by_percentage() {
+    let canary = Stage::of_condition(Some("tags.ring = 'canary'".into()));
+    let text = r#"{"stages": [{"condition": "tags.ring = 'canary'"}, {"percent": 50}, {"percent": 100}]}"#;
+    let stages = vec![canary, Stage::new(50), Stage::new(100)];
+    assert_eq!(stages.iter().map(Stage::name).collect::<Vec<_>>(), ["tags.ring = 'canary'", "50%", "100%"]);
+    let expected = JobPolicy { stages, ..JobPolicy::default() };
+    assert_eq!(read(text, &pin()).as_ref(), Ok(&expected));
+    assert_eq!(JobPolicy::from_json(&json!(expected), &pin(), 1000), Ok(expected));
+    for (stages, text) in [
+        (r#"[{"condition": "tags.x = 1"}]"#, "must end with"),
+        (r#"[{"percent": 5}, {"condition": "tags.x = 1"}, {"percent": 100}]"#, "must come before"),
+        (r#"[{"condition": "*"}, {"percent": 100}]"#, "holds for every device"),
+        (r#"[{"condition": "tags."}, {"percent": 100}]"#, "stages[0].condition: SQL query parse failed"),
+        (r#"[{"condition": "tags.x = 1", "percent": 100}]"#, "must be there, and not both"),
+        (r#"[{"successThreshold": 1}, {"percent": 100}]"#, "must be there, and not both"),
+    ] {
+        let refused = read(&format!(r#"{{"stages": {stages}}}"#), &pin()).expect_err(stages);
+        assert!(refused.contains(text), "{stages}: {refused}");
+    }
+    let many = format!("[{}{{\"percent\": 100}}]", r#"{"condition": "tags.x = 1"},"#.repeat(MAX_RULES + 1));
+    assert!(read(&format!(r#"{{"stages": {many}}}"#), &pin()).expect_err("too many").contains("more than 16"));
+}
+
+#[test]
 fn what_is_not_known_or_not_possible_is_refused_with_its_place() {
     for (policy, text) in [
         ("[]", "latch.policy must be an object"),
         (r#"{"stage": []}"#, r#"latch.policy has no field "stage", only stages, rate, abort, retry, succeed, "#),
-        (r#"{"stages": [{}]}"#, "latch.policy.stages: missing field `percent`"),
+        (r#"{"stages": [{}]}"#, "latch.policy.stages[0].percent or condition must be there"),
         (r#"{"stages": [{"percent": 5, "soak": 1}]}"#, "latch.policy.stages: unknown field `soak`"),
         (r#"{"stages": [{"percent": "5"}]}"#, "latch.policy.stages: invalid type"),
         (r#"{"stages": [{"percent": 0}]}"#, "latch.policy.stages[0].percent must be above 0"),

@@ -1,6 +1,6 @@
 //! Jobs over lists, and without some.
 
-use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::policy::{FailureClass, Stage};
 use iothub_protocol::job::targets::{Exclusion, JobTargets, List, ListDigest, ListPart, ListSeal};
 
 use super::*;
@@ -114,5 +114,47 @@ async fn exclusions_are_left_out_of_a_condition_and_of_a_short_list() {
         assert_eq!((job.excluded, found), (Some(excluded), Some(count)), "{name}");
     }
     assert_eq!(running.rows("list").await[0].address, device(6));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_preview_counts_what_the_job_would_find_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(12_000, |number| if number < 5 { Answer::Never } else { Answer::Status(200) });
+    let running = start(folder.path(), &fleet).await;
+    // Five devices are out in another job.
+    let query_condition = "deviceId < 'door-0005'".to_owned();
+    running.engine.create(JobRequest { query_condition, ..method_job("other") }).await.expect("a job");
+    let mut commits = running.engine.commits();
+    while running.engine.get(&job_id("other")).await.expect("the job").statistics.is_none() {
+        commits.changed().await.expect("the engine runs");
+    }
+    let canary = Stage::of_condition(Some("tags.building = 'b4'".into()));
+    let policy = || Some(JobPolicy { stages: vec![canary.clone(), Stage::new(100)], ..JobPolicy::default() });
+    let exclude = || Exclusion { condition: Some("tags.building = 'b3'".into()), list: None };
+    let list = || Some(List::Inline(devices([0, 3, 4, 12_345])));
+    let all = JobTargets { list: None, exclude: Some(exclude()) };
+    let some = JobTargets { list: list(), exclude: Some(exclude()) };
+    for (targets, counts, overlap, canaries) in [(all, [10_800, 1200, 0], 4, 1200), (some, [3, 1, 1], 2, 1)] {
+        let request = JobRequest { targets: Some(targets), policy: policy(), ..method_job("j") };
+        let preview = running.engine.preview(request.clone(), Tally::default()).await.expect("a preview");
+        let found = ["targets", "excluded", "missing"].map(|name| preview[name].as_u64().unwrap_or_default());
+        assert_eq!((found, &preview["stages"][0]["devices"]), (counts, &json!(canaries)), "{preview:#}");
+        assert_eq!(preview["overlaps"], json!([{"jobId": "other", "devices": overlap}]));
+        assert_eq!(preview["connected"], Value::Null, "nobody knows");
+        // The job itself finds as many.
+        let id = job_id(if overlap == 4 { "all" } else { "some" });
+        running.engine.create(JobRequest { job_id: id.clone(), ..request }).await.expect("a job");
+        while running.engine.get(&id).await.expect("the job").statistics.is_none() {
+            commits.changed().await.expect("the engine runs");
+        }
+        let job = running.engine.get(&id).await.expect("the job");
+        assert_eq!(job.statistics.map(|counts| counts.device_count), Some(counts[0]));
+        running.engine.command(&id, Command::Cancel).await.expect("cancelled");
+    }
+    let uploaded = JobRequest { targets: uploaded(None), ..method_job("j") };
+    let refused = running.engine.preview(uploaded, Tally::default()).await.map_err(|error| error.code);
+    assert_eq!(refused, Err(ErrorCode::ArgumentInvalid));
+    assert_eq!(running.engine.get(&job_id("j")).await.map_err(|error| error.code), Err(ErrorCode::JobNotFound));
     running.stop().await;
 }

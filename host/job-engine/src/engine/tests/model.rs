@@ -313,7 +313,7 @@ impl Trial {
                 // A device can be found twice, since it can change during a search.
                 let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
                 devices.extend(twice);
-                Ok(Found { devices, excluded: dice.below(3) as u64 })
+                Ok(Found { devices, excluded: dice.below(3) as u64, stages: Vec::new() })
             }
         };
         self.hand(Input::Selected { job, result })
@@ -636,11 +636,11 @@ fn any_policy(dice: &mut Dice, is_method: bool) -> JobPolicy {
 
 fn stage(dice: &mut Dice, percent: u8) -> Stage {
     Stage {
-        percent,
         success_threshold: dice.one(&[0, 50, 90, 100]),
         minimum_sample: dice.one(&[None, None, Some(1), Some(2)]),
         pause_in_seconds: dice.one(&[0, 0, 1, 3]),
         approval: dice.percent(15),
+        ..Stage::new(percent)
     }
 }
 

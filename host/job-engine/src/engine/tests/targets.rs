@@ -1,5 +1,6 @@
 //! Jobs over lists, and without some.
 
+use iothub_protocol::job::policy::{JobPolicy, Stage};
 use iothub_protocol::job::targets::{Exclusion, JobTargets, List};
 
 use super::*;
@@ -31,7 +32,7 @@ fn a_job_says_what_else_there_is_to_its_devices_and_shows_how_many_are_excluded(
 
     // One that is not there is in the job all the same.
     let devices = [0, 7].map(|number| Selected { address: device(number), labels: Box::default() }).to_vec();
-    let found = Found { devices, excluded: 2 };
+    let found = Found { devices, excluded: 2, stages: Vec::new() };
     world.engine.handle(at(0), Input::Selected { job: job_id("j"), result: Ok(found) });
     world.settle();
     assert_eq!(world.job("j").to_json()["latch"]["progress"], json!({"excluded": 2}));
@@ -49,5 +50,39 @@ fn a_listed_device_stands_for_its_modules() {
     sorted.sort();
     for (text, expected) in [("a", false), ("a/m", true), ("a/n", false), ("b", true), ("b/x", true), ("c", false)] {
         assert_eq!(includes(&sorted, &address(text)), expected, "{text}");
+    }
+}
+
+#[test]
+fn stages_by_condition_come_first_and_those_by_percentage_count_them_in() {
+    for (percents, in_canary, expected) in [
+        (&[50, 100][..], 4, [4, 1, 5]),
+        // The canaries are more than the first percentage: nobody is left for it.
+        (&[50, 100], 6, [6, 0, 4]),
+        (&[50, 100], 0, [0, 5, 5]),
+    ] {
+        let mut world = World::new(10, Limits::default());
+        let canary = Stage::of_condition(Some("tags.ring = 'canary'".into()));
+        let stages = std::iter::once(canary).chain(percents.iter().copied().map(Stage::new)).collect();
+        let policy = Some(JobPolicy { stages, ..JobPolicy::default() });
+        world.create(JobRequest { policy, ..twin_job("j") });
+        let asked = world.engine.poll();
+        assert!(matches!(asked, Some(Output::Select { scope, .. }) if scope.stages.len() == 1));
+        let devices = (0..10).map(|number| Selected { address: device(number), labels: Box::default() }).collect();
+        let stages = (0..10).map(|number| u32::from(number < in_canary)).collect();
+        let found = Found { devices, excluded: 0, stages };
+        world.engine.handle(at(0), Input::Selected { job: job_id("j"), result: Ok(found) });
+        world.settle();
+        let rows = rows(&world.journal, &job_id("j"));
+        let sizes = [1, 2, 3].map(|stage| rows.iter().filter(|row| row.stage == Some(stage)).count());
+        assert_eq!(sizes, expected);
+        assert!(rows.iter().take(in_canary).all(|row| row.stage == Some(1)));
+        let first = world.answer_all(&UPDATED);
+        let first_size = expected.into_iter().find(|size| *size > 0).expect("some");
+        assert_eq!(first.len(), first_size, "a stage without devices is passed over");
+        while !world.calls.is_empty() {
+            world.answer_all(&UPDATED);
+        }
+        world.is("j", JobStatus::Completed, 10, 0);
     }
 }

@@ -370,7 +370,7 @@ impl Model {
         if job.ended.is_some() || job.begun.is_some() {
             return;
         }
-        let Some(Found { devices: selected, excluded }) = found else { return };
+        let Some(Found { devices: selected, excluded, .. }) = found else { return };
         let group = |labels: &[Option<Arc<str>>]| labels.first().cloned().flatten();
         let devices: BTreeMap<&Address, Option<Arc<str>>> =
             selected.iter().map(|selected| (&selected.address, group(&selected.labels))).collect();
@@ -379,7 +379,7 @@ impl Model {
         let count = ranked.len();
         let stage_of = |rank: usize, policy: &JobPolicy| {
             let is_in = |percent: u8| rank < (count * usize::from(percent)).div_ceil(100);
-            1 + policy.stages.iter().filter(|stage| !is_in(stage.percent)).count() as u32
+            1 + policy.stages.iter().filter(|stage| !stage.percent.is_some_and(is_in)).count() as u32
         };
         let targets = ranked.into_iter().enumerate().map(|(rank, device)| BegunTarget {
             device: device.clone(),
