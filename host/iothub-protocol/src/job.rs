@@ -3,6 +3,7 @@
 mod extension;
 pub mod label;
 pub mod policy;
+pub mod recurrence;
 pub mod steps;
 pub mod targets;
 pub mod template;
@@ -18,6 +19,7 @@ use crate::time;
 pub use extension::EXTENSION_VERSION;
 use extension::{Described, Extension};
 use policy::{FailureClass, JobPolicy};
+use recurrence::{Recurrence, SeriesProgress};
 use steps::Step;
 use targets::JobTargets;
 
@@ -62,6 +64,8 @@ pub struct JobRequest {
     pub targets: Option<JobTargets>,
     /// What follows `action` on each device, step by step; nothing at Azure.
     pub then: Vec<Step>,
+    /// Whether it comes again and again, or is one of the jobs of such a series.
+    pub recurrence: Option<Recurrence>,
 }
 
 /// A job's status; the names are the wire's.
@@ -135,6 +139,8 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
+    /// Of a series.
+    pub series: Option<SeriesProgress>,
 }
 
 /// The row of a job for one device or module.
@@ -225,7 +231,7 @@ impl JobRequest {
         };
         let latch = body.get("latch").unwrap_or(&Value::Null);
         let job = Described { action: &action, condition: &query_condition, window: max_execution_time_in_seconds };
-        let Extension { policy, targets, then } = Extension::from_json(latch, &job)?;
+        let Extension { policy, targets, then, recurrence } = Extension::from_json(latch, &job)?;
         Ok(JobRequest {
             job_id,
             action,
@@ -235,6 +241,7 @@ impl JobRequest {
             policy,
             targets,
             then,
+            recurrence,
         })
     }
 
@@ -487,6 +494,9 @@ impl JobResponse {
         if let Some(listed) = self.listed {
             progress.insert("listed".into(), json!(listed));
         }
+        if let Some(series) = &self.series {
+            series.write(&mut progress);
+        }
         progress
     }
 }
@@ -587,6 +597,7 @@ mod tests {
                 hold: None,
                 excluded: None,
                 listed: None,
+                series: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

@@ -13,6 +13,8 @@ mod driver;
 pub mod engine;
 mod fleet;
 pub mod journal;
+mod occurrences;
+mod plan;
 mod record;
 #[cfg(test)]
 mod testing;

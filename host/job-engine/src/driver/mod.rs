@@ -1,6 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
 mod again;
+mod clock;
 mod lists;
 mod targets;
 mod task;
@@ -15,6 +16,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::{Store, StoreError};
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::recurrence::Recurrence;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
+use crate::plan::Plan;
 use crate::record::SavedJob;
 pub use again::CloneRequest;
 pub use lists::Listed;
@@ -33,6 +36,8 @@ use task::Task;
 /// How long ended jobs are kept, as Azure does.
 const HISTORY: TimeDelta = TimeDelta::days(30);
 const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How many occurrences of a series are shown before they come.
+const FORETOLD: usize = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -94,16 +99,21 @@ impl JobEngine {
     /// not heard the answer: it is one job.
     ///
     /// # Errors
-    /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure.
+    /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure. 400004 for a schedule by which
+    /// nothing comes.
     pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
         let now = Utc::now();
+        let first = first_occurrence(&request, now)?;
         let job = request.job_id.clone();
         let (answer, answered) = oneshot::channel();
         let messages = self.messages.clone();
         self.store.write_then(
             move |tx| {
                 let again = request.clone();
-                let inserted = journal::insert(tx, request, now)?;
+                let inserted = match first {
+                    Some(first) => journal::insert_series(tx, request, first, now)?,
+                    None => journal::insert(tx, request, now)?,
+                };
                 let is_same = inserted.is_none() && again.extension().is_some() && journal::is_same(tx, &again)?;
                 Ok((inserted, is_same))
             },
@@ -135,7 +145,10 @@ impl JobEngine {
     pub async fn get(&self, id: &JobId) -> Result<JobResponse, HubError> {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::job(connection, &job)).await;
-        let found = found.map_err(|error| store_error(&error))?;
+        let mut found = found.map_err(|error| store_error(&error))?;
+        if let Some(job) = &mut found {
+            foretell(job);
+        }
         found.ok_or_else(|| not_found(id))
     }
 
@@ -231,6 +244,41 @@ impl JobEngine {
         let (reply, replied) = oneshot::channel();
         self.messages.send(Message::Command { job: id.clone(), command, reply }).map_err(|_| stopped())?;
         replied.await.map_err(|_| stopped())
+    }
+}
+
+/// When a series first falls due; `None` for any other job.
+///
+/// # Errors
+/// 400004 if its schedule is none, or nothing comes by it.
+fn first_occurrence(request: &JobRequest, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, HubError> {
+    let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+    let schedule = match &request.recurrence {
+        None => return Ok(None),
+        Some(Recurrence::Occurrence(_)) => {
+            return Err(invalid("latch.series is for the hub to set: give the series a latch.schedule".into()));
+        }
+        Some(Recurrence::Series(schedule)) => schedule,
+    };
+    let plan = Plan::new(schedule, request.start_time).map_err(|text| invalid(format!("latch.schedule: {text}")))?;
+    let first = plan
+        .first(now)
+        .ok_or_else(|| invalid("latch.schedule has no occurrence from now on and up to its end".to_owned()))?;
+    if request.at_occurrence(first).is_none() {
+        return Err(invalid(format!(
+            "the job id {} is too long for a series: each of its jobs has its time after it",
+            request.job_id
+        )));
+    }
+    Ok(Some(first))
+}
+
+/// Add the occurrences after the next one, which is all that the journal knows.
+fn foretell(job: &mut JobResponse) {
+    let Some(schedule) = job.request.recurrence.as_ref().and_then(Recurrence::schedule) else { return };
+    let (Some(series), Ok(plan)) = (&mut job.series, Plan::new(schedule, job.request.start_time)) else { return };
+    if let Some(next) = series.next.first() {
+        series.next = plan.upcoming(*next, FORETOLD);
     }
 }
 

@@ -2,6 +2,7 @@ mod hold;
 mod model;
 mod policy;
 mod retries;
+mod series;
 mod steps;
 mod targets;
 mod turns;
