@@ -24,6 +24,7 @@ mod fleet_job;
 mod host_jobs;
 mod hub_store;
 mod job_policy;
+mod job_records;
 mod job_targets;
 mod languages;
 mod messages;

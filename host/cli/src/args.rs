@@ -10,6 +10,7 @@ mod message;
 mod policy;
 mod recurrence;
 mod rehearse;
+mod results;
 mod targets;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use recurrence::RecurrenceArgs;
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
+pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
 
 /// Where `--help` shows what every command has.
@@ -288,10 +290,13 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
     Template(TemplateCommand),
     /// List jobs, the newest first
     List,
-    /// Show a job
+    /// Show a job, or how it went on one device
     Show {
         /// The job's id
         id: JobId,
+        /// This device's row and every attempt at it; of jobs of the embedded hub
+        #[arg(long, value_name = "DEVICE[/MODULE]")]
+        device: Option<Address>,
     },
     /// Follow a job until it ends
     Watch {
@@ -354,13 +359,9 @@ Example:
         id: JobId,
     },
     /// Show each device's outcome
-    Results {
-        /// The job's id
-        id: JobId,
-        /// Only the devices that failed
-        #[arg(long)]
-        failed: bool,
-    },
+    Results(ResultsArgs),
+    /// Show who did what to jobs, and check that nobody has edited that; of jobs of the embedded hub
+    Audit(AuditArgs),
 }
 
 /// A job that is made of another.

@@ -10,7 +10,7 @@ use durable_store::{Durability, Store};
 use iothub_protocol::quota::tier::Sku;
 use iothub_service::{RestFleet, ServiceClient, ServiceError};
 use job_api::JobApi;
-use job_engine::{JobEngine, Settings};
+use job_engine::{JobEngine, Settings, audit};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,8 @@ use crate::data_folder::{ADMIN_SOCKET, DataFolder};
 
 /// In the data folder. An embedded hub's has this name, too: no folder is both's.
 pub(crate) const JOURNAL: &str = "jobs.db";
+/// Whom the audit trail names: whoever reaches the socket.
+const OPERATOR: &str = "operator";
 /// Which hub's jobs they are.
 const HUB_ROUTE: &str = "/jobs";
 /// Calls that are out at once, and so connections to the hub: as many as the largest tier could take up.
@@ -51,7 +53,8 @@ impl RunningJobs {
         let connections = (descriptors / 2).clamp(1, CONNECTIONS) as usize;
         let fleet = Arc::new(RestFleet::new(service, tier, connections));
         let cancel = CancellationToken::new();
-        let engine = JobEngine::start(fleet, store.clone(), Settings::default(), cancel.clone()).await?;
+        let settings = Settings { audit: audit::Key::in_folder(data.path(), rand::random())?, ..Settings::default() };
+        let engine = JobEngine::start(fleet, store.clone(), settings, cancel.clone()).await?;
         Ok(RunningJobs { engine, store, hub, cancel })
     }
 
@@ -61,7 +64,7 @@ impl RunningJobs {
 
     /// For the socket, where whoever reaches it may ask.
     pub(crate) fn router(&self) -> Router {
-        let api = JobApi::new(self.engine.clone(), |_| Ok(()));
+        let api = JobApi::new(self.engine.clone(), |_| Ok(OPERATOR.to_owned()));
         let hub = json!({"hub": self.hub});
         Router::new()
             .route(HUB_ROUTE, get(async move || Json(hub)))

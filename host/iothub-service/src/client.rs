@@ -241,6 +241,26 @@ impl ServiceClient {
         self.object(ServiceRequest::job_report(job)).await
     }
 
+    /// Every attempt at a job's devices. For the embedded hub, as the next three.
+    pub async fn job_attempts(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::job_attempts(job, page)).await
+    }
+
+    /// The attempts at one device or module of a job; there are no pages.
+    pub async fn device_attempts(&self, job: &JobId, address: &Address) -> Result<Vec<Value>, ServiceError> {
+        Ok(self.page(ServiceRequest::device_attempts(job, address)).await?.items)
+    }
+
+    /// Who did what to a job, or to any; the newest first.
+    pub async fn job_audit(&self, job: Option<&JobId>, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::job_audit(job, page)).await
+    }
+
+    /// Whether the whole audit trail holds, and where it does not.
+    pub async fn check_audit(&self) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::check_audit()).await
+    }
+
     /// Some of the list of a job that waits for one; a part that comes again changes nothing.
     pub async fn extend_list(&self, job: &JobId, part: &ListPart) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::extend_list(job, part)).await
@@ -286,6 +306,13 @@ impl ServiceClient {
     /// Each device's row of a job.
     pub async fn device_jobs(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
         self.page(ServiceRequest::device_jobs(job, page)).await
+    }
+
+    /// A device's or module's row of a job, if it is one of the job's.
+    pub async fn device_job(&self, job: &JobId, address: &Address) -> Result<Option<Value>, ServiceError> {
+        let rows = self.page(ServiceRequest::device_job(job, address)).await?.items;
+        let is_module = address.is_module();
+        Ok(rows.into_iter().find(|row| row["moduleId"].is_null() != is_module))
     }
 
     /// The hub applies it to the devices that it targets from then on.

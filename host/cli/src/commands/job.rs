@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
 use iothub_protocol::job::recurrence::{Recurrence, Schedule};
@@ -17,13 +18,13 @@ use iothub_service::{JobFilter, PageRequest, ServiceClient};
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use super::policy;
 use super::targets::Chosen;
-use crate::args::{AgainArgs, EngineChoice, JobArgs, JobCommand, RecurrenceArgs, RolloutArgs, ScheduleArgs};
+use super::{audit, policy, results};
+use crate::args::{AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RecurrenceArgs, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
 use crate::engines::Engines;
 use crate::exit::EndedBadly;
-use crate::output::{cell, document, line, name, table};
+use crate::output::{cell, document, line, table};
 use crate::progress;
 
 pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> {
@@ -51,7 +52,8 @@ pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> 
             template::run(command, &Engines::find(context, engine).await?.for_new(true)?, context).await
         }
         JobCommand::List => list(engine, context).await,
-        JobCommand::Show { id } => document(&of(&id).await?.get_job(&id).await?),
+        JobCommand::Show { id, device: None } => document(&of(&id).await?.get_job(&id).await?),
+        JobCommand::Show { id, device: Some(device) } => show_device(&of(&id).await?, &id, &device).await,
         JobCommand::Watch { id } => watch(&of(&id).await?, &id, context).await,
         JobCommand::Cancel { id } => {
             let job = of(&id).await?.cancel_job(&id).await?;
@@ -65,7 +67,8 @@ pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> 
         }
         JobCommand::Clone { source, again: args } => again(&of(&source).await?, &source, None, args, context).await,
         JobCommand::Report { id } => report(&of(&id).await?, &id, context).await,
-        JobCommand::Results { id, failed } => results(&of(&id).await?, &id, failed, context).await,
+        JobCommand::Results(args) => results::run(&of(&args.id).await?, args, context).await,
+        JobCommand::Audit(args) => audit::run(&audited(&args, engine, context).await?, args, context).await,
     }
 }
 
@@ -153,11 +156,28 @@ async fn follow_or_tell(
     if context.json { document(created) } else { line(&format!("{id} {}", cell(&created["status"]))) }
 }
 
+/// A device's row of a job, with every attempt at it.
+async fn show_device(service: &ServiceClient, id: &JobId, device: &Address) -> anyhow::Result<()> {
+    let attempts = service.device_attempts(id, device).await?;
+    let mut row = service.device_job(id, device).await?.unwrap_or_default();
+    row["attempts"] = Value::Array(attempts);
+    document(&row)
+}
+
 fn steps_of(file: &Path, action: &JobAction) -> anyhow::Result<Vec<Step>> {
     let at = || file.display().to_string();
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", at()))?;
     let list: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", at()))?;
     steps::from_json(&list, action).map_err(|error| anyhow!("{}: {}", at(), error.message))
+}
+
+/// The engine whose trail is asked for.
+async fn audited(args: &AuditArgs, engine: EngineChoice, context: &Context) -> anyhow::Result<ServiceClient> {
+    let engines = Engines::find(context, engine).await?;
+    match &args.id {
+        Some(id) => engines.of(id).await,
+        None => engines.for_new(true),
+    }
 }
 
 /// Tell how a job is after a command.
@@ -242,7 +262,7 @@ fn summary(job: &Value) -> String {
     }
     let canceled = ["succeededCount", "failedCount", "pendingCount", "runningCount"].map(count).iter().sum::<u64>();
     let canceled = count("deviceCount").saturating_sub(canceled);
-    if canceled > 0 && !job["latch"].is_null() {
+    if canceled > 0 && !job["latch"]["policy"].is_null() {
         text.push_str(&format!(", {canceled} left out"));
     }
     if let Some(reason) = job["failureReason"].as_str() {
@@ -301,44 +321,6 @@ async fn list(engine: EngineChoice, context: &Context) -> anyhow::Result<()> {
         })
         .collect();
     table(&["JOB", "TYPE", "ENGINE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
-}
-
-async fn results(service: &ServiceClient, id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
-    // A job that does not exist has no rows; say so rather than print nothing.
-    service.get_job(id).await?;
-    let mut request = PageRequest::default();
-    let mut rows = Vec::new();
-    loop {
-        let page = service.device_jobs(id, &request).await?;
-        rows.extend(page.items.into_iter().filter(|row| !failed || row["status"] == json!("failed")));
-        request.continuation = page.continuation;
-        if request.continuation.is_none() {
-            break;
-        }
-    }
-    if context.json {
-        return document(&Value::Array(rows));
-    }
-    let rows: Vec<_> =
-        rows.iter().map(|row| vec![name(row), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])]).collect();
-    table(&["DEVICE", "STATUS", "OUTCOME", "ENDED"], &rows)
-}
-
-fn outcome(row: &Value) -> String {
-    let method = &row["outcome"]["deviceMethodResponse"];
-    if method.is_object() {
-        return format!("{} {}", method["status"], method["payload"]);
-    }
-    match row["error"].as_object() {
-        Some(error) => {
-            let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
-            format!("{}: {}", text("code"), text("description"))
-        }
-        None if row["latch"]["step"].is_u64() => format!("goes on with step {}", row["latch"]["step"]),
-        None if row["latch"]["awaited"] == json!(true) => "twin updated, waits for the device's report".to_owned(),
-        None if row["outcome"].is_object() => "twin updated".to_owned(),
-        None => "-".to_owned(),
-    }
 }
 
 /// Of a rollout that names none: few, many, all.

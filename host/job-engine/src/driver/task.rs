@@ -157,12 +157,18 @@ impl<F: Fleet> Task<F> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Created(job) => self.handle(Input::Created(job)),
+            Message::Created(job) => {
+                self.committed.send_modify(|commits| *commits += 1);
+                self.handle(Input::Created(job));
+            }
             Message::Written => self.committed.send_modify(|commits| *commits += 1),
-            Message::Command { job, command, reply } => {
+            Message::Command { job, command, note, reply } => {
                 let now = self.now();
                 match self.engine.command(now, &job, command) {
-                    Obedience::Begun => self.awaiting_next.push(reply),
+                    Obedience::Begun => {
+                        self.engine.audit(now, &job, note);
+                        self.awaiting_next.push(reply);
+                    }
                     // The caller may have gone away.
                     other => _ = reply.send(other),
                 }
