@@ -98,6 +98,7 @@ async fn run_job(service: &ServiceClient, id: &str, method: &str) -> Duration {
         policy: None,
         targets: None,
         then: Vec::new(),
+        recurrence: None,
     };
     let begun = Instant::now();
     service.create_job(&request).await.expect("a job");

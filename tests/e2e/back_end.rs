@@ -52,6 +52,7 @@ impl BackEnd {
             policy: None,
             targets: None,
             then: Vec::new(),
+            recurrence: None,
         };
         let created = self.runtime.block_on(self.service.create_job(&request));
         created.unwrap_or_else(|error| panic!("job {id}: {error}"));

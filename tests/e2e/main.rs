@@ -30,6 +30,7 @@ mod languages;
 mod messages;
 mod misbehaving;
 mod modules;
+mod recurrence;
 mod rehearsal;
 mod restart;
 mod rollout;

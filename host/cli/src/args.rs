@@ -8,6 +8,7 @@ mod hub_store;
 mod identity;
 mod message;
 mod policy;
+mod recurrence;
 mod rehearse;
 mod results;
 mod targets;
@@ -31,6 +32,7 @@ pub(crate) use message::{MessageCommand, SendArgs};
 #[cfg(test)]
 pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, Stages, SuccessArgs};
+pub(crate) use recurrence::RecurrenceArgs;
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
@@ -233,7 +235,8 @@ pub(crate) enum JobCommand {
   latch job method lockDoor --query \"tags.site = 'A'\" --wait
   latch job method lockDoor --query '*' --stage 5,100 --rate 20 --abort-failures 10% --wait
   latch job method lockDoor --query '*' --retry timeout,fault:3 --wait-offline 1h --skip-offline
-  latch job method lockDoor --list doors.csv --exclude \"tags.pilot = true\" --wait")]
+  latch job method lockDoor --list doors.csv --exclude \"tags.pilot = true\" --wait
+  latch job method lockDoor --query '*' --id nightly --cron '0 22 * * *' --time-zone Europe/Berlin")]
     Method {
         /// The method's name
         name: MethodName,
@@ -300,7 +303,7 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         /// The job's id
         id: JobId,
     },
-    /// Cancel a job; outcomes that are known stay
+    /// Cancel a job; outcomes that are known stay, and of one that comes again, jobs that have begun go on
     Cancel {
         /// The job's id
         id: JobId,
@@ -422,7 +425,7 @@ pub(crate) struct ScheduleArgs {
     /// The job's id [default: made up]
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<JobId>,
-    /// When to start, such as 2026-12-24T18:00:00Z [default: now]
+    /// When to start, such as 2026-12-24T18:00:00Z; with --cron, not before that [default: now]
     #[arg(long, value_name = "TIME")]
     pub(crate) start: Option<String>,
     /// Seconds from the start until the job ends, whatever is left of it
@@ -438,6 +441,8 @@ pub(crate) struct ScheduleArgs {
     /// Follow the job until it ends
     #[arg(long)]
     pub(crate) wait: bool,
+    #[command(flatten)]
+    pub(crate) recurrence: RecurrenceArgs,
 }
 
 const THEN_HELP: &str =

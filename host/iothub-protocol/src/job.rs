@@ -5,6 +5,7 @@ mod extension;
 mod failures;
 pub mod label;
 pub mod policy;
+pub mod recurrence;
 pub mod steps;
 pub mod targets;
 pub mod template;
@@ -22,6 +23,7 @@ pub use extension::EXTENSION_VERSION;
 use extension::{Described, Extension};
 pub use failures::FailureCounts;
 use policy::{FailureClass, JobPolicy};
+use recurrence::{Recurrence, SeriesProgress};
 use steps::Step;
 use targets::JobTargets;
 
@@ -66,6 +68,8 @@ pub struct JobRequest {
     pub targets: Option<JobTargets>,
     /// What follows `action` on each device, step by step; nothing at Azure.
     pub then: Vec<Step>,
+    /// Whether it comes again and again, or is one of the jobs of such a series.
+    pub recurrence: Option<Recurrence>,
 }
 
 /// A job's status; the names are the wire's.
@@ -141,6 +145,8 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
+    /// Of a series.
+    pub series: Option<SeriesProgress>,
 }
 
 /// The row of a job for one device or module.
@@ -244,7 +250,7 @@ impl JobRequest {
         let latch = body.get("latch").unwrap_or(&Value::Null);
         let window = max_execution_time_in_seconds;
         let job = Described { action: &action, condition: &query_condition, window, is_preview };
-        let Extension { policy, targets, then } = Extension::from_json(latch, &job)?;
+        let Extension { policy, targets, then, recurrence } = Extension::from_json(latch, &job)?;
         Ok(JobRequest {
             job_id,
             action,
@@ -254,6 +260,7 @@ impl JobRequest {
             policy,
             targets,
             then,
+            recurrence,
         })
     }
 
@@ -511,6 +518,9 @@ impl JobResponse {
         if let Some(listed) = self.listed {
             progress.insert("listed".into(), json!(listed));
         }
+        if let Some(series) = &self.series {
+            series.write(&mut progress);
+        }
         let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
         if failures.total() > 0 {
             progress.insert("failures".into(), failures.to_json());
@@ -622,6 +632,7 @@ mod tests {
                 hold: None,
                 excluded: None,
                 listed: None,
+                series: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

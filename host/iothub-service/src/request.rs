@@ -438,6 +438,7 @@ mod tests {
             policy: None,
             targets: None,
             then: Vec::new(),
+            recurrence: None,
         };
         let line = "PUT /jobs/v2/j1?api-version=2021-04-12";
         check(&ServiceRequest::create_job(&request), line, &[], request.to_json());

@@ -14,6 +14,8 @@ mod driver;
 pub mod engine;
 mod fleet;
 pub mod journal;
+mod occurrences;
+mod plan;
 mod preview;
 mod record;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::recurrence::PassedOver;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
 use iothub_protocol::method::MethodResponse;
 
@@ -103,6 +104,17 @@ pub enum What {
     Aborting {
         reason: String,
     },
+    /// Occurrences of a series were due.
+    Recurred {
+        /// Those that become jobs.
+        jobs: Vec<JobRequest>,
+        /// How many it has begun by now.
+        count: u32,
+        /// The next one, unless the series is over.
+        next: Option<DateTime<Utc>>,
+        /// The last one that becomes no job.
+        passed_over: Option<(DateTime<Utc>, PassedOver)>,
+    },
     Finished {
         status: JobStatus,
         reason: Option<String>,
@@ -138,6 +150,37 @@ pub struct SavedJob {
     pub targets: Vec<SavedTarget>,
     /// What there is to know of a job with a policy that has begun.
     pub course: Option<SavedCourse>,
+    /// Of a series that is not over.
+    pub series: Option<SavedSeries>,
+}
+
+/// How far a series has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SavedSeries {
+    /// Its next occurrence.
+    pub next: DateTime<Utc>,
+    /// How many jobs it has begun.
+    pub jobs: u32,
+}
+
+impl SavedJob {
+    /// A new one.
+    pub fn new(request: JobRequest, start: DateTime<Utc>) -> SavedJob {
+        SavedJob {
+            request,
+            status: JobStatus::Queued,
+            start,
+            begun: None,
+            cancelling: false,
+            hold: None,
+            held_for: TimeDelta::zero(),
+            aborted: None,
+            statistics: JobStatistics::default(),
+            targets: Vec::new(),
+            course: None,
+            series: None,
+        }
+    }
 }
 
 /// How far a job with a policy has come.

@@ -62,6 +62,7 @@ pub(crate) fn twin_job(name: &str) -> JobRequest {
         policy: None,
         targets: None,
         then: Vec::new(),
+        recurrence: None,
     }
 }
 

@@ -53,7 +53,9 @@ fn fields<'s>(root: &'s Value, schema: &'s Value, value: &Value, way: &str, foun
             }
             let way = format!("{way}/{name}");
             // Steps do not go with a report, and a step has one of two actions.
-            if ["/then", "/then/0/updateTwin"].contains(&way.as_str()) && value.get(name).is_none() {
+            // Nor does a series with being one of another's jobs.
+            let choices = ["/then", "/then/0/updateTwin", "/schedule", "/series"];
+            if choices.contains(&way.as_str()) && value.get(name).is_none() {
                 continue;
             }
             let value = &value[name];
@@ -79,7 +81,9 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
         "offline": {"waitInSeconds": 0, "then": "fail"},
-    }, "targets": {"devices": ["a"], "exclude": {"condition": "tags.pilot = true", "devices": ["b"]}}});
+    }, "targets": {"devices": ["a"], "exclude": {"condition": "tags.pilot = true", "devices": ["b"]}},
+        "schedule": {"cron": "0 2 * * *", "timeZone": "Europe/Berlin", "from": "2026-12-24T18:00:00.000Z",
+        "until": "2027-12-24T18:00:00.000Z", "count": 9, "missed": "run", "overlap": "skip"}});
     let then = json!([{"type": "scheduleDeviceMethod", "cloudToDeviceMethod": {"methodName": "report", "payload": null},
         "when": {"statuses": [[200, 299]], "condition": "tags.a = 1", "withinInSeconds": 5, "otherwise": "finish"}}]);
     let by_condition = json!([{"condition": "tags.ring = 'canary'", "successThreshold": 80, "minimumSample": 7,
@@ -91,8 +95,9 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
-    }, "targets": {"list": "upload", "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then});
-    [(twin, 43), (method, 57)]
+    }, "targets": {"list": "upload", "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then,
+        "series": {"job": "nightly", "queued": true}});
+    [(twin, 51), (method, 60)]
 }
 
 #[test]
@@ -139,7 +144,7 @@ fn agrees(full: &Value, way: &str, field: &Value) {
         // Where there is a rule for devices that are offline, no other may name them.
         let excluded: &[&str] = if is_twin { &["unknown", "version"] } else { &["unknown", "version", "offline"] };
         let is_excluded = way.contains("/retry/") && excluded.iter().any(|name| choice == name);
-        let is_for_methods = choice == "skip" && is_twin;
+        let is_for_methods = choice == "skip" && is_twin && way.contains("/offline/");
         let needs_a_pin = choice == "unpin" && !is_twin;
         let is_other_action = choice == "scheduleUpdateTwin";
         let allowed = !is_excluded && !is_for_methods && !needs_a_pin && !is_other_action;

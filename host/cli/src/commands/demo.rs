@@ -169,6 +169,7 @@ impl Stage {
             policy: None,
             targets: None,
             then: Vec::new(),
+            recurrence: None,
         };
         let begun = Instant::now();
         self.service.create_job(&request).await?;

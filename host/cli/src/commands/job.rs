@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
+use iothub_protocol::job::recurrence::{Recurrence, Schedule};
 use iothub_protocol::job::steps::{self, Step};
 use iothub_protocol::job::{JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::{plugin_report, time};
@@ -19,7 +20,9 @@ use serde_json::{Value, json};
 
 use super::targets::Chosen;
 use super::{audit, policy, preview, results};
-use crate::args::{AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RolloutArgs, ScheduleArgs, Stages};
+use crate::args::{
+    AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RecurrenceArgs, RolloutArgs, ScheduleArgs, Stages,
+};
 use crate::context::Context;
 use crate::engines::Engines;
 use crate::exit::EndedBadly;
@@ -103,6 +106,7 @@ async fn create(
         policy,
         targets: chosen.targets.clone(),
         then,
+        recurrence: recurrence(schedule.recurrence),
     };
     let has_extension = request.extension().is_some();
     let service = Engines::find(context, engine).await?.for_new(has_extension || schedule.dry_run)?;
@@ -114,8 +118,8 @@ async fn create(
     if has_extension && created["latch"].is_null() {
         service.cancel_job(&job_id).await?;
         bail!(
-            "this hub has taken the job {job_id} and not its policy, targets or further steps; the job is cancelled, but \
-             may have reached devices"
+            "this hub has taken the job {job_id} and not its policy, targets, schedule or further steps; the job is cancelled, \
+             but may have reached devices"
         );
     }
     if let Err(error) = chosen.send(&service, &job_id).await {
@@ -216,6 +220,20 @@ async fn report(service: &ServiceClient, id: &JobId, context: &Context) -> anyho
     rows.push(row("all".to_owned(), &report));
     let tag = tag.unwrap_or("devices").to_uppercase();
     table(&[&tag, "DEVICES", "SUCCEEDED", "FAILED", "RUNNING", "PENDING", "LEFT OUT", "FAILURES"], &rows)
+}
+
+fn recurrence(args: RecurrenceArgs) -> Option<Recurrence> {
+    let mut schedule = Schedule {
+        until: args.until,
+        count: args.count,
+        missed: args.missed.unwrap_or_default(),
+        overlap: args.overlap.unwrap_or_default(),
+        ..Schedule::new(args.cron?)
+    };
+    if let Some(zone) = args.time_zone {
+        schedule.time_zone = zone;
+    }
+    Some(Recurrence::Series(schedule))
 }
 
 /// Sorts by time, and does not collide with one made elsewhere in the same second.

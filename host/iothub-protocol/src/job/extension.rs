@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::policy::JobPolicy;
+use super::recurrence::Recurrence;
 use super::steps::{self, Step};
 use super::targets::{JobTargets, same_source};
 use super::{JobAction, JobRequest};
@@ -18,6 +19,7 @@ pub(super) struct Extension {
     pub(super) policy: Option<JobPolicy>,
     pub(super) targets: Option<JobTargets>,
     pub(super) then: Vec<Step>,
+    pub(super) recurrence: Option<Recurrence>,
 }
 
 /// The rest of the job, as its extension has to fit it.
@@ -60,7 +62,13 @@ impl Extension {
             let at = || format!("latch.policy.stages[{number}].condition");
             stage.condition.as_ref().map_or(Ok(()), |text| same_source(&at(), text, job.condition))?;
         }
-        Ok(Extension { policy, targets, then })
+        let recurrence = Recurrence::from_json(given("schedule"), given("series"))?;
+        if given("schedule").is_some() && targets.as_ref().is_some_and(JobTargets::is_uploaded) {
+            return Err(invalid(
+                "latch.schedule and an uploaded list do not go together: the list is of one job".into(),
+            ));
+        }
+        Ok(Extension { policy, targets, then, recurrence })
     }
 }
 
@@ -76,6 +84,11 @@ impl JobRequest {
         }
         if !self.then.is_empty() {
             fields.insert("then".into(), self.then.iter().map(Step::to_json).collect());
+        }
+        match &self.recurrence {
+            Some(Recurrence::Series(schedule)) => _ = fields.insert("schedule".into(), json!(schedule)),
+            Some(Recurrence::Occurrence(occurrence)) => _ = fields.insert("series".into(), json!(occurrence)),
+            None => {}
         }
         if fields.is_empty() {
             return None;
@@ -97,7 +110,7 @@ pub(super) fn invalid(text: String) -> HubError {
     HubError::new(ErrorCode::ArgumentInvalid, text)
 }
 
-const FIELDS: &[&str] = &["version", "policy", "targets", "then"];
+const FIELDS: &[&str] = &["version", "policy", "targets", "then", "schedule", "series"];
 
 #[cfg(test)]
 mod tests {

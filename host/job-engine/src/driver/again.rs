@@ -36,7 +36,9 @@ impl JobEngine {
             return Err(HubError::new(ErrorCode::JobRunPreconditionFailed, text));
         }
         let CloneRequest { job_id, start_time, failed } = wanted;
-        let request = JobRequest { job_id: job_id.clone(), start_time, ..found.request };
+        // What is made of one of a series' jobs is a job by itself.
+        let recurrence = found.request.recurrence.clone().filter(|recurrence| recurrence.schedule().is_some());
+        let request = JobRequest { job_id: job_id.clone(), start_time, recurrence, ..found.request };
         let has_list = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
         let (request, copied) = match failed {
             None if !has_list => {

@@ -1,6 +1,7 @@
 //! The handle to a running engine, and what starts it.
 
 mod again;
+mod clock;
 mod lists;
 mod preview;
 mod targets;
@@ -12,11 +13,12 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::{Store, StoreError};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::recurrence::Recurrence;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceAttempt, DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
@@ -28,6 +30,7 @@ use crate::audit::{self, Note};
 use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
+use crate::plan::Plan;
 use crate::preview::Tally;
 use crate::record::SavedJob;
 pub use again::CloneRequest;
@@ -39,6 +42,8 @@ const AUDIT_HISTORY: TimeDelta = TimeDelta::days(366);
 /// Who acts where nobody else is named.
 const HOST: &str = "host";
 const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How many occurrences of a series are shown before they come.
+const FORETOLD: usize = 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -136,7 +141,8 @@ impl JobEngine {
     /// not heard the answer: it is one job.
     ///
     /// # Errors
-    /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure.
+    /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure. 400004 for a schedule by which
+    /// nothing comes.
     pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
         self.create_like(request, None).await
     }
@@ -145,12 +151,16 @@ impl JobEngine {
     async fn create_like(&self, request: JobRequest, source: Option<&JobId>) -> Result<(), HubError> {
         let job = request.job_id.clone();
         let note = self.audit_creation(&request, source);
+        let first = first_occurrence(&request, note.at)?;
         let (answer, answered) = oneshot::channel();
         let messages = self.messages.clone();
         self.store.write_then(
             move |tx| {
                 let again = request.clone();
-                let inserted = journal::insert(tx, request, note.at)?;
+                let inserted = match first {
+                    Some(first) => journal::insert_series(tx, request, first, note.at)?,
+                    None => journal::insert(tx, request, note.at)?,
+                };
                 let is_same = inserted.is_none() && again.extension().is_some() && journal::is_same(tx, &again)?;
                 if inserted.is_some() {
                     audit::append(tx, &note)?;
@@ -185,7 +195,10 @@ impl JobEngine {
     pub async fn get(&self, id: &JobId) -> Result<JobResponse, HubError> {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::job(connection, &job)).await;
-        let found = found.map_err(|error| store_error(&error))?;
+        let mut found = found.map_err(|error| store_error(&error))?;
+        if let Some(job) = &mut found {
+            foretell(job);
+        }
         found.ok_or_else(|| not_found(id))
     }
 
@@ -336,6 +349,41 @@ impl JobEngine {
         let note = self.audit(action, Some(id), details);
         self.messages.send(Message::Command { job: id.clone(), command, note, reply }).map_err(|_| stopped())?;
         replied.await.map_err(|_| stopped())
+    }
+}
+
+/// When a series first falls due; `None` for any other job.
+///
+/// # Errors
+/// 400004 if its schedule is none, or nothing comes by it.
+fn first_occurrence(request: &JobRequest, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>, HubError> {
+    let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
+    let schedule = match &request.recurrence {
+        None => return Ok(None),
+        Some(Recurrence::Occurrence(_)) => {
+            return Err(invalid("latch.series is for the hub to set: give the series a latch.schedule".into()));
+        }
+        Some(Recurrence::Series(schedule)) => schedule,
+    };
+    let plan = Plan::new(schedule, request.start_time).map_err(|text| invalid(format!("latch.schedule: {text}")))?;
+    let first = plan
+        .first(now)
+        .ok_or_else(|| invalid("latch.schedule has no occurrence from now on and up to its end".to_owned()))?;
+    if request.at_occurrence(first).is_none() {
+        return Err(invalid(format!(
+            "the job id {} is too long for a series: each of its jobs has its time after it",
+            request.job_id
+        )));
+    }
+    Ok(Some(first))
+}
+
+/// Add the occurrences after the next one, which is all that the journal knows.
+fn foretell(job: &mut JobResponse) {
+    let Some(schedule) = job.request.recurrence.as_ref().and_then(Recurrence::schedule) else { return };
+    let (Some(series), Ok(plan)) = (&mut job.series, Plan::new(schedule, job.request.start_time)) else { return };
+    if let Some(next) = series.next.first() {
+        series.next = plan.upcoming(*next, FORETOLD);
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use durable_store::{Store, StoreError};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Message;
+use super::clock::Clock;
 use super::preview::preview;
 use super::targets::find;
 use crate::engine::{Engine, Input, Obedience, Output, Record};
@@ -40,6 +41,7 @@ type Write = Pin<Box<dyn Future<Output = Result<Arc<Record>, StoreError>> + Send
 
 pub(super) struct Task<F> {
     engine: Engine,
+    clock: Clock,
     fleet: Arc<F>,
     store: Store,
     inbox: mpsc::UnboundedReceiver<Message>,
@@ -66,6 +68,7 @@ impl<F: Fleet> Task<F> {
     ) -> Task<F> {
         Task {
             engine,
+            clock: Clock::new(Instant::now(), Utc::now()),
             arrivals: fleet.arrivals(),
             fleet,
             store,
@@ -99,11 +102,11 @@ impl<F: Fleet> Task<F> {
                     }
                 },
                 arrival = next_arrival(&mut self.arrivals) => match arrival {
-                    Ok(device) => self.engine.handle(Utc::now(), Input::Arrived(device)),
-                    Err(RecvError::Lagged(_)) => self.engine.handle(Utc::now(), Input::ManyArrived),
+                    Ok(device) => self.handle(Input::Arrived(device)),
+                    Err(RecvError::Lagged(_)) => self.handle(Input::ManyArrived),
                     Err(RecvError::Closed) => self.arrivals = None,
                 },
-                () = sleep(timer) => self.engine.handle(Utc::now(), Input::Tick),
+                () = sleep(timer) => self.handle(Input::Tick),
                 () = cancel.cancelled(), if stop_at.is_none() => {
                     self.engine.drain();
                     stop_at = Some(Instant::now() + drain);
@@ -119,6 +122,24 @@ impl<F: Fleet> Task<F> {
             }
         }
         tracing::info!("job engine stopped");
+    }
+
+    fn handle(&mut self, input: Input) {
+        let now = self.now();
+        self.engine.handle(now, input);
+    }
+
+    /// The time of day. If the clock was set, the engine knows it first.
+    fn now(&mut self) -> DateTime<Utc> {
+        let now = Utc::now();
+        if let Some(set) = self.clock.look(Instant::now(), now) {
+            tracing::warn!(
+                seconds = set.num_seconds(),
+                "the clock was set, what is measured in seconds goes on as before"
+            );
+            self.engine.clock_set(set);
+        }
+        now
     }
 
     fn carry_out(&mut self) {
@@ -141,18 +162,21 @@ impl<F: Fleet> Task<F> {
         match message {
             Message::Created(job) => {
                 self.committed.send_modify(|commits| *commits += 1);
-                self.engine.handle(Utc::now(), Input::Created(job));
+                self.handle(Input::Created(job));
             }
             Message::Preview { request, tally, reply } => self.preview(*request, tally, reply),
             Message::Written => self.committed.send_modify(|commits| *commits += 1),
-            Message::Command { job, command, note, reply } => match self.engine.command(Utc::now(), &job, command) {
-                Obedience::Begun => {
-                    self.engine.audit(Utc::now(), &job, note);
-                    self.awaiting_next.push(reply);
+            Message::Command { job, command, note, reply } => {
+                let now = self.now();
+                match self.engine.command(now, &job, command) {
+                    Obedience::Begun => {
+                        self.engine.audit(now, &job, note);
+                        self.awaiting_next.push(reply);
+                    }
+                    // The caller may have gone away.
+                    other => _ = reply.send(other),
                 }
-                // The caller may have gone away.
-                other => _ = reply.send(other),
-            },
+            }
         }
     }
 
@@ -182,7 +206,7 @@ impl<F: Fleet> Task<F> {
             };
             let panicked = self.panicked.remove(&id);
             if let Some(input) = input.or(panicked) {
-                self.engine.handle(Utc::now(), input);
+                self.handle(input);
             }
             next = self.calls.try_join_next_with_id();
         }
@@ -190,7 +214,7 @@ impl<F: Fleet> Task<F> {
 
     fn written(&mut self, record: Arc<Record>) {
         self.write = None;
-        self.engine.handle(Utc::now(), Input::Recorded(record));
+        self.handle(Input::Recorded(record));
         self.committed.send_modify(|commits| *commits += 1);
         reply(&mut self.awaiting_write);
     }

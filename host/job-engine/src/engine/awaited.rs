@@ -59,6 +59,13 @@ impl Awaited {
         self.looks.remove(device);
     }
 
+    pub(super) fn clock_set(&mut self, by: TimeDelta) {
+        self.looks.clock_set(by, |wait| {
+            wait.until += by;
+            wait.runs_since = wait.runs_since.map(|since| since + by);
+        });
+    }
+
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         self.looks.deadline()
     }

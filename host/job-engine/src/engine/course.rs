@@ -122,6 +122,17 @@ impl Course {
         &self.policy
     }
 
+    pub(super) fn clock_set(&mut self, by: TimeDelta) {
+        for at in [&mut self.good_since, &mut self.offline_until, &mut self.next_start].into_iter().flatten() {
+            // While the job is paused, one of them is the end of all time.
+            *at = at.checked_add_signed(by).unwrap_or(*at);
+        }
+        self.watches.iter_mut().for_each(|watch| watch.clock_set(by));
+        if let Some(awaited) = &mut self.awaited {
+            awaited.clock_set(by);
+        }
+    }
+
     pub(super) fn offline(&self) -> OfflineRule {
         self.policy.offline
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{FailureClass, Priority};
+use iothub_protocol::job::recurrence::{Occurrence, Recurrence};
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
 use iothub_protocol::method::MethodResponse;
@@ -25,6 +26,8 @@ pub(super) struct Job {
     pub(super) scope: Option<JobTargets>,
     pub(super) phase: Phase,
     pub(super) start: DateTime<Utc>,
+    /// If it is one of a series.
+    pub(super) occurrence: Option<Occurrence>,
     window: TimeDelta,
     pub(super) begun: Option<DateTime<Utc>>,
     /// When the window ends, once the job has begun and while it is not paused.
@@ -197,6 +200,7 @@ impl Job {
             scope: saved.request.targets,
             phase: Phase::Waiting,
             start: saved.start,
+            occurrence: saved.request.recurrence.as_ref().and_then(Recurrence::occurrence).cloned(),
             window: TimeDelta::seconds(i64::from(saved.request.max_execution_time_in_seconds)),
             begun: None,
             ends: None,
@@ -268,6 +272,23 @@ impl Job {
             self.ready.push_back(device);
         }
         true
+    }
+
+    pub(super) fn clock_set(&mut self, by: TimeDelta) {
+        let since = self.hold.as_mut().map(|hold| &mut hold.since);
+        for at in [self.begun.as_mut(), self.ends.as_mut(), since].into_iter().flatten() {
+            *at += by;
+        }
+        self.steps.clock_set(by);
+        for target in self.targets.values_mut() {
+            if let State::Later(at) = &mut target.state {
+                *at += by;
+            }
+        }
+        self.later = std::mem::take(&mut self.later).into_iter().map(|(at, device)| (at + by, device)).collect();
+        if let Some(course) = &mut self.course {
+            course.clock_set(by);
+        }
     }
 
     /// Take a device that was to be tried again when the process ended.

@@ -43,6 +43,12 @@ impl<W> Looks<W> {
         }
     }
 
+    /// The clock was set by so much; `wait` tells so to each that waits.
+    pub(super) fn clock_set(&mut self, by: TimeDelta, wait: impl FnMut(&mut W)) {
+        self.next = self.next.map(|at| at + by);
+        self.waits.values_mut().for_each(wait);
+    }
+
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         self.next
     }

@@ -26,6 +26,7 @@ mod job;
 mod looks;
 mod outcome;
 mod policy;
+mod series;
 mod steps;
 mod targets;
 #[cfg(test)]
@@ -48,11 +49,12 @@ use iothub_protocol::query::Condition;
 
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
-pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
+pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget, What};
 use course::Course;
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
+use series::Series;
 pub use targets::{Found, Scope, includes};
 use turns::Turns;
 use watch::Group;
@@ -188,6 +190,11 @@ pub struct Engine {
     jobs: HashMap<JobId, Job>,
     /// Jobs that have not begun, by when they are to.
     agenda: BTreeSet<(DateTime<Utc>, JobId)>,
+    series: HashMap<JobId, Series>,
+    /// All series, by when the next job of each is due.
+    calendar: BTreeSet<(DateTime<Utc>, JobId)>,
+    /// Of each series its jobs that have not ended, the oldest first. The series itself may be over.
+    lines: HashMap<JobId, VecDeque<JobId>>,
     /// Jobs that select or run.
     active: BTreeSet<JobId>,
     /// The call of each device that has one: there is one at a time, over all jobs.
@@ -216,6 +223,9 @@ impl Engine {
             opened: now,
             jobs: HashMap::new(),
             agenda: BTreeSet::new(),
+            series: HashMap::new(),
+            calendar: BTreeSet::new(),
+            lines: HashMap::new(),
             active: BTreeSet::new(),
             busy: HashMap::new(),
             blocked: HashMap::new(),
@@ -225,6 +235,8 @@ impl Engine {
             outputs: VecDeque::new(),
         };
         for job in saved {
+            let Some(job) = engine.admit_series(now, job) else { continue };
+            engine.join_line(&job.request);
             match job.begun {
                 Some(begun) => engine.resume(now, job, begun),
                 None => engine.admit(now, job, true),
@@ -236,9 +248,13 @@ impl Engine {
 
     pub fn handle(&mut self, now: DateTime<Utc>, input: Input) {
         match input {
-            Input::Created(job) => self.admit(now, *job, false),
+            Input::Created(job) => {
+                if let Some(job) = self.admit_series(now, *job) {
+                    self.admit(now, job, false);
+                }
+            }
             Input::Selected { job, result } => self.selected(now, &job, result),
-            Input::Recorded(record) => self.recorded(&record),
+            Input::Recorded(record) => self.recorded(now, &record),
             Input::Outcome { job, device, attempt, result } => {
                 let call = Call { job, attempt };
                 let is_out = self.busy.get(&device) == Some(&call);
@@ -266,6 +282,9 @@ impl Engine {
     }
 
     pub fn command(&mut self, now: DateTime<Utc>, id: &JobId, command: Command) -> Obedience {
+        if self.series.contains_key(id) {
+            return self.command_series(now, id, &command);
+        }
         let Some(job) = self.jobs.get(id) else { return Obedience::Unknown };
         if job.phase == Phase::Finished {
             return Obedience::Finished;
@@ -300,6 +319,15 @@ impl Engine {
                 self.stop_sending(now, id);
                 self.end_if_done(now, id);
             }
+        }
+    }
+
+    /// The clock was set by so much; the next `now` is of the new time. What is to be at a time of day stays, what is
+    /// measured in seconds from something moves along, so that an hour more or less makes nothing late.
+    pub fn clock_set(&mut self, by: TimeDelta) {
+        self.opened += by;
+        for job in self.jobs.values_mut() {
+            job.clock_set(by);
         }
     }
 
@@ -343,7 +371,7 @@ impl Engine {
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let active = self.active.iter().filter_map(|id| self.jobs.get(id)?.deadline());
         let next = self.agenda.first().filter(|_| self.has_room()).map(|(start, _)| *start);
-        active.chain(next).min()
+        active.chain(next).chain(self.next_occurrence()).min()
     }
 
     fn statistics(&self, id: &JobId) -> Option<JobStatistics> {
@@ -430,11 +458,15 @@ impl Engine {
             for id in active {
                 self.advance(now, &id);
             }
+            self.recur(now);
             while self.has_room()
                 && let Some(due) = self.due(now)
             {
                 self.agenda.remove(&due);
-                self.select(now, &due.1);
+                // One that waits for others of its series is on the agenda again when they have ended.
+                if self.has_turn(&due.1) {
+                    self.select(now, &due.1);
+                }
             }
         }
         self.take_turns(now);
@@ -521,10 +553,16 @@ impl Engine {
         self.fill(now, id);
     }
 
-    fn recorded(&mut self, record: &Record) {
+    fn recorded(&mut self, now: DateTime<Utc>, record: &Record) {
         for Change { job: id, what, .. } in &record.changes {
             match what {
                 What::Started { device, attempt } => self.send(id, device, *attempt),
+                What::Recurred { jobs, .. } => {
+                    for request in jobs {
+                        let start = request.start_time.unwrap_or(now);
+                        self.admit(now, SavedJob::new(request.clone(), start), false);
+                    }
+                }
                 What::Finished { .. } => {
                     self.jobs.remove(id);
                 }
@@ -678,6 +716,7 @@ impl Engine {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.phase = Phase::Finished;
         self.active.remove(id);
+        self.leave_line(id);
         push(&mut self.changes, now, id, What::Finished { status, reason });
     }
 }

@@ -59,6 +59,12 @@ impl Steps {
         }
     }
 
+    pub(super) fn clock_set(&mut self, by: TimeDelta) {
+        for step in &mut self.then {
+            step.looks.clock_set(by, |until| *until += by);
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         self.then.iter().filter_map(|step| step.looks.deadline()).min()
     }

@@ -3,6 +3,7 @@ mod ledger;
 mod model;
 mod policy;
 mod retries;
+mod series;
 mod steps;
 mod targets;
 mod turns;

@@ -50,6 +50,12 @@ impl Watch {
         self.changed.clear();
     }
 
+    pub(super) fn clock_set(&mut self, by: TimeDelta) {
+        for (at, _, _) in &mut self.recent {
+            *at += by;
+        }
+    }
+
     /// Why the job is to be aborted, if it is.
     pub(super) fn judge(&mut self, now: DateTime<Utc>) -> Option<String> {
         self.expire(now);

@@ -25,7 +25,7 @@ pub use overlap::overlaps;
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
 pub use templates::{delete_template, put_template, template, templates};
-pub use write::{insert, prune, record};
+pub use write::{insert, insert_series, prune, record};
 
 /// For [`durable_store::Store::open`].
 pub const MIGRATIONS: &[&str] = &[
@@ -120,6 +120,17 @@ pub const MIGRATIONS: &[&str] = &[
         device   TEXT NOT NULL,
         PRIMARY KEY (job, excluded, device)
     ) STRICT, WITHOUT ROWID;
+    -- Jobs that come again: the number of the series that a job is of; and of a series when its next job is due, how many
+    -- it has begun, and the last occurrence that got none.
+    ALTER TABLE jobs ADD COLUMN parent INTEGER;
+    CREATE INDEX jobs_of_series ON jobs (parent, number) WHERE parent IS NOT NULL;
+    CREATE TABLE series (
+        job    INTEGER PRIMARY KEY REFERENCES jobs (number) ON DELETE CASCADE,
+        next   INTEGER,
+        jobs   INTEGER NOT NULL DEFAULT 0,
+        passed INTEGER,
+        why    TEXT
+    ) STRICT;
 ",
     r"
     -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt

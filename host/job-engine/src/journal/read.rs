@@ -9,6 +9,7 @@ use durable_store::sql::{self, Connection, OptionalExtension, Row, params, param
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::recurrence::{OccurrenceStatus, PassedOver, Recurrence, SeriesProgress};
 use iothub_protocol::job::{
     DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, HoldCause, JobRequest, JobResponse,
     JobStatistics, JobStatus,
@@ -17,17 +18,23 @@ use iothub_protocol::method::MethodResponse;
 use iothub_protocol::query::Condition;
 
 use super::{JobFilter, Page, unreadable};
-use crate::record::{SavedCourse, SavedEnd, SavedJob, SavedTarget};
+use crate::record::{SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget};
 
 /// How many device rows one page looks at before it comes back with fewer than asked for: a fraction of a second of a
 /// reader's time.
 const MAX_SCANNED: usize = 50_000;
+/// How many of a series' jobs are shown with it.
+const SHOWN_OF_SERIES: u32 = 5;
 
 /// A job as the hub shows it.
 pub fn job(connection: &Connection, id: &JobId) -> sql::Result<Option<JobResponse>> {
     let query = format!("{SELECT_JOB} WHERE id = ?1");
     let found = connection.prepare_cached(&query)?.query_row([id.as_str()], read_job).optional()?;
-    Ok(found.map(|job| job.response))
+    let Some(NumberedJob { number, mut response, .. }) = found else { return Ok(None) };
+    if let Some(series) = &mut response.series {
+        series.last = last_of_series(connection, number)?;
+    }
+    Ok(Some(response))
 }
 
 /// Jobs, the newest first. `after` is the continuation of the page before; one that never was gives the first page.
@@ -70,7 +77,7 @@ pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<S
 
 fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
     let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } = job;
-    let JobResponse { request, status, statistics, failure_reason, stage, hold, .. } = response;
+    let JobResponse { request, status, statistics, failure_reason, stage, hold, series, .. } = response;
     let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
     if statistics.failures.total() != statistics.failed_count {
         // It began before they were counted by class.
@@ -90,6 +97,7 @@ fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJ
         statistics,
         targets,
         course,
+        series: series.and_then(|series| Some(SavedSeries { next: *series.next.first()?, jobs: series.jobs })),
     })
 }
 
@@ -254,7 +262,7 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
 
 const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
     devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven,
-    excluded, listed, listing FROM jobs";
+    excluded, listed, listing, series.* FROM jobs LEFT JOIN series ON job = number";
 
 struct NumberedJob {
     number: i64,
@@ -275,16 +283,22 @@ fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
     let status = JobStatus::by_name(&status).ok_or_else(|| unreadable(2, Unknown(status)))?;
     let start = time(row, "start")?.unwrap_or_default();
     let begun = time(row, "begun")?;
+    let series = match request.recurrence {
+        Some(Recurrence::Series(_)) => Some(progress(row)?),
+        _ => None,
+    };
+    let next = series.as_ref().and_then(|series| series.next.first().copied());
     let response = JobResponse {
         request,
         status,
         created_time: time(row, "created")?.unwrap_or_default(),
-        start_time: begun.unwrap_or(start),
+        start_time: begun.or(next).unwrap_or(start),
         end_time: time(row, "ended")?,
         failure_reason: row.get("reason")?,
         statistics: begun.map(|_| statistics(row)).transpose()?,
         stage: row.get("stage")?,
         hold: hold(row)?,
+        series,
         excluded: begun.map(|_| count(row, "excluded")).transpose()?,
         listed: time(row, "listing")?.map(|_| count(row, "listed")).transpose()?,
     };
@@ -314,6 +328,33 @@ fn group(row: &Row<'_>, known: &mut HashSet<Arc<str>>) -> sql::Result<Option<Arc
     let name = known.get(name.as_str()).cloned().unwrap_or_else(|| name.into());
     known.insert(Arc::clone(&name));
     Ok(Some(name))
+}
+
+fn progress(row: &Row<'_>) -> sql::Result<SeriesProgress> {
+    let why = row.get::<_, Option<String>>("why")?.and_then(|name| PassedOver::by_name(&name));
+    Ok(SeriesProgress {
+        next: time(row, "next")?.into_iter().collect(),
+        jobs: row.get::<_, Option<u32>>("jobs")?.unwrap_or_default(),
+        last: Vec::new(),
+        passed_over: time(row, "passed")?.zip(why),
+    })
+}
+
+/// The last jobs of a series, the newest first.
+fn last_of_series(connection: &Connection, number: i64) -> sql::Result<Vec<OccurrenceStatus>> {
+    let query = "SELECT id, status, coalesce(begun, start) AS start FROM jobs WHERE parent = ?1
+                 ORDER BY number DESC LIMIT ?2";
+    let mut statement = connection.prepare_cached(query)?;
+    let last = statement.query_map(params![number, SHOWN_OF_SERIES], |row| {
+        let id: String = row.get("id")?;
+        let status: String = row.get("status")?;
+        Ok(OccurrenceStatus {
+            job_id: JobId::parse(&id).map_err(|error| unreadable(0, error))?,
+            status: JobStatus::by_name(&status).ok_or_else(|| unreadable(1, Unknown(status)))?,
+            start_time: time(row, "start")?.unwrap_or_default(),
+        })
+    })?;
+    last.collect()
 }
 
 fn statistics(row: &Row<'_>) -> sql::Result<JobStatistics> {

@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use durable_store::sql::{self, Connection, OptionalExtension, Transaction, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::recurrence;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
 use super::{list, millis};
 use crate::audit;
-use crate::record::{BegunTarget, Change, Record, SavedJob, What};
+use crate::record::{BegunTarget, Change, Record, SavedJob, SavedSeries, What};
 
 /// How many device rows one step of [`prune`] removes: some milliseconds of the writer's time.
 const PRUNE_STEP: u32 = 5000;
@@ -20,41 +21,67 @@ const PRUNE_STEP: u32 = 5000;
 /// thousand times.
 const MAX_ATTEMPTS: u32 = 100;
 
-/// Record a new job. `None` if its id is taken.
+/// Record a new job. `None` if its id is taken, as one of a series' jobs perhaps.
 pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> sql::Result<Option<SavedJob>> {
+    if let Some(series) = recurrence::series_of(&request.job_id) {
+        let is_series = "SELECT EXISTS (SELECT 1 FROM series JOIN jobs ON number = job WHERE id = ?1)";
+        if tx.query_row(is_series, [series.as_str()], |row| row.get(0))? {
+            return Ok(None);
+        }
+    }
     let start = request.start_time.unwrap_or(now);
-    let status = JobStatus::Queued;
-    let is_listing = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
-    let inserted = tx.execute(
-        "INSERT INTO jobs (id, type, request, status, created, start, listing, changed)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-         ON CONFLICT (id) DO NOTHING",
-        params![
-            request.job_id.as_str(),
-            request.action.job_type(),
-            request.to_json().to_string(),
-            status.name(),
-            millis(now),
-            millis(start),
-            is_listing.then_some(millis(now)),
-            next_change(tx)?
-        ],
-    )?;
-    let statistics = JobStatistics::default();
-    let job = SavedJob {
-        request,
-        status,
-        start,
-        begun: None,
-        cancelling: false,
-        hold: None,
-        held_for: TimeDelta::zero(),
-        aborted: None,
-        statistics,
-        targets: Vec::new(),
-        course: None,
+    let number = insert_row(tx, &request, JobStatus::Queued, (millis(start), None), millis(now))?;
+    Ok(number.map(|_| SavedJob::new(request, start)))
+}
+
+/// Record a new series, whose first occurrence is known. `None` if its id or one of its jobs' is taken.
+pub fn insert_series(
+    tx: &Transaction<'_>,
+    request: JobRequest,
+    first: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> sql::Result<Option<SavedJob>> {
+    let id = &request.job_id;
+    let of_form = "SELECT id FROM jobs WHERE id >= ?1 || '-0' AND id < ?1 || '-:'";
+    let mut of_form = tx.prepare(of_form)?;
+    let mut found = of_form.query([id.as_str()])?;
+    while let Some(row) = found.next()? {
+        let other = JobId::parse(&row.get::<_, String>(0)?).ok();
+        if other.and_then(|other| recurrence::series_of(&other)).as_ref() == Some(id) {
+            return Ok(None);
+        }
+    }
+    let Some(number) = insert_row(tx, &request, JobStatus::Scheduled, (millis(first), None), millis(now))? else {
+        return Ok(None);
     };
-    Ok((inserted == 1).then_some(job))
+    tx.execute("INSERT INTO series (job, next) VALUES (?1, ?2)", [number, millis(first)])?;
+    let series = Some(SavedSeries { next: first, jobs: 0 });
+    Ok(Some(SavedJob { status: JobStatus::Scheduled, series, ..SavedJob::new(request, first) }))
+}
+
+/// The number of a new job, to begin at a time and perhaps of a series; `None` if its id is taken.
+fn insert_row(
+    tx: &Transaction<'_>,
+    request: &JobRequest,
+    status: JobStatus,
+    (start, parent): (i64, Option<i64>),
+    now: i64,
+) -> sql::Result<Option<i64>> {
+    let is_listing = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
+    let row = "INSERT INTO jobs (id, type, request, status, created, start, parent, listing, changed)
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (id) DO NOTHING RETURNING number";
+    let values = params![
+        request.job_id.as_str(),
+        request.action.job_type(),
+        request.to_json().to_string(),
+        status.name(),
+        now,
+        start,
+        parent,
+        is_listing.then_some(now),
+        next_change(tx)?
+    ];
+    tx.prepare_cached(row)?.query_row(values, |row| row.get(0)).optional()
 }
 
 /// Record what the engine decided, in its order, and what it counts.
@@ -106,6 +133,12 @@ pub fn prune(tx: &Transaction<'_>, before: DateTime<Utc>) -> sql::Result<bool> {
 
 pub(super) fn number_of(connection: &Connection, job: &JobId) -> sql::Result<i64> {
     connection.prepare_cached("SELECT number FROM jobs WHERE id = ?1")?.query_row([job.as_str()], |row| row.get(0))
+}
+
+/// Note that a job has changed that has nothing to count.
+fn changed(tx: &Transaction<'_>, job: i64) -> sql::Result<()> {
+    let change = next_change(tx)?;
+    tx.prepare_cached("UPDATE jobs SET changed = ?2 WHERE number = ?1")?.execute([job, change]).map(drop)
 }
 
 /// The number of a change, of whichever job.
@@ -215,9 +248,23 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let row = "UPDATE jobs SET cancelling = 1, reason = ?2 WHERE number = ?1";
             tx.execute(row, params![job, reason]).map(drop)
         }
+        What::Recurred { jobs, count, next, passed_over } => {
+            for request in jobs {
+                insert_row(tx, request, JobStatus::Queued, (request.start_time.map_or(at, millis), Some(job)), at)?;
+            }
+            let row = "UPDATE series SET jobs = ?2, next = ?3, passed = coalesce(?4, passed), why = coalesce(?5, why)
+                       WHERE job = ?1";
+            let (passed, why) = passed_over.map(|(at, why)| (millis(at), why.name())).unzip();
+            tx.prepare_cached(row)?.execute(params![job, count, next.map(millis), passed, why])?;
+            changed(tx, job)
+        }
         What::Finished { status, reason } => {
             let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, hold = NULL WHERE number = ?1";
             tx.execute(row, params![job, status.name(), at, reason])?;
+            // If it is a series, nothing comes any more.
+            if tx.prepare_cached("UPDATE series SET next = NULL WHERE job = ?1")?.execute([job])? > 0 {
+                changed(tx, job)?;
+            }
             list::forget(tx, job)
         }
     }

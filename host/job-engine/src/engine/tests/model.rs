@@ -238,19 +238,7 @@ impl Trial {
 
     fn create_job(&mut self, request: JobRequest) -> Check {
         let start = request.start_time.unwrap_or(self.now);
-        let mut saved = SavedJob {
-            request,
-            status: JobStatus::Queued,
-            start,
-            begun: None,
-            cancelling: false,
-            hold: None,
-            held_for: TimeDelta::zero(),
-            aborted: None,
-            statistics: JobStatistics::default(),
-            targets: Vec::new(),
-            course: None,
-        };
+        let mut saved = SavedJob::new(request, start);
         if let Some(journal) = &mut self.journal {
             let tx = journal.transaction().expect("a transaction");
             saved = journal::insert(&tx, saved.request, self.now).expect("an insert").expect("a new id");
@@ -692,6 +680,7 @@ fn kind(what: &What) -> &'static str {
         What::Resumed { .. } => "resumed",
         What::Cancelling => "cancelling",
         What::Aborting { .. } => "aborting",
+        What::Recurred { .. } => "recurred",
         What::Finished { .. } => "finished",
     }
 }

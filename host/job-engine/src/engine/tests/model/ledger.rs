@@ -120,6 +120,7 @@ impl Ledger {
                 let is_answer = |outcome: &DeviceJobOutcome| matches!(outcome, DeviceJobOutcome::Method(_));
                 row.outcome = Some(outcome.clone()).filter(is_answer).or(row.outcome.take().filter(is_answer));
             }
+            What::Recurred { .. } => return Err("there is no series".to_owned()),
             What::Awaited { device } => job.row(device, *at)?.awaited = Some(*at),
             What::Ended { device, status, outcome } => job.row(device, *at)?.end(*at, *status, outcome.clone()),
             What::PendingEnded { status, outcome } => {
@@ -276,6 +277,7 @@ impl JobRow {
                 reached: reached.collect(),
                 forgiven: self.forgiven,
             }),
+            series: None,
         }
     }
 }

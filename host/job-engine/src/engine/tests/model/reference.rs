@@ -220,6 +220,7 @@ impl Model {
                 let is_bad = self.breaks_a_rule(job) || fails_its_stage(job);
                 hold!(!job.cancelling && is_bad && !pauses(job), "it goes well, or is to be paused");
             }
+            What::Recurred { .. } => hold!(false, "there is no series"),
             What::Finished { status, .. } => self.check_end(id, job, *status)?,
         }
         self.note(id, what);
