@@ -64,7 +64,7 @@ fn a_method_job_reaches_every_door() {
     let table = latch_ok(data, &["job", "results", "lock"]);
     let mut lines = table.lines();
     let heading: Vec<_> = lines.next().unwrap_or_default().split_whitespace().collect();
-    assert_eq!(heading, ["DEVICE", "STATUS", "OUTCOME", "ENDED"]);
+    assert_eq!(heading, ["DEVICE", "STATUS", "TRIES", "TOOK", "OUTCOME", "ENDED"]);
     let first = lines.find(|line| line.starts_with("door-0001 ")).unwrap_or_else(|| panic!("{table}"));
     assert!(first.contains("completed") && first.contains(r#"200 {"count":1,"locked":true"#), "{first}");
     assert_eq!(table.lines().count(), DOORS + 1);

@@ -9,6 +9,7 @@ mod identity;
 mod message;
 mod policy;
 mod rehearse;
+mod results;
 mod targets;
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub(crate) use message::{MessageCommand, SendArgs};
 pub(crate) use policy::Retries;
 pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, SuccessArgs};
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
+pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
 
 /// Where `--help` shows what every command has.
@@ -82,7 +84,12 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   latch run --connections devices.txt --plugins target/plugins
   latch run --connections .latch/devices --plugins target/plugins --ca .latch/ca.pem --data .latch-host
-  latch run --config fleet/latch.toml")]
+  latch run --config fleet/latch.toml
+  LATCH_HUB=\"$(cat azure.connstr)\" latch run --jobs --tier S1
+
+With --jobs it runs jobs on the hub of --hub or LATCH_HUB, over the hub's service API: stages, rates, retries, waiting and \
+whatever else Azure's own engine does not have. `latch job` with the same data folder reaches it. Devices of its own it \
+needs none then.")]
     Run(RunArgs),
     /// Create, list, show and delete devices
     #[command(subcommand)]
@@ -108,8 +115,7 @@ pub(crate) enum Command {
   latch query \"SELECT * FROM devices.jobs WHERE jobId = 'j1' AND status = 'failed'\"")]
     Query(QueryArgs),
     /// Schedule jobs over many devices, and follow them
-    #[command(subcommand)]
-    Job(Box<JobCommand>),
+    Job(Box<JobArgs>),
     /// Show and follow what happens on the embedded hub: telemetry, changes of twins, messages, devices coming and going
     #[command(after_help = events::HELP)]
     Events(EventsArgs),
@@ -199,6 +205,27 @@ pub(crate) struct QueryArgs {
     pub(crate) query: String,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(crate) struct JobArgs {
+    /// Which engine has the job, or is to have it [default: whichever has it, or can run it]
+    #[arg(long, global = true, value_enum, value_name = "ENGINE", default_value_t, hide_default_value = true)]
+    pub(crate) engine: EngineChoice,
+    #[command(subcommand)]
+    pub(crate) command: JobCommand,
+}
+
+/// Which engine runs a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum EngineChoice {
+    /// The hub's own if it can run the job, else that of a `latch run --jobs` on the data folder
+    #[default]
+    Auto,
+    /// The hub's own; Azure's runs jobs without policies and further steps
+    Azure,
+    /// That of a `latch run --jobs` on the data folder, or of an embedded hub
+    Latch,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     /// Schedule a direct method
@@ -260,10 +287,13 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
     Template(TemplateCommand),
     /// List jobs, the newest first
     List,
-    /// Show a job
+    /// Show a job, or how it went on one device
     Show {
         /// The job's id
         id: JobId,
+        /// This device's row and every attempt at it; of jobs of the embedded hub
+        #[arg(long, value_name = "DEVICE[/MODULE]")]
+        device: Option<Address>,
     },
     /// Follow a job until it ends
     Watch {
@@ -276,10 +306,12 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         id: JobId,
     },
     /// Begin nothing new on any device, until the job is resumed; its time stands still
-    #[command(after_help = "Azure IoT Hub cannot do this: it is for jobs of the embedded hub.
+    #[command(
+        after_help = "Azure's own engine cannot do this: it is for jobs of the embedded hub and of latch run --jobs.
 
 Example:
-  latch job pause lock-all --reason 'building 43 reports failures'")]
+  latch job pause lock-all --reason 'building 43 reports failures'"
+    )]
     Pause {
         /// The job's id
         id: JobId,
@@ -326,13 +358,9 @@ Example:
         id: JobId,
     },
     /// Show each device's outcome
-    Results {
-        /// The job's id
-        id: JobId,
-        /// Only the devices that failed
-        #[arg(long)]
-        failed: bool,
-    },
+    Results(ResultsArgs),
+    /// Show who did what to jobs, and check that nobody has edited that; of jobs of the embedded hub
+    Audit(AuditArgs),
 }
 
 /// A job that is made of another.

@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod audit;
 mod ca;
 mod config;
 mod configuration;
@@ -15,6 +16,7 @@ mod plugin;
 mod policy;
 mod query;
 mod rehearse;
+mod results;
 mod rollout;
 mod run;
 mod targets;

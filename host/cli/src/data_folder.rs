@@ -10,10 +10,14 @@ use anyhow::{Context as _, bail};
 use iothub_protocol::connection_string::{DeviceConnectionString, ServiceConnectionString};
 use iothub_protocol::id::DeviceId;
 
+use crate::jobs::JOURNAL;
+
 /// The policy `iothubowner`, for back ends.
 pub(crate) const SERVICE_FILE: &str = "service.connstr";
 pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
 const ADMIN_TOKEN: &str = "admin.token";
+/// Of which hub the jobs in the folder are, where they are not an embedded hub's own.
+const JOBS_HUB: &str = "jobs.hub";
 const DEVICES: &str = "devices";
 const LOCK: &str = "lock";
 
@@ -63,6 +67,45 @@ impl DataFolder {
                 Err(error).with_context(|| format!("cannot remove {}", path.display()))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Keep jobs of that hub, host and port, in this folder. They say nothing of their hub themselves, and must not go on
+    /// at another one because a variable has another value.
+    ///
+    /// # Errors
+    /// If there are jobs of another hub.
+    pub(crate) fn keep_jobs_of(&self, hub: &str) -> anyhow::Result<()> {
+        let kept = match self.jobs_hub()? {
+            Some(kept) if kept.eq_ignore_ascii_case(hub) => return Ok(()),
+            Some(kept) => format!("those of the hub {kept}, not of {hub}"),
+            None if self.path.join(JOURNAL).exists() => "an embedded hub's own".to_owned(),
+            None => return self.write_private(Path::new(JOBS_HUB), &format!("{hub}\n")),
+        };
+        bail!("the jobs in {} are {kept}\nhint: use another folder with --data", self.path.display())
+    }
+
+    /// Keep an embedded hub's own jobs in this folder.
+    ///
+    /// # Errors
+    /// If there are jobs of another hub.
+    pub(crate) fn keep_own_jobs(&self) -> anyhow::Result<()> {
+        match self.jobs_hub()? {
+            None => Ok(()),
+            Some(kept) => bail!(
+                "the jobs in {} are those of the hub {kept}, on which `latch run --jobs` runs them\nhint: use another \
+                 folder with --data",
+                self.path.display()
+            ),
+        }
+    }
+
+    fn jobs_hub(&self) -> anyhow::Result<Option<String>> {
+        let path = self.path.join(JOBS_HUB);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
     }
 
@@ -135,6 +178,25 @@ fn lock(path: &Path) -> anyhow::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_has_the_jobs_of_one_hub() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let folder = |name: &str| DataFolder::open(&parent.path().join(name)).expect("taken");
+        let run = folder("run");
+        run.keep_own_jobs().expect("none are there");
+        for _ in 0..2 {
+            run.keep_jobs_of("a.azure-devices.net").expect("the same hub");
+        }
+        let error = run.keep_jobs_of("b.azure-devices.net").expect_err("another hub").to_string();
+        assert!(error.contains("those of the hub a.azure-devices.net, not of b.azure-devices.net"), "{error}");
+        let error = run.keep_own_jobs().expect_err("another hub").to_string();
+        assert!(error.contains("those of the hub a.azure-devices.net"), "{error}");
+        let hub = folder("hub");
+        fs::write(hub.path().join(JOURNAL), "").expect("written");
+        let error = hub.keep_jobs_of("a.azure-devices.net").expect_err("its own").to_string();
+        assert!(error.contains("an embedded hub's own"), "{error}");
+    }
 
     #[test]
     fn a_folder_is_private_and_has_one_owner() {

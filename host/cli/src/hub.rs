@@ -43,6 +43,7 @@ impl RunningHub {
         tier: Option<Sku>,
         connections: ConnectionLimits,
     ) -> anyhow::Result<RunningHub> {
+        data.keep_own_jobs()?;
         let (https, mqtt) = (listeners.https.local_addr()?, listeners.mqtt.local_addr()?);
         let settings = HubSettings {
             data: data.path().to_owned(),

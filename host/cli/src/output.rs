@@ -25,15 +25,35 @@ pub(crate) fn say(text: &str) {
 
 /// Print rows in columns; the first row is the heading.
 pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
-    let heading: Vec<String> = heading.iter().map(|&text| text.to_owned()).collect();
-    let widths: Vec<usize> = (0..heading.len())
-        .map(|column| rows.iter().chain([&heading]).map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    for row in [&heading].into_iter().chain(rows) {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    Columns::new(heading).print(rows)
+}
+
+/// A table that is printed page by page. Its columns are as wide as the first page needs.
+pub(crate) struct Columns {
+    heading: Vec<String>,
+    /// Of what has been printed.
+    widths: Option<Vec<usize>>,
+}
+
+impl Columns {
+    pub(crate) fn new(heading: &[&str]) -> Columns {
+        Columns { heading: heading.iter().map(|&text| text.to_owned()).collect(), widths: None }
     }
-    Ok(())
+
+    /// Print a page, the first one with the heading.
+    pub(crate) fn print(&mut self, rows: &[Vec<String>]) -> anyhow::Result<()> {
+        let is_first = self.widths.is_none();
+        let heading = &self.heading;
+        let widths = self.widths.get_or_insert_with(|| {
+            let width = |column: usize| rows.iter().chain([heading]).map(|row| row[column].chars().count()).max();
+            (0..heading.len()).map(|column| width(column).unwrap_or(0)).collect()
+        });
+        for row in is_first.then_some(heading).into_iter().chain(rows) {
+            let cells = row.iter().zip(&*widths).map(|(cell, width)| format!("{cell:<width$}"));
+            line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        Ok(())
+    }
 }
 
 /// Names in one cell, or `none`.

@@ -1,7 +1,6 @@
 //! The embedded hub as the job engine sees it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
@@ -10,7 +9,7 @@ use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, Parts};
 use iothub_protocol::twin::TwinPatch;
-use job_engine::{Fleet, Selected, Selection};
+use job_engine::{Fleet, LabelReader, Selected, Selection};
 use serde_json::json;
 use tokio::sync::broadcast;
 
@@ -37,21 +36,6 @@ impl HubFleet {
     }
 }
 
-/// One of each value: a million devices are in some hundred buildings.
-#[derive(Default)]
-struct Values(HashSet<Arc<str>>);
-
-impl Values {
-    fn shared(&mut self, value: String) -> Arc<str> {
-        if let Some(known) = self.0.get(value.as_str()) {
-            return Arc::clone(known);
-        }
-        let value: Arc<str> = value.into();
-        self.0.insert(Arc::clone(&value));
-        value
-    }
-}
-
 impl Fleet for HubFleet {
     fn arrivals(&self) -> Option<broadcast::Receiver<Address>> {
         Some(self.hub.arrivals())
@@ -64,13 +48,11 @@ impl Fleet for HubFleet {
             None => Walk::parts(&self.hub, condition, parts),
             Some(among) => Walk::among(&self.hub, condition, among, parts),
         };
-        let mut values = Values::default();
+        let mut reader = LabelReader::new(selection);
         let mut selected = Vec::new();
         while let Some(twins) = walk.next().await? {
-            selected.extend(twins.into_iter().map(|(address, twin)| Selected {
-                address,
-                labels: labels.iter().map(|label| label.read(&twin).map(|value| values.shared(value))).collect(),
-            }));
+            let with_labels = |(address, twin)| Selected { labels: reader.read(&twin), address };
+            selected.extend(twins.into_iter().map(with_labels));
         }
         Ok(selected)
     }

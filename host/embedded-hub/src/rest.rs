@@ -58,7 +58,9 @@ pub(crate) struct RestState {
 impl RestState {
     fn job_api(&self) -> JobApi {
         let state = self.clone();
-        JobApi::new(self.jobs.clone(), move |headers| state.authorize(headers, Rights::SERVICE_CONNECT))
+        JobApi::new(self.jobs.clone(), move |headers| {
+            state.authorize(headers, Rights::SERVICE_CONNECT).map(str::to_owned)
+        })
     }
 }
 

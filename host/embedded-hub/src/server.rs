@@ -10,7 +10,7 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::DeviceId;
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::sas::SharedKey;
-use job_engine::{JobEngine, Settings as JobSettings};
+use job_engine::{JobEngine, Settings as JobSettings, audit};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ use crate::tls::{self, TlsError};
 
 /// What a hub is made of.
 pub struct HubSettings {
-    /// For `hub.db`, `jobs.db`, `ca.pem` and `ca.key`. Must exist and belong to this process alone.
+    /// For `hub.db`, `jobs.db`, `ca.pem`, `ca.key` and `audit.key`. Must exist and belong to this process alone.
     pub data: PathBuf,
     pub mqtt: TcpListener,
     pub https: TcpListener,
@@ -51,6 +51,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Audit(#[from] audit::KeyError),
 }
 
 /// A task and what stops it.
@@ -110,6 +112,7 @@ impl EmbeddedHub {
         let fleet = Arc::new(HubFleet::new(handle.clone()));
         let jobs_cancel = CancellationToken::new();
         let mut jobs_settings = settings.jobs;
+        jobs_settings.audit = audit::Key::in_folder(&settings.data, rand::random())?;
         if let Some(sku) = rehearsal.sku() {
             jobs_settings.limits.concurrent_jobs = sku.concurrent_jobs();
         }

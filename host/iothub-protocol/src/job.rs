@@ -1,6 +1,8 @@
 //! Jobs as `/jobs/v2` and `FROM devices.jobs` show them.
 
+mod attempt;
 mod extension;
+mod failures;
 pub mod label;
 pub mod policy;
 pub mod steps;
@@ -15,8 +17,10 @@ use crate::error::{ErrorCode, HubError};
 use crate::id::JobId;
 use crate::method::{DirectMethod, MethodResponse};
 use crate::time;
+pub use attempt::{AttemptId, DeviceAttempt, LateAnswer};
 pub use extension::EXTENSION_VERSION;
 use extension::{Described, Extension};
+pub use failures::FailureCounts;
 use policy::{FailureClass, JobPolicy};
 use steps::Step;
 use targets::JobTargets;
@@ -113,6 +117,8 @@ pub struct JobStatistics {
     pub succeeded_count: u64,
     pub running_count: u64,
     pub pending_count: u64,
+    /// `failed_count` by class; not on Azure's wire.
+    pub failures: FailureCounts,
 }
 
 /// A job as the hub shows it.
@@ -461,7 +467,7 @@ impl JobResponse {
         let progress = self.progress();
         let mut latch = self.request.extension();
         if !progress.is_empty() {
-            // Also of a job as at Azure, which can be paused here.
+            // Also of a job as at Azure, whose devices can fail and which can be paused here.
             latch.get_or_insert_with(|| json!({"version": EXTENSION_VERSION}))["progress"] = Value::Object(progress);
         }
         if let Some(latch) = latch {
@@ -487,7 +493,25 @@ impl JobResponse {
         if let Some(listed) = self.listed {
             progress.insert("listed".into(), json!(listed));
         }
+        let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
+        if failures.total() > 0 {
+            progress.insert("failures".into(), failures.to_json());
+        }
         progress
+    }
+}
+
+impl DeviceJobOutcome {
+    fn write(&self, row: &mut Map<String, Value>) {
+        match self {
+            DeviceJobOutcome::Method(response) => {
+                row.insert("outcome".into(), json!({"deviceMethodResponse": response}))
+            }
+            DeviceJobOutcome::TwinUpdated => row.insert("outcome".into(), json!({"deviceMethodResponse": null})),
+            DeviceJobOutcome::Error { code, description } => {
+                row.insert("error".into(), json!({"code": code, "description": description}))
+            }
+        };
     }
 }
 
@@ -510,31 +534,24 @@ impl DeviceJob {
         }
         row.insert("createdDateTimeUtc".into(), json!(time::format(self.created)));
         row.insert("lastUpdatedDateTimeUtc".into(), json!(time::format(self.last_updated)));
-        match &self.outcome {
-            None => {}
-            Some(DeviceJobOutcome::Method(response)) => {
-                row.insert("outcome".into(), json!({"deviceMethodResponse": response}));
-            }
-            Some(DeviceJobOutcome::TwinUpdated) => {
-                row.insert("outcome".into(), json!({"deviceMethodResponse": null}));
-            }
-            Some(DeviceJobOutcome::Error { code, description }) => {
-                row.insert("error".into(), json!({"code": code, "description": description}));
-            }
+        if let Some(outcome) = &self.outcome {
+            outcome.write(&mut row);
         }
+        let mut latch = json!({"attempts": self.attempts});
         if let Some(number) = self.stage {
-            let mut latch = json!({"stage": number, "awaited": self.is_awaited, "attempts": self.attempts});
-            if let Some(next) = self.next_attempt {
-                latch["nextAttempt"] = json!(time::format(next));
-            }
-            if let (DeviceJobStatus::Failed, Some(outcome)) = (self.status, &self.outcome) {
-                latch["failure"] = json!(FailureClass::of_outcome(outcome));
-            }
-            row.insert("latch".into(), latch);
+            latch["stage"] = json!(number);
+            latch["awaited"] = json!(self.is_awaited);
         }
         if self.step > 1 {
-            row.entry("latch").or_insert_with(|| json!({}))["step"] = json!(self.step);
+            latch["step"] = json!(self.step);
         }
+        if let Some(next) = self.next_attempt {
+            latch["nextAttempt"] = json!(time::format(next));
+        }
+        if let (DeviceJobStatus::Failed, Some(outcome)) = (self.status, &self.outcome) {
+            latch["failure"] = json!(FailureClass::of_outcome(outcome));
+        }
+        row.insert("latch".into(), latch);
         Value::Object(row)
     }
 }

@@ -19,7 +19,7 @@ use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::sas::SharedKey;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode, redirect};
-use rustls::ClientConfig;
+use rustls::{ClientConfig, RootCertStore, crypto};
 use serde_json::{Map, Value};
 use tracing::debug;
 
@@ -37,6 +37,9 @@ const ATTEMPTS: u32 = 4;
 /// The longest wait between two of them, whatever the hub asks for: someone is waiting at the other end.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection without a call is kept: less than hubs do (Latch's 30 s), as a call that meets the other end's
+/// goodbye is lost, and perhaps was carried out.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client of one hub. Connections are kept and shared by all who hold a reference.
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl ServiceClient {
             .redirect(redirect::Policy::none())
             .tcp_nodelay(true)
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .user_agent(concat!("latch/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(ServiceError::Setup)?;
@@ -101,7 +105,14 @@ impl ServiceClient {
     /// # Errors
     /// [`ServiceError::Setup`] if there can be no client.
     pub fn over_socket(socket: &Path, name: &str) -> Result<ServiceClient, ServiceError> {
+        // Without TLS there is nobody to trust; but the client wants to know how it would go about it.
+        let tls = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring has what the protocols need")
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
         let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
             .unix_socket(socket)
             .redirect(redirect::Policy::none())
             .no_proxy()
@@ -234,6 +245,26 @@ impl ServiceClient {
         self.object(ServiceRequest::job_report(job)).await
     }
 
+    /// Every attempt at a job's devices. For the embedded hub, as the next three.
+    pub async fn job_attempts(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::job_attempts(job, page)).await
+    }
+
+    /// The attempts at one device or module of a job; there are no pages.
+    pub async fn device_attempts(&self, job: &JobId, address: &Address) -> Result<Vec<Value>, ServiceError> {
+        Ok(self.page(ServiceRequest::device_attempts(job, address)).await?.items)
+    }
+
+    /// Who did what to a job, or to any; the newest first.
+    pub async fn job_audit(&self, job: Option<&JobId>, page: &PageRequest) -> Result<Page, ServiceError> {
+        self.page(ServiceRequest::job_audit(job, page)).await
+    }
+
+    /// Whether the whole audit trail holds, and where it does not.
+    pub async fn check_audit(&self) -> Result<Value, ServiceError> {
+        self.object(ServiceRequest::check_audit()).await
+    }
+
     /// Some of the list of a job that waits for one; a part that comes again changes nothing.
     pub async fn extend_list(&self, job: &JobId, part: &ListPart) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::extend_list(job, part)).await
@@ -279,6 +310,13 @@ impl ServiceClient {
     /// Each device's row of a job.
     pub async fn device_jobs(&self, job: &JobId, page: &PageRequest) -> Result<Page, ServiceError> {
         self.page(ServiceRequest::device_jobs(job, page)).await
+    }
+
+    /// A device's or module's row of a job, if it is one of the job's.
+    pub async fn device_job(&self, job: &JobId, address: &Address) -> Result<Option<Value>, ServiceError> {
+        let rows = self.page(ServiceRequest::device_job(job, address)).await?.items;
+        let is_module = address.is_module();
+        Ok(rows.into_iter().find(|row| row["moduleId"].is_null() != is_module))
     }
 
     /// The hub applies it to the devices that it targets from then on.

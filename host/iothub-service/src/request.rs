@@ -119,6 +119,17 @@ impl ServiceRequest {
         ServiceRequest::query(&format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{id}'"), page)
     }
 
+    /// A device's or module's row of a job.
+    pub fn device_job(job: &JobId, address: &Address) -> ServiceRequest {
+        let quoted = |text: &str| text.replace('\'', "\\'");
+        let (job, device) = (quoted(job.as_str()), quoted(address.device().as_str()));
+        let mut query = format!("SELECT * FROM devices.jobs WHERE jobId = '{job}' AND deviceId = '{device}'");
+        if let Some(module) = address.module() {
+            query.push_str(&format!(" AND moduleId = '{}'", quoted(module.as_str())));
+        }
+        ServiceRequest::query(&query, &PageRequest::default())
+    }
+
     pub fn create_job(job: &JobRequest) -> ServiceRequest {
         ServiceRequest::new(Method::PUT, &["jobs", "v2", job.job_id.as_str()]).with_body(job.to_json())
     }
@@ -164,6 +175,29 @@ impl ServiceRequest {
 
     pub fn job_report(job: &JobId) -> ServiceRequest {
         ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "report"])
+    }
+
+    pub fn job_attempts(job: &JobId, page: &PageRequest) -> ServiceRequest {
+        ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "attempts"]).with_page(page)
+    }
+
+    pub fn device_attempts(job: &JobId, address: &Address) -> ServiceRequest {
+        let mut path = vec!["jobs", "v2", job.as_str(), "devices", address.device().as_str()];
+        path.extend(address.module().into_iter().flat_map(|module| ["modules", module.as_str()]));
+        path.push("attempts");
+        ServiceRequest::new(Method::GET, &path)
+    }
+
+    /// Of one job, or of all.
+    pub fn job_audit(job: Option<&JobId>, page: &PageRequest) -> ServiceRequest {
+        let of = job.map_or("query", JobId::as_str);
+        ServiceRequest::new(Method::GET, &["jobs", "v2", of, "audit"]).with_page(page)
+    }
+
+    pub fn check_audit() -> ServiceRequest {
+        let mut request = ServiceRequest::job_audit(None, &PageRequest::default());
+        request.target.push_str("&verify=true");
+        request
     }
 
     /// Some of a job's list; ours.
@@ -420,6 +454,16 @@ mod tests {
         check(&again, line, &[], json!({"jobId": "j2", "devices": "failed", "failures": ["timeout"]}));
         let line = "GET /jobs/v2/j1/report?api-version=2021-04-12";
         check(&ServiceRequest::job_report(&job("j1")), line, &[], Value::Null);
+        let line = "GET /jobs/v2/j1/attempts?api-version=2021-04-12";
+        check(&ServiceRequest::job_attempts(&job("j1"), &page), line, &headers, Value::Null);
+        let line = "GET /jobs/v2/j1/devices/d1/attempts?api-version=2021-04-12";
+        check(&ServiceRequest::device_attempts(&job("j1"), &address("d1")), line, &[], Value::Null);
+        let line = "GET /jobs/v2/j1/devices/d1/modules/m%241/attempts?api-version=2021-04-12";
+        check(&ServiceRequest::device_attempts(&job("j1"), &address("d1/m$1")), line, &[], Value::Null);
+        let line = "GET /jobs/v2/j1/audit?api-version=2021-04-12";
+        check(&ServiceRequest::job_audit(Some(&job("j1")), &page), line, &headers, Value::Null);
+        let line = "GET /jobs/v2/query/audit?api-version=2021-04-12&verify=true";
+        check(&ServiceRequest::check_audit(), line, &[], Value::Null);
         let lock = TemplateName::parse("lock-up").expect("a name");
         let line = "PUT /jobs/templates/lock-up?api-version=2021-04-12";
         check(&ServiceRequest::put_template(&lock, json!({"job": {}})), line, &[], json!({"job": {}}));

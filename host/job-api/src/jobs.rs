@@ -34,10 +34,10 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers)?;
+    let jobs = state.authorize(&headers)?;
     let request = JobRequest::from_json(JobId::parse(&id)?, &read_body(body).await?)?;
     let created = request.created();
-    state.jobs.create(request).await?;
+    jobs.create(request).await?;
     Ok(json(&created))
 }
 
@@ -129,7 +129,7 @@ pub(crate) async fn clone(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers)?;
+    let jobs = state.authorize(&headers)?;
     let invalid = |text: String| HubError::new(ErrorCode::ArgumentInvalid, text);
     let wanted: Clone =
         serde_json::from_slice(&read_body(body).await?).map_err(|e| invalid(format!("the body: {e}")))?;
@@ -145,7 +145,7 @@ pub(crate) async fn clone(
         }
     };
     let failed = (devices == Devices::Failed).then_some(failures);
-    let made = state.jobs.clone_job(&JobId::parse(&id)?, CloneRequest { job_id, start_time, failed }).await?;
+    let made = jobs.clone_job(&JobId::parse(&id)?, CloneRequest { job_id, start_time, failed }).await?;
     Ok(json(&made.to_json()))
 }
 
@@ -160,8 +160,8 @@ pub(crate) async fn report(
 }
 
 async fn command(state: &JobApi, id: &str, headers: &HeaderMap, command: Command) -> Result<Response, Refusal> {
-    state.authorize(headers)?;
-    Ok(json(&state.jobs.command(&JobId::parse(id)?, command).await?.to_json()))
+    let jobs = state.authorize(headers)?;
+    Ok(json(&jobs.command(&JobId::parse(id)?, command).await?.to_json()))
 }
 
 /// A body that need not be there.

@@ -7,6 +7,7 @@
 pub mod extract;
 mod jobs;
 pub mod query;
+mod records;
 pub mod reply;
 mod targets;
 mod templates;
@@ -26,23 +27,26 @@ pub struct JobApi {
     authorize: Arc<Authorize>,
 }
 
-type Authorize = dyn Fn(&HeaderMap) -> Result<(), HubError> + Send + Sync;
+type Authorize = dyn Fn(&HeaderMap) -> Result<String, HubError> + Send + Sync;
 
 impl JobApi {
-    /// `authorize` looks at the headers of each request before anything else does, and refuses who may not ask.
+    /// `authorize` looks at the headers of each request before anything else does, and names who asks, for the audit
+    /// trail, or refuses who may not.
     pub fn new(
         jobs: JobEngine,
-        authorize: impl Fn(&HeaderMap) -> Result<(), HubError> + Send + Sync + 'static,
+        authorize: impl Fn(&HeaderMap) -> Result<String, HubError> + Send + Sync + 'static,
     ) -> JobApi {
         JobApi { jobs, authorize: Arc::new(authorize) }
     }
 
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), HubError> {
-        (self.authorize)(headers)
+    /// The engine, acting for whoever asks.
+    fn authorize(&self, headers: &HeaderMap) -> Result<JobEngine, HubError> {
+        (self.authorize)(headers).map(|caller| self.jobs.by(&caller))
     }
 }
 
-/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them answers what has no route.
+/// The routes of `/jobs/v2`, Azure's and ours, and of `/jobs/templates`, for a router of any state. Whoever merges them
+/// answers what has no route.
 pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
     Router::new()
         .route("/jobs/v2/query", get(jobs::query))
@@ -54,6 +58,11 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
         .route("/jobs/v2/{id}/clone", post(jobs::clone))
         .route("/jobs/v2/{id}/report", get(jobs::report))
+        .route("/jobs/v2/{id}/attempts", get(records::attempts))
+        .route("/jobs/v2/{job}/devices/{device}/attempts", get(records::device_attempts))
+        .route("/jobs/v2/{job}/devices/{device}/modules/{module}/attempts", get(records::device_attempts))
+        .route("/jobs/v2/{id}/audit", get(records::audit_of_job))
+        .route("/jobs/v2/query/audit", get(records::audit))
         .route("/jobs/v2/{id}/targets", post(targets::extend))
         .route("/jobs/v2/{id}/targets/complete", post(targets::complete))
         .route("/jobs/templates", get(templates::list))

@@ -21,11 +21,11 @@ pub(crate) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers)?;
+    let jobs = state.authorize(&headers)?;
     let body: Value = serde_json::from_slice(&read_body(body).await?)
         .map_err(|error| HubError::new(ErrorCode::IotHubFormatError, format!("the body is not JSON: {error}")))?;
     let template = JobTemplate::from_json(TemplateName::parse(&name)?, &body)?;
-    state.jobs.put_template(&template).await?;
+    jobs.put_template(&template).await?;
     Ok(json(&template.to_json()))
 }
 
@@ -48,8 +48,7 @@ pub(crate) async fn delete(
     Path(name): Path,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers)?;
-    state.jobs.delete_template(&TemplateName::parse(&name)?).await?;
+    state.authorize(&headers)?.delete_template(&TemplateName::parse(&name)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -68,11 +67,11 @@ pub(crate) async fn run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refusal> {
-    state.authorize(&headers)?;
+    let jobs = state.authorize(&headers)?;
     let Run { job_id, parameters } = optional(body).await?;
-    let template = state.jobs.template(&TemplateName::parse(&name)?).await?;
+    let template = jobs.template(&TemplateName::parse(&name)?).await?;
     let request = template.job(JobId::parse(&job_id)?, &parameters)?;
     let created = request.created();
-    state.jobs.create(request).await?;
+    jobs.create(request).await?;
     Ok(json(&created))
 }

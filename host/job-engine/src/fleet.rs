@@ -11,6 +11,7 @@ use iothub_protocol::job::label::TagPath;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
+use serde_json::Value;
 use tokio::sync::broadcast;
 
 /// Which devices to select, and what to tell of each.
@@ -29,6 +30,34 @@ pub struct Selected {
     pub address: Address,
     /// The values of [`Selection::labels`], in their order. Many devices have the same, and may share it.
     pub labels: Box<[Option<Arc<str>>]>,
+}
+
+/// Reads the labels of a selection from one twin after the other, and keeps one of each value: a million devices are in
+/// some hundred buildings.
+#[derive(Debug)]
+pub struct LabelReader<'s> {
+    labels: &'s [TagPath],
+    values: HashSet<Arc<str>>,
+}
+
+impl LabelReader<'_> {
+    pub fn new(selection: &Selection) -> LabelReader<'_> {
+        LabelReader { labels: &selection.labels, values: HashSet::new() }
+    }
+
+    /// For [`Selected::labels`]. Of the twin, nothing but its tags is looked at.
+    pub fn read(&mut self, twin: &Value) -> Box<[Option<Arc<str>>]> {
+        self.labels.iter().map(|label| label.read(twin).map(|value| shared(&mut self.values, value))).collect()
+    }
+}
+
+fn shared(values: &mut HashSet<Arc<str>>, value: String) -> Arc<str> {
+    if let Some(known) = values.get(value.as_str()) {
+        return Arc::clone(known);
+    }
+    let value: Arc<str> = value.into();
+    values.insert(Arc::clone(&value));
+    value
 }
 
 /// The devices and modules that jobs act on.

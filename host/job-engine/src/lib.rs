@@ -9,6 +9,7 @@
 //! A method runs at least once for each attempt, and at most one outcome is recorded for a device. Whatever a caller
 //! can see is read from the journal, so it is durable, and a recorded outcome is never sent for again.
 
+pub mod audit;
 mod driver;
 pub mod engine;
 mod fleet;
@@ -19,5 +20,5 @@ mod testing;
 
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
-pub use fleet::{Fleet, Selected, Selection};
+pub use fleet::{Fleet, LabelReader, Selected, Selection};
 pub use journal::{JobFilter, MIGRATIONS, Page};

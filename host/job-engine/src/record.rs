@@ -9,6 +9,8 @@ use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
 use iothub_protocol::method::MethodResponse;
 
+use crate::audit::Note;
+
 /// Changes to record in one transaction, in their order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -48,9 +50,19 @@ pub enum What {
         device: Address,
         /// Not before that, unless the device connects; at once if absent.
         until: Option<DateTime<Utc>>,
-        /// What failed, and how often the device has failed by now.
-        failed: Option<(u32, DeviceJobOutcome)>,
+        /// What came of the attempt, if that is not recorded yet.
+        outcome: Option<DeviceJobOutcome>,
+        /// How often the device has failed by now, if that was a failure: one that was not connected is waited for.
+        failures: Option<u32>,
     },
+    /// The device answered an attempt that was over. It changes nothing but the ledger.
+    Late {
+        device: Address,
+        attempt: u32,
+        outcome: DeviceJobOutcome,
+    },
+    /// Somebody asked for what is recorded with this.
+    Audited(Box<Note>),
     /// The device has come through a step, and has another before it, counted from 0: the job's own action.
     Stepped {
         device: Address,

@@ -7,7 +7,10 @@ use durable_store::sql::Connection;
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::label::TagPath;
-use iothub_protocol::job::{DeviceJob, DeviceJobStatus, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate};
+use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::{
+    DeviceJob, DeviceJobStatus, FailureCounts, JobAction, JobRequest, JobResponse, JobStatistics, TwinUpdate,
+};
 use iothub_protocol::method::DirectMethod;
 use iothub_protocol::query::{Condition, Query};
 use serde_json::{Value, json};
@@ -94,11 +97,16 @@ pub(crate) fn rows(connection: &Connection, job: &JobId) -> Vec<DeviceJob> {
 /// A job's statistics, counted from its rows.
 pub(crate) fn recount(rows: &[DeviceJob]) -> JobStatistics {
     let count = |status| rows.iter().filter(|row| row.status == status).count() as u64;
+    let mut failures = FailureCounts::default();
+    for row in rows.iter().filter(|row| row.status == DeviceJobStatus::Failed) {
+        failures.add(row.outcome.as_ref().map_or(FailureClass::Fault, FailureClass::of_outcome), 1);
+    }
     JobStatistics {
         device_count: rows.len() as u64,
         failed_count: count(DeviceJobStatus::Failed),
         succeeded_count: count(DeviceJobStatus::Completed),
         running_count: count(DeviceJobStatus::Running),
         pending_count: count(DeviceJobStatus::Pending),
+        failures,
     }
 }

@@ -49,8 +49,32 @@ pub(crate) struct RunArgs {
     /// Device connection strings: a file with one a line, or a folder of .connstr files; instead of the configuration's
     #[arg(long, value_name = "PATH")]
     pub(crate) connections: Option<PathBuf>,
+    /// Run jobs on the hub of --hub or LATCH_HUB, too: those that Azure's own engine cannot run
+    #[arg(long)]
+    pub(crate) jobs: bool,
+    #[command(flatten)]
+    pub(crate) quota: QuotaArgs,
     #[command(flatten)]
     pub(crate) host: HostArgs,
+}
+
+/// What the hub takes on which jobs are run.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub(crate) struct QuotaArgs {
+    /// Keep jobs to what a hub of this tier takes: F1, S1, S2 or S3 [default: to what the hub does not refuse]
+    #[arg(long, value_name = "TIER", value_parser = tier, requires = "jobs")]
+    pub(crate) tier: Option<Tier>,
+    /// Units of the tier, which multiply most of its limits [default: 1]
+    #[arg(long, value_name = "N", requires = "tier")]
+    pub(crate) units: Option<u32>,
+}
+
+impl QuotaArgs {
+    /// # Errors
+    /// If the tier does not come in that many units.
+    pub(crate) fn sku(&self) -> Result<Option<Sku>, SkuError> {
+        sku(self.tier, self.units)
+    }
 }
 
 #[derive(Debug, Clone, Default, ClapArgs)]
@@ -84,8 +108,12 @@ impl TierArgs {
     /// # Errors
     /// If the tier does not come in that many units.
     pub(crate) fn sku(&self) -> Result<Option<Sku>, SkuError> {
-        self.tier.map(|tier| Sku::new(tier, self.units.unwrap_or(1))).transpose()
+        sku(self.tier, self.units)
     }
+}
+
+fn sku(tier: Option<Tier>, units: Option<u32>) -> Result<Option<Sku>, SkuError> {
+    tier.map(|tier| Sku::new(tier, units.unwrap_or(1))).transpose()
 }
 
 fn tier(text: &str) -> Result<Tier, String> {

@@ -6,11 +6,11 @@ use clap::Args as ClapArgs;
 use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::policy::{FailureClass, GrowAfter, MAX_PRIORITY};
 
-use super::ScheduleArgs;
+use super::{EngineChoice, ScheduleArgs};
 use crate::units::duration;
 
 /// Where `--help` shows them.
-const POLICY: &str = "Policy (the embedded hub's; Azure has none)";
+const POLICY: &str = "Policy (for the engines of latch run --jobs and of the embedded hub; Azure's has none)";
 
 #[derive(Debug, Default, ClapArgs)]
 pub(crate) struct PolicyArgs {
@@ -138,6 +138,9 @@ pub(crate) struct RolloutArgs {
     pub(crate) policy: PolicyArgs,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
+    /// Which engine is to have the job [default: whichever can run it]
+    #[arg(long, value_enum, value_name = "ENGINE", default_value_t, hide_default_value = true)]
+    pub(crate) engine: EngineChoice,
 }
 
 /// `10` or `10%`.

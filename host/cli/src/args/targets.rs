@@ -13,13 +13,13 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "CONDITION", required_unless_present = "list", help_heading = TARGETS)]
     pub(crate) query: Option<String>,
     /// Instead, the devices and modules that a file lists, or - for stdin: an id or DEVICE/MODULE a line, up to a million.
-    /// Of a line with commas the first column counts; lines that begin with # do not (the embedded hub's; Azure has none)
+    /// Of a line with commas the first column counts; lines that begin with # do not (not for Azure's own engine)
     #[arg(long, value_name = "FILE", conflicts_with = "query", help_heading = TARGETS)]
     pub(crate) list: Option<PathBuf>,
-    /// Leave out the devices for which this condition holds (the embedded hub's; Azure has none)
+    /// Leave out the devices for which this condition holds (not for Azure's own engine)
     #[arg(long, value_name = "CONDITION", help_heading = TARGETS)]
     pub(crate) exclude: Option<String>,
-    /// Leave out the devices that a file lists, each with its modules (the embedded hub's; Azure has none)
+    /// Leave out the devices that a file lists, each with its modules (not for Azure's own engine)
     #[arg(long, value_name = "FILE", help_heading = TARGETS)]
     pub(crate) exclude_list: Option<PathBuf>,
 }

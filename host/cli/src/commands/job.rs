@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use chrono::{DateTime, Utc};
+use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
 use iothub_protocol::job::steps::{self, Step};
@@ -16,66 +17,77 @@ use iothub_service::{JobFilter, PageRequest, ServiceClient};
 use plugin_runtime::PluginName;
 use serde_json::{Value, json};
 
-use super::policy;
 use super::targets::Chosen;
-use crate::args::{AgainArgs, JobCommand, RolloutArgs, ScheduleArgs};
+use super::{audit, policy, results};
+use crate::args::{AgainArgs, AuditArgs, EngineChoice, JobArgs, JobCommand, RolloutArgs, ScheduleArgs};
 use crate::context::Context;
+use crate::engines::Engines;
 use crate::exit::EndedBadly;
-use crate::output::{cell, document, line, name, table};
+use crate::output::{cell, document, line, table};
 use crate::progress;
 
-pub(super) async fn run(command: JobCommand, context: &Context) -> anyhow::Result<()> {
-    match command {
+pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> {
+    let engine = args.engine;
+    let of = async |id: &JobId| Engines::find(context, engine).await?.of(id).await;
+    match args.command {
         JobCommand::Method { name, call, schedule, policy, answer } => {
             let action = JobAction::Method(super::direct_method(name, &call)?);
-            create(action, schedule, policy::of_methods(&policy, &answer), context).await
+            create(action, schedule, policy::of_methods(&policy, &answer), engine, context).await
         }
         JobCommand::Twin { change, schedule, policy, success } => {
             let action = JobAction::UpdateTwin(super::twin_update(&change)?);
             let policy = policy::of_updates(&policy, success.success_by.as_deref(), &success.report)?;
-            create(action, schedule, policy, context).await
+            create(action, schedule, policy, engine, context).await
         }
         JobCommand::Run { name, set, set_json, id, wait } => {
             let parameters = template::values(set, set_json)?;
             let id = id.map_or_else(made_up_id, Ok)?;
-            let service = context.service()?;
+            // Templates are kept by the engine, and Azure's keeps none.
+            let service = Engines::find(context, engine).await?.for_new(true)?;
             let created = service.run_template(&name, &id, &parameters).await?;
             follow_or_tell(&service, &id, &created, wait, context).await
         }
-        JobCommand::Template(command) => template::run(command, context).await,
-        JobCommand::List => list(context).await,
-        JobCommand::Show { id } => document(&context.service()?.get_job(&id).await?),
-        JobCommand::Watch { id } => watch(&context.service()?, &id, context).await,
+        JobCommand::Template(command) => {
+            template::run(command, &Engines::find(context, engine).await?.for_new(true)?, context).await
+        }
+        JobCommand::List => list(engine, context).await,
+        JobCommand::Show { id, device: None } => document(&of(&id).await?.get_job(&id).await?),
+        JobCommand::Show { id, device: Some(device) } => show_device(&of(&id).await?, &id, &device).await,
+        JobCommand::Watch { id } => watch(&of(&id).await?, &id, context).await,
         JobCommand::Cancel { id } => {
-            let job = context.service()?.cancel_job(&id).await?;
+            let job = of(&id).await?.cancel_job(&id).await?;
             if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
         }
-        JobCommand::Pause { id, reason } => control(&id, &context.service()?.pause_job(&id, &reason).await?, context),
-        JobCommand::Resume { id } => control(&id, &context.service()?.resume_job(&id).await?, context),
-        JobCommand::Approve { id, stage } => control(&id, &context.service()?.approve_job(&id, stage).await?, context),
-        JobCommand::Retry { source, class, again: args } => again(&source, Some(&class), args, context).await,
-        JobCommand::Clone { source, again: args } => again(&source, None, args, context).await,
-        JobCommand::Report { id } => report(&id, context).await,
-        JobCommand::Results { id, failed } => results(&id, failed, context).await,
+        JobCommand::Pause { id, reason } => control(&id, &of(&id).await?.pause_job(&id, &reason).await?, context),
+        JobCommand::Resume { id } => control(&id, &of(&id).await?.resume_job(&id).await?, context),
+        JobCommand::Approve { id, stage } => control(&id, &of(&id).await?.approve_job(&id, stage).await?, context),
+        JobCommand::Retry { source, class, again: args } => {
+            again(&of(&source).await?, &source, Some(&class), args, context).await
+        }
+        JobCommand::Clone { source, again: args } => again(&of(&source).await?, &source, None, args, context).await,
+        JobCommand::Report { id } => report(&of(&id).await?, &id, context).await,
+        JobCommand::Results(args) => results::run(&of(&args.id).await?, args, context).await,
+        JobCommand::Audit(args) => audit::run(&audited(&args, engine, context).await?, args, context).await,
     }
 }
 
 /// `latch plugin rollout`: a twin job that pins a version.
 pub(super) async fn rollout(args: RolloutArgs, context: &Context) -> anyhow::Result<()> {
-    let RolloutArgs { name, wanted, schedule, mut policy, report } = args;
+    let RolloutArgs { name, wanted, schedule, mut policy, report, engine } = args;
     let name = PluginName::parse(&name)?;
     if policy.stage.is_empty() {
         policy.stage = ROLLOUT_STAGES.to_vec();
     }
     let update = TwinUpdate { tags: None, desired: Some(plugin_report::pin(name.as_str(), wanted)) };
     let policy = policy::of_updates(&policy, Some(name.as_str()), &report)?;
-    create(JobAction::UpdateTwin(update), schedule, policy, context).await
+    create(JobAction::UpdateTwin(update), schedule, policy, engine, context).await
 }
 
 async fn create(
     action: JobAction,
     schedule: ScheduleArgs,
     policy: Option<JobPolicy>,
+    engine: EngineChoice,
     context: &Context,
 ) -> anyhow::Result<()> {
     let start_time = start_time(schedule.start.as_deref())?;
@@ -92,11 +104,8 @@ async fn create(
         targets: chosen.targets.clone(),
         then,
     };
-    let service = context.service()?;
     let has_extension = request.extension().is_some();
-    if has_extension {
-        policy::check_hub(&service)?;
-    }
+    let service = Engines::find(context, engine).await?.for_new(has_extension)?;
     let created = service.create_job(&request).await?;
     if has_extension && created["latch"].is_null() {
         service.cancel_job(&job_id).await?;
@@ -120,6 +129,7 @@ fn start_time(text: Option<&str>) -> anyhow::Result<Option<DateTime<Utc>>> {
 }
 
 async fn again(
+    service: &ServiceClient,
     source: &JobId,
     failed: Option<&[FailureClass]>,
     args: AgainArgs,
@@ -127,9 +137,8 @@ async fn again(
 ) -> anyhow::Result<()> {
     let start = start_time(args.start.as_deref())?;
     let id = args.id.map_or_else(made_up_id, Ok)?;
-    let service = context.service()?;
     let made = service.clone_job(source, &id, start, failed).await?;
-    follow_or_tell(&service, &id, &made, args.wait, context).await
+    follow_or_tell(service, &id, &made, args.wait, context).await
 }
 
 async fn follow_or_tell(
@@ -145,11 +154,28 @@ async fn follow_or_tell(
     if context.json { document(created) } else { line(&format!("{id} {}", cell(&created["status"]))) }
 }
 
+/// A device's row of a job, with every attempt at it.
+async fn show_device(service: &ServiceClient, id: &JobId, device: &Address) -> anyhow::Result<()> {
+    let attempts = service.device_attempts(id, device).await?;
+    let mut row = service.device_job(id, device).await?.unwrap_or_default();
+    row["attempts"] = Value::Array(attempts);
+    document(&row)
+}
+
 fn steps_of(file: &Path, action: &JobAction) -> anyhow::Result<Vec<Step>> {
     let at = || file.display().to_string();
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", at()))?;
     let list: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", at()))?;
     steps::from_json(&list, action).map_err(|error| anyhow!("{}: {}", at(), error.message))
+}
+
+/// The engine whose trail is asked for.
+async fn audited(args: &AuditArgs, engine: EngineChoice, context: &Context) -> anyhow::Result<ServiceClient> {
+    let engines = Engines::find(context, engine).await?;
+    match &args.id {
+        Some(id) => engines.of(id).await,
+        None => engines.for_new(true),
+    }
 }
 
 /// Tell how a job is after a command.
@@ -164,8 +190,8 @@ fn control(id: &JobId, job: &Value, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-async fn report(id: &JobId, context: &Context) -> anyhow::Result<()> {
-    let report = context.service()?.job_report(id).await?;
+async fn report(service: &ServiceClient, id: &JobId, context: &Context) -> anyhow::Result<()> {
+    let report = service.job_report(id).await?;
     if context.json {
         return document(&report);
     }
@@ -220,7 +246,7 @@ fn summary(job: &Value) -> String {
     }
     let canceled = ["succeededCount", "failedCount", "pendingCount", "runningCount"].map(count).iter().sum::<u64>();
     let canceled = count("deviceCount").saturating_sub(canceled);
-    if canceled > 0 && !job["latch"].is_null() {
+    if canceled > 0 && !job["latch"]["policy"].is_null() {
         text.push_str(&format!(", {canceled} left out"));
     }
     if let Some(reason) = job["failureReason"].as_str() {
@@ -241,18 +267,24 @@ fn judge(id: &JobId, job: &Value) -> anyhow::Result<()> {
     }
 }
 
-async fn list(context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
-    let mut request = PageRequest::default();
+async fn list(engine: EngineChoice, context: &Context) -> anyhow::Result<()> {
     let mut jobs = Vec::new();
-    loop {
-        let page = service.query_jobs(JobFilter::default(), &request).await?;
-        jobs.extend(page.items);
-        request.continuation = page.continuation;
-        if request.continuation.is_none() {
-            break;
+    for (engine, service) in Engines::find(context, engine).await?.all()? {
+        let mut request = PageRequest::default();
+        loop {
+            let page = service.query_jobs(JobFilter::default(), &request).await?;
+            jobs.extend(page.items.into_iter().map(|mut job| {
+                job["engine"] = json!(engine);
+                job
+            }));
+            request.continuation = page.continuation;
+            if request.continuation.is_none() {
+                break;
+            }
         }
     }
+    // Each engine's come so; a job without that time, which the API does not foresee, comes last.
+    jobs.sort_by(|a, b| b["createdTime"].as_str().cmp(&a["createdTime"].as_str()));
     if context.json {
         return document(&Value::Array(jobs));
     }
@@ -263,6 +295,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
             vec![
                 cell(&job["jobId"]),
                 cell(&job["type"]),
+                cell(&job["engine"]),
                 cell(&job["status"]),
                 cell(&statistics["deviceCount"]),
                 cell(&statistics["succeededCount"]),
@@ -271,46 +304,7 @@ async fn list(context: &Context) -> anyhow::Result<()> {
             ]
         })
         .collect();
-    table(&["JOB", "TYPE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
-}
-
-async fn results(id: &JobId, failed: bool, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
-    // A job that does not exist has no rows; say so rather than print nothing.
-    service.get_job(id).await?;
-    let mut request = PageRequest::default();
-    let mut rows = Vec::new();
-    loop {
-        let page = service.device_jobs(id, &request).await?;
-        rows.extend(page.items.into_iter().filter(|row| !failed || row["status"] == json!("failed")));
-        request.continuation = page.continuation;
-        if request.continuation.is_none() {
-            break;
-        }
-    }
-    if context.json {
-        return document(&Value::Array(rows));
-    }
-    let rows: Vec<_> =
-        rows.iter().map(|row| vec![name(row), cell(&row["status"]), outcome(row), cell(&row["endTimeUtc"])]).collect();
-    table(&["DEVICE", "STATUS", "OUTCOME", "ENDED"], &rows)
-}
-
-fn outcome(row: &Value) -> String {
-    let method = &row["outcome"]["deviceMethodResponse"];
-    if method.is_object() {
-        return format!("{} {}", method["status"], method["payload"]);
-    }
-    match row["error"].as_object() {
-        Some(error) => {
-            let text = |name: &str| error.get(name).map(cell).unwrap_or_default();
-            format!("{}: {}", text("code"), text("description"))
-        }
-        None if row["latch"]["step"].is_u64() => format!("goes on with step {}", row["latch"]["step"]),
-        None if row["latch"]["awaited"] == json!(true) => "twin updated, waits for the device's report".to_owned(),
-        None if row["outcome"].is_object() => "twin updated".to_owned(),
-        None => "-".to_owned(),
-    }
+    table(&["JOB", "TYPE", "ENGINE", "STATUS", "DEVICES", "SUCCEEDED", "FAILED", "START"], &rows)
 }
 
 /// Of a rollout that names none: few, many, all.

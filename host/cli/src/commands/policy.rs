@@ -6,7 +6,6 @@ use iothub_protocol::job::policy::{
     DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowingRate, InDoubt, JobPolicy, MAX_RATE, OfflineEnd,
     OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
-use iothub_service::ServiceClient;
 
 use crate::args::{AnswerArgs, PolicyArgs, ReportArgs};
 
@@ -94,18 +93,6 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         priority: args.priority.map(Priority).unwrap_or_default(),
         ..JobPolicy::default()
     }
-}
-
-/// Azure would ignore a policy and exclusions, and reach every device at once.
-pub(super) fn check_hub(service: &ServiceClient) -> anyhow::Result<()> {
-    if service.host().authority().contains(".azure-devices.") {
-        bail!(
-            "Azure IoT Hub has neither policies, lists and exclusions for jobs nor further steps: it would go over all \
-             devices at once\nhint: \
-             leave out those options, or use a narrower --query"
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]

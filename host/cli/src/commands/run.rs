@@ -11,8 +11,9 @@ use crate::admin_server::AdminServer;
 use crate::args::RunArgs;
 use crate::context::Context;
 use crate::data_folder::DataFolder;
-use crate::descriptors::check_descriptors;
+use crate::descriptors::{check_descriptors, descriptors};
 use crate::fleet::{Fleet, Plugins};
+use crate::jobs::RunningJobs;
 use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
 use crate::settings::{Flags, HostSettings};
@@ -27,23 +28,36 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
     let devices = match (&args.connections, configuration.connect(&source).await?) {
         (Some(path), _) => connections(path)?,
         (None, Some(devices)) if !devices.is_empty() => devices,
+        (None, _) if args.jobs => Vec::new(),
         (None, _) => bail!(
             "no devices are named\nhint: give --connections PATH, or a configuration with [devices] by --config FILE"
         ),
     };
+    let service = args.jobs.then(|| context.service()).transpose()?;
     check_descriptors(devices.len(), DESCRIPTORS_OF_A_DEVICE)?;
-    let flags = Flags { host: args.host, ..Flags::default() };
+    let flags = Flags { host: args.host, tier: args.quota.sku()?, ..Flags::default() };
     let settings = HostSettings::new(&flags, &configuration.config);
     let tls = context.tls()?;
     let data = DataFolder::open(&context.data)?;
     let plugins = Plugins::load(&settings, &data).await?;
+    let left = descriptors().saturating_sub(devices.len() as u64 * DESCRIPTORS_OF_A_DEVICE);
     let fleet = Arc::new(Fleet::start(plugins, &settings, &data, devices, tls).await?);
-    let admin = AdminServer::start(&data, admin::router(fleet.admin_state()), settings.admin).await?;
+    let mut router = admin::router(fleet.admin_state());
+    let jobs = match service {
+        None => None,
+        Some(service) => {
+            let jobs = RunningJobs::start(&data, service, settings.tier, left).await?;
+            router = router.merge(jobs.router());
+            Some(jobs)
+        }
+    };
+    let admin = AdminServer::start(&data, router, settings.admin).await?;
     let reload = configuration.follow(flags, source, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
     let ready = async {
         fleet.connected().await?;
         let plugins = fleet.catalog.as_ref().map_or(0, |catalog| catalog.current().plugins.len());
-        line(&format!("ready devices={} plugins={plugins}", fleet.len()))?;
+        let jobs = jobs.as_ref().map(|jobs| format!(" jobs={}", jobs.hub())).unwrap_or_default();
+        line(&format!("ready devices={} plugins={plugins}{jobs}", fleet.len()))?;
         std::future::pending::<anyhow::Result<()>>().await
     };
     let stop = signals::stop()?;
@@ -53,7 +67,14 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         () = stop => Ok(()),
     };
     admin.stop();
-    drain(fleet.stop()).await;
+    drain(async {
+        // Jobs first: a device that is going would fail the calls that a job still sends.
+        if let Some(jobs) = jobs {
+            jobs.stop().await;
+        }
+        fleet.stop().await;
+    })
+    .await;
     result
 }
 

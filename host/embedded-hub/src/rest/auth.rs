@@ -10,11 +10,11 @@ use super::reply::header_text;
 use crate::policy::{Policy, Rights};
 
 impl RestState {
-    /// Whether the request's token is of a policy with these rights.
+    /// The name of the policy whose key has signed the request's token, if it has these rights.
     ///
     /// # Errors
     /// 401003 without a valid token, 401002 without the rights. The texts never hold any of the token.
-    pub(super) fn authorize(&self, headers: &HeaderMap, rights: Rights) -> Result<(), HubError> {
+    pub(super) fn authorize(&self, headers: &HeaderMap, rights: Rights) -> Result<&str, HubError> {
         match header_text(headers, &header::AUTHORIZATION) {
             Some(header) => self.authorize_token(header, rights),
             None => Err(unauthorized("Authorization header missing")),
@@ -28,7 +28,7 @@ impl RestState {
     }
 
     /// As [`RestState::authorize`], for a token wherever it came from.
-    pub(super) fn authorize_token(&self, token: &str, rights: Rights) -> Result<(), HubError> {
+    pub(super) fn authorize_token(&self, token: &str, rights: Rights) -> Result<&str, HubError> {
         let token = Token::parse(token).map_err(|e| unauthorized(&e.to_string()))?;
         let policy = self.signer(&token)?;
         let registry_only = Rights::SERVICE_CONNECT != rights;
@@ -39,7 +39,7 @@ impl RestState {
             let text = format!("Authorization rule '{}' does not allow access for this operation", policy.name);
             return Err(HubError::new(ErrorCode::IotHubUnauthorizedAccess, text));
         }
-        Ok(())
+        Ok(&policy.name)
     }
 
     /// The policy that has signed a token which still counts.

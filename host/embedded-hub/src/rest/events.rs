@@ -72,7 +72,7 @@ pub(super) async fn stream(
     match &query.token {
         Some(token) => state.authorize_token(token, Rights::SERVICE_CONNECT)?,
         None => state.authorize(&headers, Rights::SERVICE_CONNECT)?,
-    }
+    };
     let Streams { free, stopping } = state.streams;
     let permit = free.try_acquire_owned().map_err(|_| {
         let text = format!("{MAX_STREAMS} streams of events are open already");

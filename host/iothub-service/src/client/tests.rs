@@ -2,90 +2,12 @@
 
 use iothub_protocol::error::ErrorCode;
 use iothub_protocol::sas::Token as SasToken;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::{RootCertStore, ServerConfig, crypto};
+use rustls::RootCertStore;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
-
-const KEY: &str = "c2VjcmV0a2V5c2VjcmV0a2V5c2VjcmV0a2V5MTIzNDU=";
-
-/// A hub that gives these answers in this order, on one connection, and then returns what it was asked.
-struct Hub {
-    roots: RootCertStore,
-    port: u16,
-    requests: JoinHandle<Vec<String>>,
-}
-
-impl Hub {
-    async fn start(answers: Vec<String>) -> Hub {
-        let rcgen::CertifiedKey { cert, signing_key } =
-            rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-        let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-        let config = ServerConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)
-            .expect("a server config");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = listener.local_addr().expect("an address").port();
-        let mut roots = RootCertStore::empty();
-        roots.add(cert.der().clone()).expect("a root");
-        let requests = tokio::spawn(serve(listener, TlsAcceptor::from(Arc::new(config)), answers));
-        Hub { roots, port, requests }
-    }
-
-    fn client(&self, roots: &RootCertStore) -> ServiceClient {
-        client(&format!("localhost:{}", self.port), roots)
-    }
-}
-
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, answers: Vec<String>) -> Vec<String> {
-    let (socket, _) = listener.accept().await.expect("a connection");
-    let Ok(mut stream) = acceptor.accept(socket).await else { return Vec::new() };
-    let mut requests = Vec::new();
-    for answer in answers {
-        let mut request = String::new();
-        while !is_complete(&request) {
-            let mut bytes = [0; 4096];
-            let count = stream.read(&mut bytes).await.expect("a request");
-            assert_ne!(count, 0, "closed in the middle of a request");
-            request.push_str(std::str::from_utf8(&bytes[..count]).expect("text"));
-        }
-        requests.push(request);
-        stream.write_all(answer.as_bytes()).await.expect("answered");
-    }
-    requests
-}
-
-fn is_complete(request: &str) -> bool {
-    let Some((head, body)) = request.split_once("\r\n\r\n") else { return false };
-    body.len() >= header(head, "content-length").and_then(|text| text.parse().ok()).unwrap_or(0)
-}
-
-fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
-    let pairs = request.lines().filter_map(|line| line.split_once(": "));
-    pairs.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
-}
-
-fn answer(status: u16, headers: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())
-}
-
-fn client(host: &str, roots: &RootCertStore) -> ServiceClient {
-    let text = format!("HostName={host};SharedAccessKeyName=iothubowner;SharedAccessKey={KEY}");
-    let tls = ClientConfig::builder_with_provider(Arc::new(crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots.clone())
-        .with_no_client_auth();
-    ServiceClient::new(ServiceConnectionString::parse(&text).expect("a string"), Arc::new(tls)).expect("a client")
-}
+use crate::testing::{KEY, ScriptedHub, answer, client, header};
 
 fn device() -> Address {
     Address::parse("d1").expect("an address")
@@ -103,7 +25,7 @@ async fn calls_share_a_connection_and_errors_keep_their_code() {
     let now = DateTime::UNIX_EPOCH;
     let missing = HubError::new(ErrorCode::DeviceNotFound, "no device d1");
     let offline = HubError::new(ErrorCode::DeviceNotOnline, "Timed out waiting for device to connect.");
-    let hub = Hub::start(vec![
+    let hub = ScriptedHub::start(vec![
         answer(404, "", &missing.envelope("t", now).to_string()),
         answer(404, "", &offline.method_envelope("t", Some(0), now).to_string()),
         answer(200, "", r#"{"status":500,"payload":null}"#),
@@ -114,7 +36,7 @@ async fn calls_share_a_connection_and_errors_keep_their_code() {
         answer(200, "", "<html>"),
     ])
     .await;
-    let client = hub.client(&hub.roots);
+    let client = hub.client();
     let method: DirectMethod = serde_json::from_value(json!({"methodName": "lockDoor"})).expect("a method");
 
     assert!(matches!(client.get_twin(&device()).await, Err(ServiceError::Hub(error)) if error == missing));
@@ -150,7 +72,7 @@ async fn calls_share_a_connection_and_errors_keep_their_code() {
 #[tokio::test]
 async fn a_throttled_call_is_sent_again_an_unavailable_hub_only_where_it_is_safe() {
     let unavailable = HubError::new(ErrorCode::ServiceUnavailable, "later").envelope("t", DateTime::UNIX_EPOCH);
-    let hub = Hub::start(vec![
+    let hub = ScriptedHub::start(vec![
         answer(429, "retry-after: 0\r\n", ""),
         answer(200, "", r#"{"status":200,"payload":1}"#),
         answer(503, "retry-after: 0\r\n", ""),
@@ -162,7 +84,7 @@ async fn a_throttled_call_is_sent_again_an_unavailable_hub_only_where_it_is_safe
         answer(429, "retry-after: 0\r\n", ""),
     ])
     .await;
-    let client = hub.client(&hub.roots);
+    let client = hub.client();
     let method: DirectMethod = serde_json::from_value(json!({"methodName": "lockDoor"})).expect("a method");
     assert!(client.invoke_method(&device(), &method).await.is_ok());
     assert!(client.get_twin(&device()).await.is_ok());
@@ -186,8 +108,9 @@ fn the_wait_is_the_hubs_or_doubles() {
 
 #[tokio::test]
 async fn what_keeps_the_hub_out_of_reach_is_told_apart() {
-    let (hub, other) = (Hub::start(Vec::new()).await, Hub::start(Vec::new()).await);
-    let error = hub.client(&other.roots).get_twin(&device()).await.expect_err("another CA");
+    let (hub, other) = (ScriptedHub::start(Vec::new()).await, ScriptedHub::start(Vec::new()).await);
+    let error =
+        client(&format!("localhost:{}", hub.port), &other.roots).get_twin(&device()).await.expect_err("another CA");
     assert!(error.to_string().starts_with(&format!("localhost:{}: its certificate is not from a CA", hub.port)));
     assert!(matches!(problem(error), Problem::UntrustedCertificate { .. }));
 

@@ -9,6 +9,7 @@ use iothub_protocol::job::{JobRequest, JobResponse};
 use tokio::sync::oneshot;
 
 use super::{JobEngine, Message, stopped, store_error};
+use crate::audit;
 use crate::journal::{self, Again, Copied};
 
 /// What another job is made of one.
@@ -39,7 +40,7 @@ impl JobEngine {
         let has_list = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
         let (request, copied) = match failed {
             None if !has_list => {
-                self.create(request).await?;
+                self.create_like(request, Some(source)).await?;
                 return self.get(&job_id).await;
             }
             // What was left out of it is left out of its rows; before it has begun, it has its list as it came.
@@ -48,9 +49,16 @@ impl JobEngine {
             Some(classes) => (over_list(request), Copied::Failed(classes)),
         };
         let (answer, answered) = oneshot::channel();
-        let (messages, job, now) = (self.messages.clone(), source.clone(), Utc::now());
+        let (messages, job) = (self.messages.clone(), source.clone());
+        let note = self.audit_creation(&request, Some(source));
         self.store.write_then(
-            move |tx| journal::insert_copy(tx, &job, request, &copied, now),
+            move |tx| {
+                let made = journal::insert_copy(tx, &job, request, &copied, note.at)?;
+                if let Again::Made(_) = made {
+                    audit::append(tx, &note)?;
+                }
+                Ok(made)
+            },
             move |made| {
                 // From here, as for a job that is created.
                 let answered = match made {

@@ -7,10 +7,13 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::JobResponse;
 use iothub_protocol::job::targets::{JobTargets, ListPart, ListSeal, MAX_LISTED};
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{JobEngine, Message, stopped, store_error};
+use super::{JobEngine, Message, described, stopped, store_error};
+use crate::audit;
+use crate::engine::Command;
 use crate::journal::{self, ListState};
 
 /// A list that has not grown for so long is not completed any more: whoever sent it has gone.
@@ -69,8 +72,15 @@ impl JobEngine {
         }
         let (answer, answered) = oneshot::channel();
         let (messages, job) = (self.messages.clone(), id.clone());
+        let note = self.audit("complete list", Some(id), json!({"count": seal.count, "sha256": seal.sha256}));
         self.store.write_then(
-            move |tx| journal::seal_list(tx, &job, seal.count),
+            move |tx| {
+                let sealed = journal::seal_list(tx, &job, seal.count)?;
+                if sealed.is_some() {
+                    audit::append(tx, &note)?;
+                }
+                Ok(sealed)
+            },
             move |sealed| {
                 // From here, as for a job that is created.
                 let answered = match sealed {
@@ -93,8 +103,16 @@ impl JobEngine {
     /// Whether a job was cancelled whose list was still to come.
     pub(super) async fn cancel_list(&self, id: &JobId) -> Result<bool, HubError> {
         let (job, now) = (id.clone(), Utc::now());
-        let cancelled = self.store.write(move |tx| journal::cancel_list(tx, &job, now)).await;
-        let cancelled = cancelled.map_err(|error| store_error(&error))?;
+        let (action, details) = described(&Command::Cancel);
+        let note = self.audit(action, Some(id), details);
+        let cancelled = self.store.write(move |tx| {
+            let cancelled = journal::cancel_list(tx, &job, now)?;
+            if cancelled {
+                audit::append(tx, &note)?;
+            }
+            Ok(cancelled)
+        });
+        let cancelled = cancelled.await.map_err(|error| store_error(&error))?;
         self.tell_written();
         Ok(cancelled)
     }

@@ -11,17 +11,19 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{TimeDelta, Utc};
 use durable_store::{Store, StoreError};
+use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::targets::JobTargets;
-use iothub_protocol::job::{DeviceJob, JobRequest, JobResponse};
+use iothub_protocol::job::{DeviceAttempt, DeviceJob, JobRequest, JobResponse};
 use iothub_protocol::query::Condition;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Note};
 use crate::engine::{Command, Engine, Limits, Obedience};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
@@ -30,13 +32,19 @@ pub use again::CloneRequest;
 pub use lists::Listed;
 use task::Task;
 
-/// How long ended jobs are kept, as Azure does.
-const HISTORY: TimeDelta = TimeDelta::days(30);
+/// How long the audit trail goes back: longer than jobs, as questions of who did something come late.
+const AUDIT_HISTORY: TimeDelta = TimeDelta::days(366);
+/// Who acts where nobody else is named.
+const HOST: &str = "host";
 const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     pub limits: Limits,
+    /// How long ended jobs are kept, with all that is known of their devices.
+    pub history: TimeDelta,
+    /// Signs the audit trail.
+    pub audit: audit::Key,
     /// How long to wait, when stopping, for the answers that are out. What has none by then is in doubt, and is sent
     /// again at the next start.
     pub drain: Duration,
@@ -44,7 +52,9 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { limits: Limits::default(), drain: Duration::from_secs(5) }
+        // Azure keeps jobs for 30 days.
+        let (limits, history, audit) = (Limits::default(), TimeDelta::days(30), audit::Key::default());
+        Settings { limits, history, audit, drain: Duration::from_secs(5) }
     }
 }
 
@@ -55,6 +65,9 @@ pub struct JobEngine {
     // Unbounded, because the store's writer thread sends into it. Each message has a caller who waits for its answer.
     messages: mpsc::UnboundedSender<Message>,
     commits: watch::Receiver<u64>,
+    audit: audit::Key,
+    /// For whom this handle acts.
+    actor: Arc<str>,
 }
 
 enum Message {
@@ -62,6 +75,7 @@ enum Message {
     Command {
         job: JobId,
         command: Command,
+        note: Note,
         reply: oneshot::Sender<Obedience>,
     },
     /// Somebody else has written the journal.
@@ -84,10 +98,31 @@ impl JobEngine {
         let (committed, commits) = watch::channel(0);
         let task = Task::new(engine, fleet, store.clone(), inbox, committed);
         tokio::spawn(task.run(settings.drain, cancel.clone()));
-        tokio::spawn(prune_daily(store.clone(), cancel.clone()));
-        let engine = JobEngine { store, messages, commits };
+        tokio::spawn(prune_daily(store.clone(), settings, cancel.clone()));
+        let engine = JobEngine { store, messages, commits, audit: settings.audit, actor: HOST.into() };
         tokio::spawn(lists::drop_forsaken(engine.clone(), cancel));
         Ok(engine)
+    }
+
+    /// A handle that acts for `actor`, whom the audit trail names: a policy, never its key.
+    #[must_use]
+    pub fn by(&self, actor: &str) -> JobEngine {
+        JobEngine { actor: actor.into(), ..self.clone() }
+    }
+
+    /// What the audit trail is to hold of something that is done to a job, or to what is not of one job, now. It goes with
+    /// the command to the engine ([`Engine::audit`]), or into the transaction that does it ([`audit::append`]).
+    fn audit(&self, action: &'static str, job: Option<&JobId>, details: Value) -> Note {
+        let (actor, job) = (self.actor.to_string(), job.cloned());
+        Note { key: self.audit, at: Utc::now(), actor, action, job, details }
+    }
+
+    fn audit_creation(&self, request: &JobRequest, source: Option<&JobId>) -> Note {
+        let mut details = json!({(audit::REQUEST): audit::fingerprint(&request.to_json().to_string())});
+        if let Some(source) = source {
+            details["from"] = json!(source);
+        }
+        self.audit(audit::CREATE, Some(&request.job_id), details)
     }
 
     /// Take a job. It is durable when this returns. One with our extension can be sent again, as by a client that has
@@ -96,15 +131,23 @@ impl JobEngine {
     /// # Errors
     /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure.
     pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
-        let now = Utc::now();
+        self.create_like(request, None).await
+    }
+
+    /// As [`JobEngine::create`], of a job that is made of another.
+    async fn create_like(&self, request: JobRequest, source: Option<&JobId>) -> Result<(), HubError> {
         let job = request.job_id.clone();
+        let note = self.audit_creation(&request, source);
         let (answer, answered) = oneshot::channel();
         let messages = self.messages.clone();
         self.store.write_then(
             move |tx| {
                 let again = request.clone();
-                let inserted = journal::insert(tx, request, now)?;
+                let inserted = journal::insert(tx, request, note.at)?;
                 let is_same = inserted.is_none() && again.extension().is_some() && journal::is_same(tx, &again)?;
+                if inserted.is_some() {
+                    audit::append(tx, &note)?;
+                }
                 Ok((inserted, is_same))
             },
             move |inserted| {
@@ -194,11 +237,64 @@ impl JobEngine {
         limit: usize,
         continuation: Option<&str>,
     ) -> Result<Page<DeviceJob>, HubError> {
-        let invalid = || HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub's");
-        let after = continuation.map(|text| Position::parse(text).ok_or_else(invalid)).transpose()?;
+        let after = continuation.map(|text| Position::parse(text).ok_or_else(not_a_continuation)).transpose()?;
         let page =
             self.store.read(move |connection| journal::device_rows(connection, &condition, limit, after.as_ref()));
         page.await.map_err(|error| store_error(&error))
+    }
+
+    /// A job's attempts, by device. A page can hold some more than `limit`, and can be short and have a continuation all
+    /// the same.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job, 400004 if the continuation is none.
+    pub async fn attempts(
+        &self,
+        id: &JobId,
+        limit: usize,
+        continuation: Option<&str>,
+    ) -> Result<Page<DeviceAttempt>, HubError> {
+        let after = continuation.map(|text| Address::parse(text).map_err(|_| not_a_continuation())).transpose()?;
+        self.get(id).await?;
+        let job = id.clone();
+        let page = self.store.read(move |connection| journal::attempts(connection, &job, limit, after.as_ref()));
+        page.await.map_err(|error| store_error(&error))
+    }
+
+    /// The attempts at one device or module of a job.
+    ///
+    /// # Errors
+    /// 404002 if there is no such job, 404001 if the device is none of its.
+    pub async fn device_attempts(&self, id: &JobId, device: &Address) -> Result<Vec<DeviceAttempt>, HubError> {
+        let (job, target) = (id.clone(), device.clone());
+        let found = self.store.read(move |connection| journal::device_attempts(connection, &job, &target)).await;
+        if let Some(attempts) = found.map_err(|error| store_error(&error))? {
+            return Ok(attempts);
+        }
+        self.get(id).await?;
+        Err(HubError::new(ErrorCode::DeviceNotFound, format!("{device} is none of the job {id}'s devices")))
+    }
+
+    /// Entries of the audit trail, the newest first; of one job, or all.
+    ///
+    /// # Errors
+    /// 400004 if the continuation is none.
+    pub async fn audit_trail(
+        &self,
+        job: Option<JobId>,
+        limit: usize,
+        continuation: Option<&str>,
+    ) -> Result<Page<audit::Entry>, HubError> {
+        let after = continuation.map(|text| text.parse().map_err(|_| not_a_continuation())).transpose()?;
+        let page = self.store.read(move |connection| audit::entries(connection, job.as_ref(), limit, after));
+        page.await.map_err(|error| store_error(&error))
+    }
+
+    /// Check the whole audit trail.
+    pub async fn check_audit(&self) -> Result<audit::Check, HubError> {
+        let key = self.audit;
+        let check = self.store.scan(move |connection| audit::check(connection, &key));
+        check.await.map_err(|error| store_error(&error))
     }
 
     /// Counts what became durable: it changes whenever a job or a device row did.
@@ -229,17 +325,31 @@ impl JobEngine {
 
     async fn ask(&self, id: &JobId, command: Command) -> Result<Obedience, HubError> {
         let (reply, replied) = oneshot::channel();
-        self.messages.send(Message::Command { job: id.clone(), command, reply }).map_err(|_| stopped())?;
+        let (action, details) = described(&command);
+        let note = self.audit(action, Some(id), details);
+        self.messages.send(Message::Command { job: id.clone(), command, note, reply }).map_err(|_| stopped())?;
         replied.await.map_err(|_| stopped())
     }
 }
 
+/// What the audit trail says of a command.
+fn described(command: &Command) -> (&'static str, Value) {
+    match command {
+        Command::Cancel => ("cancel", json!({})),
+        Command::Pause { reason } => ("pause", json!({"reason": reason})),
+        Command::Resume => ("resume", json!({})),
+        Command::Approve { stage } => ("approve", json!({"stage": stage})),
+    }
+}
+
 /// Remove old jobs now and every day, step by step, so that other writes get their turn.
-async fn prune_daily(store: Store, cancel: CancellationToken) {
+async fn prune_daily(store: Store, settings: Settings, cancel: CancellationToken) {
     loop {
-        let before: DateTime<Utc> = Utc::now() - HISTORY;
+        let now = Utc::now();
+        let (jobs_before, audit_before) = (now - settings.history, now - settings.history.max(AUDIT_HISTORY));
         let pruned = async {
-            while store.write(move |tx| journal::prune(tx, before)).await? {}
+            while store.write(move |tx| journal::prune(tx, jobs_before)).await? {}
+            while store.write(move |tx| audit::prune(tx, &settings.audit, audit_before)).await? {}
             Ok::<_, StoreError>(())
         };
         tokio::select! {
@@ -258,6 +368,10 @@ async fn prune_daily(store: Store, cancel: CancellationToken) {
 fn store_error(error: &StoreError) -> HubError {
     tracing::error!(%error, "job journal failed");
     HubError::new(ErrorCode::ServerError, "the job journal failed, see the log")
+}
+
+fn not_a_continuation() -> HubError {
+    HubError::new(ErrorCode::ArgumentInvalid, "the continuation token is not one of this hub's")
 }
 
 fn not_found(id: &JobId) -> HubError {

@@ -136,10 +136,16 @@ impl<F: Fleet> Task<F> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Created(job) => self.engine.handle(Utc::now(), Input::Created(job)),
+            Message::Created(job) => {
+                self.committed.send_modify(|commits| *commits += 1);
+                self.engine.handle(Utc::now(), Input::Created(job));
+            }
             Message::Written => self.committed.send_modify(|commits| *commits += 1),
-            Message::Command { job, command, reply } => match self.engine.command(Utc::now(), &job, command) {
-                Obedience::Begun => self.awaiting_next.push(reply),
+            Message::Command { job, command, note, reply } => match self.engine.command(Utc::now(), &job, command) {
+                Obedience::Begun => {
+                    self.engine.audit(Utc::now(), &job, note);
+                    self.awaiting_next.push(reply);
+                }
                 // The caller may have gone away.
                 other => _ = reply.send(other),
             },

@@ -1,13 +1,12 @@
 //! Templates of jobs: kept beside the jobs, and no part of what the engine decides.
 
-use chrono::Utc;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::TemplateName;
 use iothub_protocol::job::template::JobTemplate;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{JobEngine, store_error};
-use crate::journal;
+use crate::{audit, journal};
 
 /// Templates that are kept. They are written by people.
 const MAX_TEMPLATES: u32 = 1000;
@@ -19,8 +18,16 @@ impl JobEngine {
     /// 403002 if it would be one too many.
     pub async fn put_template(&self, template: &JobTemplate) -> Result<(), HubError> {
         let (name, body) = (template.name.clone(), template.to_json());
-        let kept = self.store.write(move |tx| journal::put_template(tx, &name, &body, Utc::now(), MAX_TEMPLATES)).await;
-        match kept.map_err(|error| store_error(&error))? {
+        let content = json!({"template": name, (audit::REQUEST): audit::fingerprint(&body.to_string())});
+        let note = self.audit("put template", None, content);
+        let kept = self.store.write(move |tx| {
+            let kept = journal::put_template(tx, &name, &body, note.at, MAX_TEMPLATES)?;
+            if kept {
+                audit::append(tx, &note)?;
+            }
+            Ok(kept)
+        });
+        match kept.await.map_err(|error| store_error(&error))? {
             true => Ok(()),
             false => Err(HubError::new(
                 ErrorCode::IotHubQuotaExceeded,
@@ -50,8 +57,15 @@ impl JobEngine {
     /// 404000 if there is none of that name.
     pub async fn delete_template(&self, name: &TemplateName) -> Result<(), HubError> {
         let wanted = name.clone();
-        let deleted = self.store.write(move |tx| journal::delete_template(tx, &wanted)).await;
-        match deleted.map_err(|error| store_error(&error))? {
+        let note = self.audit("delete template", None, json!({"template": name}));
+        let deleted = self.store.write(move |tx| {
+            let deleted = journal::delete_template(tx, &wanted)?;
+            if deleted {
+                audit::append(tx, &note)?;
+            }
+            Ok(deleted)
+        });
+        match deleted.await.map_err(|error| store_error(&error))? {
             true => Ok(()),
             false => Err(no_template(name)),
         }

@@ -232,3 +232,31 @@ async fn a_restart_sends_only_what_has_no_outcome() {
     assert_eq!(fleet.asked(), (200..300).map(device).collect::<Vec<_>>());
     running.stop().await;
 }
+
+#[tokio::test]
+async fn the_trail_names_who_created_and_stopped_a_job_and_shows_when_the_job_was_edited() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let running = start(folder.path(), &Scripted::new(1, |_| Answer::Status(200))).await;
+    let engine = running.engine.by("service");
+    let start_time = Some(Utc::now() + TimeDelta::hours(1));
+    engine.create(JobRequest { start_time, ..method_job("later") }).await.expect("a job");
+    assert!(running.engine.create(method_job("later")).await.is_err(), "what was refused has no entry");
+    engine.command(&job_id("later"), Command::Pause { reason: "lunch".to_owned() }).await.expect("a pause");
+    running.engine.by("iothubowner").command(&job_id("later"), Command::Cancel).await.expect("an end");
+    assert!(engine.command(&job_id("later"), Command::Cancel).await.is_err());
+    let page = engine.audit_trail(Some(job_id("later")), 2, None).await.expect("a page");
+    let next = page.continuation.as_deref();
+    let rest = engine.audit_trail(Some(job_id("later")), 2, next).await.expect("a page");
+    let entries = page.items.iter().chain(&rest.items);
+    let entries: Vec<_> = entries.map(|entry| (&*entry.actor, &*entry.action)).collect();
+    assert_eq!(entries, [("iothubowner", "cancel"), ("service", "pause"), ("service", "create")]);
+    assert_eq!(page.items[1].details, r#"{"reason":"lunch"}"#);
+    assert_eq!(engine.check_audit().await.expect("a check").breaks, []);
+    let edit = "UPDATE jobs SET request = replace(request, 'lockDoor', 'openDoor')";
+    running.store.write(move |tx| tx.execute(edit, [])).await.expect("an edit");
+    let breaks = engine.check_audit().await.expect("a check").breaks;
+    assert_eq!((breaks.len(), &*breaks[0].reason), (1, "the job later is not what was created"));
+    let refused = engine.audit_trail(None, 2, Some("x")).await.map_err(|error| error.code).err();
+    assert_eq!(refused, Some(ErrorCode::ArgumentInvalid));
+    running.stop().await;
+}

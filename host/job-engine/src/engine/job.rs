@@ -524,11 +524,11 @@ impl Job {
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
         }
-        self.count(end.status(), 1);
+        self.count(end, 1);
     }
 
     /// All devices that are pending have their end.
-    pub(super) fn end_pending(&mut self, status: DeviceJobStatus) {
+    pub(super) fn end_pending(&mut self, end: End) {
         self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent | State::Awaited));
         self.ready.clear();
         self.later.clear();
@@ -536,7 +536,7 @@ impl Job {
             course.stop();
         }
         let pending = std::mem::take(&mut self.statistics.pending_count);
-        self.count(status, pending);
+        self.count(end, pending);
     }
 
     pub(super) fn in_state(&self, state: State) -> Vec<Address> {
@@ -562,13 +562,15 @@ impl Job {
         self.statistics.running_count = self.statistics.running_count.saturating_sub(1);
     }
 
-    fn count(&mut self, status: DeviceJobStatus, devices: u64) {
-        match status {
-            DeviceJobStatus::Completed => self.statistics.succeeded_count += devices,
-            DeviceJobStatus::Failed => self.statistics.failed_count += devices,
+    fn count(&mut self, end: End, devices: u64) {
+        match end {
+            End::Succeeded => self.statistics.succeeded_count += devices,
+            End::Failed(class) => {
+                self.statistics.failed_count += devices;
+                self.statistics.failures.add(class, devices);
+            }
             // The wire has no number for them.
-            DeviceJobStatus::Canceled => {}
-            DeviceJobStatus::Pending | DeviceJobStatus::Scheduled | DeviceJobStatus::Running => {}
+            End::LeftOut => {}
         }
     }
 }

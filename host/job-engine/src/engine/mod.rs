@@ -46,11 +46,12 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStat
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
 
+use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedTarget, What};
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
-use policy::{ended_unknown, failing, in_doubt, skipped, succeeded};
+use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
 pub use targets::{Found, Scope, includes};
 use turns::Turns;
 use watch::Group;
@@ -98,6 +99,8 @@ pub enum Input {
     Recorded(Arc<Record>),
     /// The answer to [`Output::Send`].
     Outcome { job: JobId, device: Address, attempt: u32, result: Result<DeviceJobOutcome, HubError> },
+    /// A device has answered an attempt after its time-out.
+    Late { job: JobId, device: Address, attempt: u32, outcome: DeviceJobOutcome },
     /// The answer to [`Output::Look`]: how each of the devices that exist stands.
     Seen { job: JobId, devices: Vec<Address>, result: Result<HashMap<Address, PinState>, HubError> },
     /// The answer to [`Output::Match`]: those whose twins are so.
@@ -236,11 +239,19 @@ impl Engine {
             Input::Selected { job, result } => self.selected(now, &job, result),
             Input::Recorded(record) => self.recorded(&record),
             Input::Outcome { job, device, attempt, result } => {
-                self.settle(now, &job, &device, attempt, result);
-                if self.busy.get(&device) == Some(&Call { job, attempt }) {
+                let call = Call { job, attempt };
+                let is_out = self.busy.get(&device) == Some(&call);
+                match result {
+                    result if self.awaits(&call.job, &device, attempt) => self.settle(now, &call.job, &device, result),
+                    // The device has ended without the answer: its time was over.
+                    Ok(outcome) if is_out => self.late(now, &call.job, device.clone(), attempt, outcome),
+                    _ => {}
+                }
+                if self.busy.get(&device) == Some(&call) {
                     self.release(now, &device);
                 }
             }
+            Input::Late { job, device, attempt, outcome } => self.late(now, &job, device, attempt, outcome),
             Input::Seen { job, devices, result } => self.seen(now, &job, devices, result.ok().as_ref()),
             Input::Matched { job, step, devices, result } => {
                 self.matched(now, &job, step, devices, result.ok().as_ref());
@@ -289,6 +300,11 @@ impl Engine {
                 self.end_if_done(now, id);
             }
         }
+    }
+
+    /// Record who asked for what has just been done, together with it.
+    pub fn audit(&mut self, now: DateTime<Utc>, job: &JobId, note: Note) {
+        push(&mut self.changes, now, job, What::Audited(Box::new(note)));
     }
 
     /// Begin nothing new: the process is about to end. Outcomes are still taken.
@@ -379,7 +395,9 @@ impl Engine {
                     true => lost.push(target.device.clone()),
                     false => {
                         let device = target.device.clone();
-                        push(&mut self.changes, now, &id, What::Waiting { device, until: None, failed: None });
+                        let outcome = Some(asked_again());
+                        let waiting = What::Waiting { device, until: None, outcome, failures: None };
+                        push(&mut self.changes, now, &id, waiting);
                     }
                 }
             }
@@ -526,24 +544,25 @@ impl Engine {
         self.outputs.push_back(Output::Send { job: id.clone(), device: device.clone(), attempt, action });
     }
 
-    /// Take the answer of a call, unless its device has ended without it.
-    fn settle(
-        &mut self,
-        now: DateTime<Utc>,
-        id: &JobId,
-        device: &Address,
-        attempt: u32,
-        result: Result<DeviceJobOutcome, HubError>,
-    ) {
+    /// Whether the device's outcome is what comes of that attempt.
+    fn awaits(&self, id: &JobId, device: &Address, attempt: u32) -> bool {
+        let target = self.jobs.get(id).and_then(|job| job.targets.get(device));
+        target.is_some_and(|target| target.state == State::Sent && target.attempt == attempt)
+    }
+
+    /// A device has answered an attempt that was over.
+    fn late(&mut self, now: DateTime<Utc>, id: &JobId, device: Address, attempt: u32, outcome: DeviceJobOutcome) {
+        push(&mut self.changes, now, id, What::Late { device, attempt, outcome });
+    }
+
+    /// Take the answer of a call that is waited for.
+    fn settle(&mut self, now: DateTime<Utc>, id: &JobId, device: &Address, result: Result<DeviceJobOutcome, HubError>) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let Some(target) = job.targets.get_mut(device) else { return };
-        if target.state != State::Sent || target.attempt != attempt {
-            return;
-        }
         let what = match result {
             Err(error) if job.waits_for_offline && !job.cancelling && error.code == ErrorCode::DeviceNotOnline => {
                 let until = Some(job.wait_for(now, device, AFTER_RESTART));
-                What::Waiting { device: device.clone(), until, failed: None }
+                let outcome = Some(error_outcome(error.code, &error.message));
+                What::Waiting { device: device.clone(), until, outcome, failures: None }
             }
             Ok(outcome) if job.is_success(&outcome) => {
                 if self.goes_on(now, id, device, &outcome) {
@@ -602,7 +621,7 @@ impl Engine {
             job.end(now, &device, End::LeftOut);
             push(&mut self.changes, now, id, ended_unknown(&device, job.aborted.is_some()));
         }
-        job.end_pending(DeviceJobStatus::Canceled);
+        job.end_pending(End::LeftOut);
         push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Canceled, outcome });
         for device in unsent {
             self.release(now, &device);
@@ -617,9 +636,10 @@ impl Engine {
             job.end(now, &device, End::Failed(FailureClass::of_outcome(&outcome)));
             push(&mut self.changes, now, id, failed(&device, outcome));
         }
-        job.end_pending(DeviceJobStatus::Failed);
-        let outcome = Some(Lack::Start.outcome());
-        push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Failed, outcome });
+        let outcome = Lack::Start.outcome();
+        job.end_pending(End::Failed(FailureClass::of_outcome(&outcome)));
+        let (status, outcome) = (DeviceJobStatus::Failed, Some(outcome));
+        push(&mut self.changes, now, id, What::PendingEnded { status, outcome });
         self.end_if_done(now, id);
         // Calls that are out go on, and keep their devices busy, until they are answered or give up.
         for device in unsent {

@@ -176,11 +176,11 @@ pub(super) fn failing(now: DateTime<Utc>, job: &mut Job, device: &Address, outco
         After::LeaveOut => end_offline(now, job, device),
         After::Wait => {
             let until = Some(job.wait_for(now, device, BY_POLICY));
-            What::Waiting { device: device.clone(), until, failed: None }
+            What::Waiting { device: device.clone(), until, outcome: Some(outcome), failures: None }
         }
         After::Retry(at) => {
             let failures = job.retry(at, device, outcome.clone());
-            What::Waiting { device: device.clone(), until: Some(at), failed: Some((failures, outcome)) }
+            What::Waiting { device: device.clone(), until: Some(at), outcome: Some(outcome), failures: Some(failures) }
         }
     }
 }
@@ -215,6 +215,12 @@ fn end_offline(now: DateTime<Utc>, job: &mut Job, device: &Address) -> What {
 /// What becomes of a device that was perhaps reached, and is not to be asked again.
 pub(super) fn in_doubt() -> DeviceJobOutcome {
     let text = "the host ended before the device had answered, and the policy does not have it asked again";
+    policy_outcome(PolicyOutcome::AttemptInDoubt, text.to_owned())
+}
+
+/// What came of an attempt that was perhaps sent, where the device is asked again.
+pub(super) fn asked_again() -> DeviceJobOutcome {
+    let text = "the host ended before the device had answered, and the device is asked again";
     policy_outcome(PolicyOutcome::AttemptInDoubt, text.to_owned())
 }
 

@@ -223,7 +223,12 @@ impl Engine {
                 if let Some(job) = self.jobs.get_mut(id) {
                     job.steps.remove(&device, step);
                     job.go_on(&device);
-                    push(&mut self.changes, now, id, What::Waiting { device, until: None, failed: None });
+                    push(
+                        &mut self.changes,
+                        now,
+                        id,
+                        What::Waiting { device, until: None, outcome: None, failures: None },
+                    );
                 }
             } else if !self.not_met(now, id, &device, step)
                 && let Some(job) = self.jobs.get_mut(id)

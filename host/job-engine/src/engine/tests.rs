@@ -1,4 +1,5 @@
 mod hold;
+mod ledger;
 mod model;
 mod policy;
 mod retries;

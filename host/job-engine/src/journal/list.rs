@@ -8,7 +8,7 @@ use iothub_protocol::job::JobStatus;
 use iothub_protocol::job::targets::{ListDigest, ListPart, ListSeal, MAX_LISTED};
 
 use super::read::saved;
-use super::write::number_of;
+use super::write::{next_change, number_of};
 use super::{millis, unreadable};
 use crate::record::SavedJob;
 
@@ -88,8 +88,8 @@ pub fn sealed(connection: &Connection, job: &JobId) -> sql::Result<ListSeal> {
 
 /// The list is whole, with so many devices: its job may begin. `None` if that was so before, or there are not so many.
 pub fn seal_list(tx: &Transaction<'_>, job: &JobId, count: u64) -> sql::Result<Option<SavedJob>> {
-    let row = "UPDATE jobs SET listing = NULL WHERE id = ?1 AND listing IS NOT NULL AND listed = ?2";
-    match tx.prepare_cached(row)?.execute(params![job.as_str(), count.cast_signed()])? {
+    let row = "UPDATE jobs SET listing = NULL, changed = ?3 WHERE id = ?1 AND listing IS NOT NULL AND listed = ?2";
+    match tx.prepare_cached(row)?.execute(params![job.as_str(), count.cast_signed(), next_change(tx)?])? {
         0 => Ok(None),
         _ => saved(tx, job),
     }
@@ -139,8 +139,8 @@ pub fn cancel_list(tx: &Transaction<'_>, job: &JobId, now: DateTime<Utc>) -> sql
 }
 
 fn end(tx: &Transaction<'_>, job: i64, status: JobStatus, reason: Option<&str>, now: DateTime<Utc>) -> sql::Result<()> {
-    let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, listing = NULL WHERE number = ?1";
-    tx.prepare_cached(row)?.execute(params![job, status.name(), millis(now), reason])?;
+    let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, listing = NULL, changed = ?5 WHERE number = ?1";
+    tx.prepare_cached(row)?.execute(params![job, status.name(), millis(now), reason, next_change(tx)?])?;
     forget(tx, job)
 }
 

@@ -4,6 +4,7 @@
 //! since 1970. A job's number grows with each job created, so that it orders them and serves as a continuation.
 
 mod again;
+mod attempts;
 mod list;
 mod read;
 mod report;
@@ -17,6 +18,7 @@ use durable_store::sql;
 use iothub_protocol::job::JobStatus;
 
 pub use again::{Again, Copied, insert_copy, is_same};
+pub use attempts::{attempts, device_attempts};
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;
@@ -115,6 +117,55 @@ pub const MIGRATIONS: &[&str] = &[
         excluded INTEGER NOT NULL,
         device   TEXT NOT NULL,
         PRIMARY KEY (job, excluded, device)
+    ) STRICT, WITHOUT ROWID;
+",
+    r"
+    -- Attempts that did not end their device, and (late = 1) answers that came when the attempt was over. The attempt
+    -- that ended it stands in the device's own row, which has when it began if it was not the first.
+    CREATE TABLE attempts (
+        job         INTEGER NOT NULL REFERENCES jobs (number),
+        device      TEXT NOT NULL,
+        attempt     INTEGER NOT NULL,
+        late        INTEGER NOT NULL,
+        -- Of a job with several steps, the one that it was for, counted from 0.
+        step        INTEGER NOT NULL DEFAULT 0,
+        succeeded   INTEGER NOT NULL DEFAULT 0,
+        started     INTEGER,
+        ended       INTEGER NOT NULL,
+        answer      INTEGER,
+        payload     TEXT,
+        error       TEXT,
+        description TEXT,
+        PRIMARY KEY (job, device, attempt, late)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE device_jobs ADD COLUMN attempted INTEGER;
+
+    -- Failed devices by class, as JSON.
+    ALTER TABLE jobs ADD COLUMN failures TEXT;
+
+    -- Counts changes of all jobs; a job has the number of its last one.
+    CREATE TABLE clock (changes INTEGER NOT NULL) STRICT;
+    INSERT INTO clock VALUES (0);
+    ALTER TABLE jobs ADD COLUMN changed INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX changed_jobs ON jobs (changed);
+
+    -- Who did what, each entry with the hash of the one before, and the ends of the trail.
+    CREATE TABLE audit (
+        number    INTEGER PRIMARY KEY,
+        at        INTEGER NOT NULL,
+        actor     TEXT NOT NULL,
+        action    TEXT NOT NULL,
+        job       TEXT,
+        details   TEXT NOT NULL,
+        previous  TEXT NOT NULL,
+        signature TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX audit_of_job ON audit (job, number) WHERE job IS NOT NULL;
+    CREATE TABLE audit_ends (
+        place     TEXT PRIMARY KEY,
+        number    INTEGER NOT NULL,
+        hash      TEXT NOT NULL,
+        signature TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
 ];

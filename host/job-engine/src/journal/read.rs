@@ -10,7 +10,8 @@ use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::{
-    DeviceJob, DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobResponse, JobStatistics, JobStatus,
+    DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, HoldCause, JobRequest, JobResponse,
+    JobStatistics, JobStatus,
 };
 use iothub_protocol::method::MethodResponse;
 use iothub_protocol::query::Condition;
@@ -70,7 +71,11 @@ pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<S
 fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
     let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } = job;
     let JobResponse { request, status, statistics, failure_reason, stage, hold, .. } = response;
-    let (statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
+    let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
+    if statistics.failures.total() != statistics.failed_count {
+        // It began before they were counted by class.
+        statistics.failures = recounted(connection, number)?;
+    }
     let course = stage.map(|stage| course(connection, number, stage, forgiven)).transpose()?;
     Ok(SavedJob {
         request,
@@ -207,6 +212,23 @@ fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<Save
     targets.collect()
 }
 
+/// A job's failed devices by class, from its rows.
+fn recounted(connection: &Connection, job: i64) -> sql::Result<FailureCounts> {
+    let query = "SELECT answer, payload, error, description FROM device_jobs WHERE job = ?1 AND status = ?2";
+    let mut statement = connection.prepare_cached(query)?;
+    let mut rows = statement.query(params![job, DeviceJobStatus::Failed.name()])?;
+    let mut counts = FailureCounts::default();
+    while let Some(row) = rows.next()? {
+        counts.add(failure_class(row)?, 1);
+    }
+    Ok(counts)
+}
+
+/// The class of a failed device's outcome. A failure that says nothing of itself is a fault of whoever wrote it.
+fn failure_class(row: &Row<'_>) -> sql::Result<FailureClass> {
+    Ok(told(row)?.map_or(FailureClass::Fault, |outcome| FailureClass::of_outcome(&outcome)))
+}
+
 /// How far a job with a policy has come.
 fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTime<Utc>>) -> sql::Result<SavedCourse> {
     let mut groups = HashSet::new();
@@ -218,8 +240,7 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
         let stage = row.get::<_, Option<u32>>("stage")?.unwrap_or_default();
         let failure = match row.get::<_, String>("status")? == completed {
             true => None,
-            // A failure that says nothing of itself is a fault of whoever wrote it.
-            false => Some(told(row)?.map_or(FailureClass::Fault, |outcome| FailureClass::of_outcome(&outcome))),
+            false => Some(failure_class(row)?),
         };
         let at = time(row, "ended")?.unwrap_or_default();
         Ok(SavedEnd { stage, at, failure, group: group(row, &mut groups)? })
@@ -232,8 +253,8 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
 }
 
 const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
-    devices, pending, running, succeeded, failed, stage, hold, hold_reason, held_since, held_for, forgiven, excluded,
-    listed, listing FROM jobs";
+    devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven,
+    excluded, listed, listing FROM jobs";
 
 struct NumberedJob {
     number: i64,
@@ -302,6 +323,10 @@ fn statistics(row: &Row<'_>) -> sql::Result<JobStatistics> {
         succeeded_count: count(row, "succeeded")?,
         running_count: count(row, "running")?,
         pending_count: count(row, "pending")?,
+        failures: match row.get::<_, Option<String>>("failures")? {
+            Some(text) => FailureCounts::from_json(&serde_json::from_str(&text).unwrap_or_default()),
+            None => FailureCounts::default(),
+        },
     })
 }
 
@@ -333,7 +358,7 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
 }
 
 const METHOD: &str = "scheduleDeviceMethod";
-const TWIN: &str = "scheduleUpdateTwin";
+pub(super) const TWIN: &str = "scheduleUpdateTwin";
 
 fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Result<Option<DeviceJobOutcome>> {
     let is_updated = job_type == TWIN && status == DeviceJobStatus::Completed;
@@ -341,7 +366,7 @@ fn outcome(row: &Row<'_>, job_type: &str, status: DeviceJobStatus) -> sql::Resul
 }
 
 /// What the columns of the outcome say.
-fn told(row: &Row<'_>) -> sql::Result<Option<DeviceJobOutcome>> {
+pub(super) fn told(row: &Row<'_>) -> sql::Result<Option<DeviceJobOutcome>> {
     if let Some(code) = row.get("error")? {
         let description = row.get::<_, Option<String>>("description")?.unwrap_or_default();
         return Ok(Some(DeviceJobOutcome::Error { code, description }));
@@ -354,15 +379,15 @@ fn told(row: &Row<'_>) -> sql::Result<Option<DeviceJobOutcome>> {
     Ok(None)
 }
 
-fn address(row: &Row<'_>) -> sql::Result<Address> {
+pub(super) fn address(row: &Row<'_>) -> sql::Result<Address> {
     let device: String = row.get("device")?;
     Address::parse(&device).map_err(|error| unreadable(1, error))
 }
 
-fn time(row: &Row<'_>, column: &str) -> sql::Result<Option<DateTime<Utc>>> {
+pub(super) fn time(row: &Row<'_>, column: &str) -> sql::Result<Option<DateTime<Utc>>> {
     Ok(row.get::<_, Option<i64>>(column)?.and_then(DateTime::from_timestamp_millis))
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("unknown status {0:?}")]
-struct Unknown(String);
+pub(super) struct Unknown(pub(super) String);

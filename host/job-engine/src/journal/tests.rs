@@ -3,6 +3,7 @@ use durable_store::sql::{Connection, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy};
 use iothub_protocol::job::targets::{JobTargets, List, ListPart};
+use iothub_protocol::job::{DeviceAttempt, FailureCounts, JobStatistics};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::json;
@@ -193,8 +194,8 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
     let mut connection = filled();
     let failure = DeviceJobOutcome::Error { code: "GatewayTimeout".into(), description: "late".into() };
     change(&mut connection, "b", What::Started { device: device(0), attempt: 1 });
-    let failed = Some((1, failure.clone()));
-    change(&mut connection, "b", What::Waiting { device: device(0), until: Some(at(60)), failed });
+    let (until, outcome) = (Some(at(60)), Some(failure.clone()));
+    change(&mut connection, "b", What::Waiting { device: device(0), until, outcome, failures: Some(1) });
     let target = unfinished(&connection).expect("jobs")[1].targets[0].clone();
     let expected = SavedTarget {
         device: device(0),
@@ -311,13 +312,129 @@ fn jobs_are_listed_newest_first() {
 #[test]
 fn old_jobs_go_with_their_rows() {
     let mut connection = filled();
+    change(&mut connection, "a", What::Late { device: device(1), attempt: 1, outcome: error() });
     change(&mut connection, "a", What::Finished { status: JobStatus::Completed, reason: None });
     assert!(!write(&mut connection, |tx| prune(tx, at(2))));
     let mut steps = 0;
     while write(&mut connection, |tx| prune(tx, at(2) + TimeDelta::milliseconds(1))) {
         steps += 1;
     }
-    assert_eq!(steps, 2);
+    // The attempt, the rows, the job.
+    assert_eq!(steps, 3);
+    let left: i64 = connection.query_row("SELECT count(*) FROM attempts", [], |row| row.get(0)).expect("a count");
+    assert_eq!(left, 0);
     assert_eq!(job(&connection, &job_id("a")), Ok(None));
     assert_eq!((rows(&connection, &job_id("a")).len(), rows(&connection, &job_id("b")).len()), (0, 5));
+}
+
+/// Of each attempt its number, status, error's code, and whether an answer came late.
+fn shown(attempts: &[DeviceAttempt]) -> Vec<(u32, DeviceJobStatus, Option<&str>, bool)> {
+    let code = |outcome: &DeviceJobOutcome| match outcome {
+        DeviceJobOutcome::Error { code, .. } => Some(code.clone().leak() as &str),
+        _ => None,
+    };
+    let shown = attempts.iter().map(|it| (it.number, it.status, it.outcome.as_ref().and_then(code), it.late.is_some()));
+    shown.collect()
+}
+
+#[test]
+fn every_attempt_is_kept_and_a_late_answer_beside_it() {
+    let mut connection = database();
+    write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
+    let targets = (0..4).map(|number| target(device(number))).collect();
+    change(&mut connection, "j", What::Begun { targets, excluded: 0 });
+    let waiting = |code: &str| {
+        let outcome = DeviceJobOutcome::Error { code: code.to_owned(), description: String::new() };
+        What::Waiting { device: device(0), until: None, outcome: Some(outcome), failures: None }
+    };
+    let answer = DeviceJobOutcome::Method(MethodResponse { status: 200, payload: json!("late") });
+    for what in [
+        What::Started { device: device(0), attempt: 1 },
+        waiting("DeviceNotOnline"),
+        What::Started { device: device(0), attempt: 2 },
+        waiting("GatewayTimeout"),
+        What::Late { device: device(0), attempt: 2, outcome: answer.clone() },
+        What::Started { device: device(0), attempt: 3 },
+        What::Started { device: device(2), attempt: 1 },
+        What::Ended { device: device(2), status: DeviceJobStatus::Completed, outcome: Some(answer.clone()) },
+    ] {
+        change(&mut connection, "j", what);
+    }
+    let id = job_id("j");
+    let of = |connection: &Connection, number| device_attempts(connection, &id, &device(number)).expect("a read");
+    let first = of(&connection, 0).expect("a device of the job");
+    let failed = |number, code, late| (number, DeviceJobStatus::Failed, Some(code), late);
+    let before = [failed(1, "DeviceNotOnline", false), failed(2, "GatewayTimeout", true)];
+    assert_eq!(shown(&first), [&before[..], &[(3, DeviceJobStatus::Running, None, false)]].concat());
+    assert_eq!((first[0].start, first[0].end, first[2].end), (Some(at(2)), Some(at(2)), None));
+    assert_eq!(first[1].late.as_ref().map(|late| &late.outcome), Some(&answer));
+    assert_eq!((of(&connection, 1), of(&connection, 9)), (Some(vec![]), None));
+    assert_eq!(device_attempts(&connection, &job_id("other"), &device(0)), Ok(None));
+
+    // An end of the device is its last attempt's; what it shows of an earlier one is told of once.
+    change(
+        &mut connection,
+        "j",
+        What::Ended { device: device(0), status: DeviceJobStatus::Failed, outcome: Some(error()) },
+    );
+    assert_eq!(shown(&of(&connection, 0).expect("a device"))[2], failed(3, "DeviceNotOnline", false));
+    change(&mut connection, "j", What::Late { device: device(0), attempt: 3, outcome: answer.clone() });
+    assert!(of(&connection, 0).expect("a device")[2].late.is_some());
+    let row = rows(&connection, &id).remove(0);
+    assert_eq!((row.status, row.outcome), (DeviceJobStatus::Failed, Some(error())), "late changes no outcome");
+
+    let by_page = |limit| {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = attempts(&connection, &id, limit, after.as_ref()).expect("a page");
+            found.extend(page.items.iter().map(|it| (it.address.to_string(), it.number)));
+            match page.continuation {
+                None => return found,
+                Some(text) => after = Some(Address::parse(&text).expect("a device")),
+            }
+        }
+    };
+    let expected = [(0, 1), (0, 2), (0, 3), (2, 1)].map(|(number, attempt)| (device(number).to_string(), attempt));
+    for limit in [1, 2, 100] {
+        assert_eq!(by_page(limit), expected, "{limit}");
+    }
+}
+
+#[test]
+fn a_device_that_is_looked_for_a_thousand_times_keeps_its_last_attempts() {
+    let mut connection = database();
+    write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
+    change(&mut connection, "j", What::Begun { targets: vec![target(device(0))], excluded: 0 });
+    for attempt in 1..=1000 {
+        change(&mut connection, "j", What::Started { device: device(0), attempt });
+        let waiting = What::Waiting { device: device(0), until: None, outcome: Some(error()), failures: None };
+        change(&mut connection, "j", waiting);
+    }
+    let attempts = device_attempts(&connection, &job_id("j"), &device(0)).expect("a read").expect("the device");
+    assert_eq!((attempts.len(), attempts[0].number, attempts[99].number), (100, 901, 1000));
+}
+
+#[test]
+fn failures_that_were_not_counted_by_class_are_recounted() {
+    let mut connection = filled();
+    let job = |connection: &Connection| unfinished(connection).expect("jobs").remove(0).statistics.failures;
+    connection.execute("UPDATE jobs SET failed = 3", []).expect("an edit");
+    let mut expected = FailureCounts::default();
+    expected.add(FailureClass::Offline, 3);
+    assert_eq!(job(&connection), expected);
+    let statistics = JobStatistics { failed_count: 3, failures: expected, ..JobStatistics::default() };
+    let record_of = Record { changes: Vec::new(), statistics: vec![(job_id("a"), statistics)] };
+    write(&mut connection, |tx| record(tx, &record_of));
+    assert_eq!(stored(&connection, &job_id("a")).statistics.map(|it| it.failures), Some(expected));
+    let progress = &stored(&connection, &job_id("a")).to_json()["latch"]["progress"];
+    assert_eq!(*progress, json!({"failures": {"offline": 3}}));
+}
+
+#[test]
+fn what_comes_late_for_a_job_that_is_gone_is_no_trouble() {
+    let mut connection = database();
+    change(&mut connection, "gone", What::Late { device: device(0), attempt: 1, outcome: error() });
+    let changes = vec![Change { job: job_id("gone"), at: at(2), what: What::Cancelling }];
+    let tx = connection.transaction().expect("a transaction");
+    assert!(record(&tx, &Record { changes, statistics: Vec::new() }).is_err());
 }

@@ -4,15 +4,21 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use durable_store::sql::{self, Connection, OptionalExtension, Transaction, params};
+use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
 use super::{list, millis};
+use crate::audit;
 use crate::record::{BegunTarget, Change, Record, SavedJob, What};
 
 /// How many device rows one step of [`prune`] removes: some milliseconds of the writer's time.
 const PRUNE_STEP: u32 = 5000;
+
+/// How many attempts of a device that did not end it are kept: a device that is offline for a month is looked for some
+/// thousand times.
+const MAX_ATTEMPTS: u32 = 100;
 
 /// Record a new job. `None` if its id is taken.
 pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> sql::Result<Option<SavedJob>> {
@@ -20,7 +26,8 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
     let status = JobStatus::Queued;
     let is_listing = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
     let inserted = tx.execute(
-        "INSERT INTO jobs (id, type, request, status, created, start, listing) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+        "INSERT INTO jobs (id, type, request, status, created, start, listing, changed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (id) DO NOTHING",
         params![
             request.job_id.as_str(),
@@ -29,7 +36,8 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
             status.name(),
             millis(now),
             millis(start),
-            is_listing.then_some(millis(now))
+            is_listing.then_some(millis(now)),
+            next_change(tx)?
         ],
     )?;
     let statistics = JobStatistics::default();
@@ -53,15 +61,24 @@ pub fn insert(tx: &Transaction<'_>, request: JobRequest, now: DateTime<Utc>) -> 
 pub fn record(tx: &Transaction<'_>, record: &Record) -> sql::Result<()> {
     let mut numbers = HashMap::new();
     for Change { job, at, what } in &record.changes {
+        if let What::Audited(note) = what {
+            audit::append(tx, note)?;
+            continue;
+        }
         let number = match numbers.get(job) {
             Some(number) => *number,
             None => {
-                let number = number_of(tx, job)?;
+                let number = number_of(tx, job).optional()?;
                 numbers.insert(job, number);
                 number
             }
         };
-        apply(tx, number, millis(*at), what)?;
+        match (number, what) {
+            (Some(number), _) => apply(tx, number, millis(*at), what)?,
+            // So late that the job itself is gone.
+            (None, What::Late { .. }) => {}
+            (None, _) => return Err(sql::Error::QueryReturnedNoRows),
+        }
     }
     for (job, statistics) in &record.statistics {
         count(tx, job, statistics)?;
@@ -75,14 +92,15 @@ pub fn prune(tx: &Transaction<'_>, before: DateTime<Utc>) -> sql::Result<bool> {
     let Some(number) = tx.query_row(oldest, [millis(before)], |row| row.get::<_, i64>(0)).optional()? else {
         return Ok(false);
     };
-    let removed = tx.execute(
-        "DELETE FROM device_jobs WHERE job = ?1
-         AND device IN (SELECT device FROM device_jobs WHERE job = ?1 LIMIT ?2)",
-        params![number, PRUNE_STEP],
-    )?;
-    if removed == 0 {
-        tx.execute("DELETE FROM jobs WHERE number = ?1", [number])?;
+    for table in ["attempts", "device_jobs"] {
+        let rows = format!(
+            "DELETE FROM {table} WHERE job = ?1 AND device IN (SELECT device FROM {table} WHERE job = ?1 LIMIT ?2)"
+        );
+        if tx.execute(&rows, params![number, PRUNE_STEP])? > 0 {
+            return Ok(true);
+        }
     }
+    tx.execute("DELETE FROM jobs WHERE number = ?1", [number])?;
     Ok(true)
 }
 
@@ -90,20 +108,31 @@ pub(super) fn number_of(connection: &Connection, job: &JobId) -> sql::Result<i64
     connection.prepare_cached("SELECT number FROM jobs WHERE id = ?1")?.query_row([job.as_str()], |row| row.get(0))
 }
 
+/// The number of a change, of whichever job.
+pub(super) fn next_change(tx: &Transaction<'_>) -> sql::Result<i64> {
+    let next = "UPDATE clock SET changes = changes + 1 RETURNING changes";
+    tx.prepare_cached(next)?.query_row([], |row| row.get(0))
+}
+
 fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()> {
     match what {
         What::Scheduled => set_status(tx, job, JobStatus::Scheduled),
         What::Begun { targets, excluded } => begin(tx, job, at, targets, *excluded),
         What::Started { device, attempt } => {
-            let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5)
-                       WHERE job = ?1 AND device = ?2";
+            let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5),
+                       attempted = ?6 WHERE job = ?1 AND device = ?2";
             let status = DeviceJobStatus::Running.name();
-            tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, attempt, at]).map(drop)
+            let attempted = (*attempt > 1).then_some(at);
+            let values = params![job, device.to_string(), status, attempt, at, attempted];
+            tx.prepare_cached(row)?.execute(values).map(drop)
         }
-        What::Waiting { device, until, failed } => {
+        What::Waiting { device, until, outcome, failures } => {
+            if let Some(outcome) = outcome {
+                keep_attempt(tx, job, at, device, outcome, false)?;
+            }
             let status = DeviceJobStatus::Pending.name();
             let until = until.map(millis);
-            let Some((failures, outcome)) = failed else {
+            let (Some(failures), Some(outcome)) = (failures, outcome) else {
                 // What it waits for is its connection, not a pause after a failure, unless it is in doubt.
                 let row = match until {
                     Some(_) => {
@@ -125,6 +154,7 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
         What::Stepped { device, step, outcome, awaits } => {
+            keep_attempt(tx, job, at, device, outcome, true)?;
             let status = if *awaits { DeviceJobStatus::Running } else { DeviceJobStatus::Pending };
             let row = "UPDATE device_jobs SET status = ?3, updated = ?4, step = ?5, awaited = iif(?6, ?4, NULL),
                        until = NULL, answer = coalesce(?7, answer), payload = coalesce(?8, payload),
@@ -133,6 +163,16 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let values = params![job, device.to_string(), status.name(), at, step, awaits, answer, payload];
             tx.prepare_cached(row)?.execute(values).map(drop)
         }
+        What::Late { device, attempt, outcome } => {
+            let row = "INSERT OR IGNORE INTO attempts
+                       (job, device, attempt, late, ended, answer, payload, error, description)
+                       VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8)";
+            let Outcome { answer, payload, error, description } = columns(Some(outcome));
+            let values = params![job, device.to_string(), attempt, at, answer, payload, error, description];
+            tx.prepare_cached(row)?.execute(values).map(drop)
+        }
+        // Not of a job's rows.
+        What::Audited(note) => audit::append(tx, note),
         What::Stage { number } => {
             tx.execute("UPDATE jobs SET stage = ?2 WHERE number = ?1", params![job, number]).map(drop)
         }
@@ -197,16 +237,41 @@ fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget], exclu
     list::forget(tx, job)
 }
 
+/// Keep what came of a device's attempt, as its row is to tell of the next one.
+fn keep_attempt(
+    tx: &Transaction<'_>,
+    job: i64,
+    at: i64,
+    device: &Address,
+    outcome: &DeviceJobOutcome,
+    succeeded: bool,
+) -> sql::Result<()> {
+    let device = device.to_string();
+    // What is there already is there from before a restart.
+    let row = "INSERT OR IGNORE INTO attempts
+               (job, device, attempt, late, step, succeeded, started, ended, answer, payload, error, description)
+               SELECT job, device, attempt, 0, step, ?8, coalesce(attempted, started), ?3, ?4, ?5, ?6, ?7
+               FROM device_jobs WHERE job = ?1 AND device = ?2";
+    let Outcome { answer, payload, error, description } = columns(Some(outcome));
+    tx.prepare_cached(row)?.execute(params![job, device, at, answer, payload, error, description, succeeded])?;
+    let old = "DELETE FROM attempts WHERE job = ?1 AND device = ?2
+               AND attempt <= (SELECT attempt FROM device_jobs WHERE job = ?1 AND device = ?2) - ?3";
+    tx.prepare_cached(old)?.execute(params![job, device, MAX_ATTEMPTS]).map(drop)
+}
+
 fn set_status(tx: &Transaction<'_>, job: i64, status: JobStatus) -> sql::Result<()> {
     tx.execute("UPDATE jobs SET status = ?2 WHERE number = ?1", params![job, status.name()]).map(drop)
 }
 
 fn count(tx: &Transaction<'_>, job: &JobId, statistics: &JobStatistics) -> sql::Result<()> {
-    let row = "UPDATE jobs SET devices = ?2, pending = ?3, running = ?4, succeeded = ?5, failed = ?6 WHERE id = ?1";
-    let JobStatistics { device_count, failed_count, succeeded_count, running_count, pending_count } = *statistics;
+    let row = "UPDATE jobs SET devices = ?2, pending = ?3, running = ?4, succeeded = ?5, failed = ?6, failures = ?7,
+               changed = ?8 WHERE id = ?1";
+    let JobStatistics { device_count, failed_count, succeeded_count, running_count, pending_count, failures } =
+        *statistics;
     let counts = [device_count, pending_count, running_count, succeeded_count, failed_count];
     let [devices, pending, running, succeeded, failed] = counts.map(u64::cast_signed);
-    let values = params![job.as_str(), devices, pending, running, succeeded, failed];
+    let failures = (failures.total() > 0).then(|| failures.to_json().to_string());
+    let values = params![job.as_str(), devices, pending, running, succeeded, failed, failures, next_change(tx)?];
     tx.prepare_cached(row)?.execute(values).map(drop)
 }
 

@@ -3,14 +3,14 @@
 use std::fs;
 
 use anyhow::Context as _;
+use iothub_service::ServiceClient;
 use serde_json::{Map, Value};
 
 use crate::args::TemplateCommand;
 use crate::context::Context;
 use crate::output::{cell, document, line, table};
 
-pub(super) async fn run(command: TemplateCommand, context: &Context) -> anyhow::Result<()> {
-    let service = context.service()?;
+pub(super) async fn run(command: TemplateCommand, service: &ServiceClient, context: &Context) -> anyhow::Result<()> {
     match command {
         TemplateCommand::Put { name, file } => {
             let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

@@ -42,7 +42,7 @@ const WRITTEN: usize = 40;
 const MOST_JOBS: usize = 12;
 const MOST_UNFINISHED: usize = 5;
 /// Kinds of decisions; each is seen at least once in a thousand steps.
-const KINDS: usize = 15;
+const KINDS: usize = 16;
 /// Windows, in seconds. The shortest is longer than all pauses and soaks of a policy.
 const SHORTEST_WINDOW: u32 = 13;
 const LONGEST_WINDOW: u32 = 40;
@@ -74,6 +74,7 @@ const COMMANDS: &[(u64, Act)] = &[
     (14, Trial::select),
     (30, Trial::answer),
     (2, Trial::answer_again),
+    (2, Trial::answer_late),
     (30, Trial::commit),
     (12, Trial::sleep),
     (2, Trial::oversleep),
@@ -331,6 +332,16 @@ impl Trial {
         }
         let (call, is_method) = dice.one(&self.answered);
         self.answer_call(call, is_method, dice)
+    }
+
+    /// The hub passes on an answer that came after its call's time-out.
+    fn answer_late(&mut self, dice: &mut Dice) -> Check {
+        if self.answered.is_empty() {
+            return Ok(());
+        }
+        let (Call { job, device, attempt }, _) = dice.one(&self.answered);
+        let outcome = DeviceJobOutcome::Method(MethodResponse { status: 200, payload: json!("late") });
+        self.hand(Input::Late { job, device, attempt, outcome })
     }
 
     fn answer_call(&mut self, call: Call, is_method: bool, dice: &mut Dice) -> Check {
@@ -669,8 +680,10 @@ fn kind(what: &What) -> &'static str {
         What::Begun { .. } => "begun",
         What::Stage { .. } => "stage",
         What::Started { .. } => "started",
-        What::Waiting { failed: None, .. } => "waiting",
-        What::Waiting { failed: Some(_), .. } => "to be tried again",
+        What::Waiting { failures: None, .. } => "waiting",
+        What::Waiting { failures: Some(_), .. } => "to be tried again",
+        What::Late { .. } => "late",
+        What::Audited(_) => "audited",
         What::Stepped { .. } => "stepped",
         What::Awaited { .. } => "awaited",
         What::Ended { .. } => "ended",

@@ -10,7 +10,7 @@ use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{FailureClass, JobPolicy, Priority, ReportRule, SuccessRule};
 use iothub_protocol::job::{
-    DeviceJob, DeviceJobOutcome, DeviceJobStatus, Hold, JobAction, JobRequest, JobStatistics, JobStatus,
+    DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, JobAction, JobRequest, JobStatistics, JobStatus,
 };
 use iothub_protocol::method::MethodResponse;
 
@@ -97,19 +97,22 @@ impl Ledger {
                 (row.status, row.attempt) = (DeviceJobStatus::Running, *attempt);
                 row.started.get_or_insert(*at);
             }
-            What::Waiting { device, until, failed } => {
+            What::Waiting { device, until, outcome, failures } => {
+                let failed = failures.zip(outcome.clone());
                 let row = job.row(device, *at)?;
                 (row.status, row.until) = (DeviceJobStatus::Pending, *until);
                 if failed.is_none() {
                     row.awaited = None;
                 }
                 match failed {
-                    Some((failures, outcome)) => (row.failures, row.outcome) = (*failures, Some(outcome.clone())),
+                    Some((failures, outcome)) => (row.failures, row.outcome) = (failures, Some(outcome)),
                     // What it waits for now is its connection, not the end of a pause.
                     None if until.is_some() => row.outcome = None,
                     None => {}
                 }
             }
+            // Not of the rows.
+            What::Late { .. } | What::Audited(_) => {}
             What::Stepped { device, step, outcome, awaits } => {
                 let row = job.row(device, *at)?;
                 row.status = if *awaits { DeviceJobStatus::Running } else { DeviceJobStatus::Pending };
@@ -200,12 +203,17 @@ impl JobRow {
 
     pub(super) fn statistics(&self) -> JobStatistics {
         let count = |status| self.rows.values().filter(|row| row.status == status).count() as u64;
+        let mut failures = FailureCounts::default();
+        for row in self.rows.values().filter(|row| row.status == DeviceJobStatus::Failed) {
+            failures.add(row.outcome.as_ref().map_or(FailureClass::Fault, FailureClass::of_outcome), 1);
+        }
         JobStatistics {
             device_count: self.rows.len() as u64,
             failed_count: count(DeviceJobStatus::Failed),
             succeeded_count: count(DeviceJobStatus::Completed),
             running_count: count(DeviceJobStatus::Running),
             pending_count: count(DeviceJobStatus::Pending),
+            failures,
         }
     }
 

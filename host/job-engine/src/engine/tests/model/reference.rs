@@ -157,6 +157,10 @@ impl Model {
             }
             Input::Arrived(device) => self.life.arrivals.push((self.moment, Some(device.clone()))),
             Input::ManyArrived => self.life.arrivals.push((self.moment, None)),
+            Input::Late { job, device, attempt, outcome } => {
+                let what = What::Late { device: device.clone(), attempt: *attempt, outcome: outcome.clone() };
+                self.due.push(Due { job: job.clone(), what });
+            }
             Input::Unpinned { job, .. } => self.life.unpinned.push(job.clone()),
             Input::Selected { job, result } => self.select(job, result.as_ref().ok()),
             Input::Created(_) | Input::Recorded(_) | Input::Tick => {}
@@ -174,15 +178,17 @@ impl Model {
         let Change { job: id, at, what } = change;
         hold!(*at == self.now, "dated {at}");
         let job = self.decided.jobs.get(id).ok_or("no such job")?;
-        hold!(job.ended.is_none(), "the job has ended");
+        hold!(job.ended.is_none() || matches!(what, What::Late { .. }), "the job has ended");
         match what {
             What::Scheduled => hold!(job.status == JobStatus::Queued && job.start > self.now, "it is due"),
             What::Begun { .. } => hold!(self.is_due(id, what), "it was not selected like that: {:?}", self.due),
             What::Stage { number } => self.check_stage(id, job, *number)?,
             What::Started { device, attempt } => self.check_start(id, job, device, *attempt)?,
-            What::Waiting { device, until, failed } => {
+            What::Late { .. } => hold!(self.is_due(id, what), "no answer came late: {:?}", self.due),
+            What::Audited(_) => {}
+            What::Waiting { device, until, failures, .. } => {
                 let is_lost = self.is_start && job.rows.get(device).is_some_and(Row::is_in_flight);
-                let is_again = is_lost && until.is_none() && failed.is_none() && !fails_in_doubt(job);
+                let is_again = is_lost && until.is_none() && failures.is_none() && !fails_in_doubt(job);
                 hold!(is_again || self.is_due(id, what), "there is nothing to wait for: {:?}", self.due);
             }
             What::Stepped { .. } => hold!(self.is_due(id, what), "no step is done: {:?}", self.due),
@@ -227,7 +233,7 @@ impl Model {
         }
         match what {
             What::Started { device, attempt } => self.start(id, device, *attempt),
-            What::Waiting { device, until: Some(_), failed: None } => {
+            What::Waiting { device, until: Some(_), failures: None, .. } => {
                 self.life.offline.push((id.clone(), device.clone()));
             }
             What::Resumed { .. } => {
@@ -465,7 +471,8 @@ impl Model {
         let job = &self.decided.jobs[id];
         let row = &job.rows[device];
         if !row.is_in_flight() || row.attempt != *attempt {
-            return Vec::new();
+            let late = |outcome| What::Late { device: device.clone(), attempt: *attempt, outcome };
+            return result.clone().ok().map(late).into_iter().collect();
         }
         let outcome = result.clone().unwrap_or_else(|error| DeviceJobOutcome::Error {
             code: error.code.name().to_owned(),
@@ -535,7 +542,7 @@ impl Model {
         let until = if self.attempt(id, device).is_some() { may_take } else { may_take.max(self.opened + GRACE) };
         let device = device.clone();
         let what = match (found.contains(&device), when.otherwise) {
-            (true, _) => What::Waiting { device, until: None, failed: None },
+            (true, _) => What::Waiting { device, until: None, outcome: None, failures: None },
             (false, _) if self.now < until => return,
             (false, Otherwise::Fail) => {
                 let outcome = error(PolicyOutcome::StepConditionNotMet);
@@ -560,7 +567,7 @@ impl Model {
         }
         let wait = |first, longest| {
             let until = Some(self.wait(id, job, device, seconds(first), seconds(longest)));
-            What::Waiting { device: device.clone(), until, failed: None }
+            What::Waiting { device: device.clone(), until, outcome: Some(outcome.clone()), failures: None }
         };
         if is_away && self.waits_for_all(id) {
             return wait(1, 30);
@@ -575,8 +582,8 @@ impl Model {
         match policy.retry.iter().find(|rule| rule.on.contains(&class)) {
             Some(rule) if row.failures < rule.retries => {
                 let longest = (rule.backoff_in_seconds << row.failures.min(20)).min(rule.maximum_backoff_in_seconds);
-                let (until, failed) = (Some(self.now + seconds(longest)), Some((row.failures + 1, outcome)));
-                What::Waiting { device: device.clone(), until, failed }
+                let (until, outcome) = (Some(self.now + seconds(longest)), Some(outcome));
+                What::Waiting { device: device.clone(), until, outcome, failures: Some(row.failures + 1) }
             }
             _ => ended(DeviceJobStatus::Failed, Some(outcome)),
         }
@@ -892,9 +899,12 @@ fn code(outcome: Option<&DeviceJobOutcome>) -> Option<String> {
 fn same(due: &What, found: &What, now: DateTime<Utc>) -> bool {
     match (due, found) {
         (
-            What::Waiting { device, until: Some(longest), failed: Some(failed) },
-            What::Waiting { device: found, until: Some(until), failed: Some(found_failed) },
-        ) => device == found && failed == found_failed && *until <= *longest && *until - now >= (*longest - now) / 2,
+            What::Waiting { device, until: Some(longest), outcome, failures: Some(failures) },
+            What::Waiting { device: found, until: Some(until), outcome: told, failures: Some(counted) },
+        ) => {
+            let is_same = device == found && outcome == told && failures == counted;
+            is_same && *until <= *longest && *until - now >= (*longest - now) / 2
+        }
         (
             What::Ended { device, status, outcome },
             What::Ended { device: found, status: found_status, outcome: found_outcome },
