@@ -4,8 +4,22 @@ use std::fs;
 
 /// Resident memory of a process, in MiB.
 pub(crate) fn resident(pid: u32) -> f64 {
+    memory(pid, "VmRSS:")
+}
+
+/// The most that it has had since it began, or since [`reset_peak`].
+pub(crate) fn peak(pid: u32) -> f64 {
+    memory(pid, "VmHWM:")
+}
+
+pub(crate) fn reset_peak(pid: u32) {
+    // Linux's number for it.
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a process may ask it of its own user's");
+}
+
+fn memory(pid: u32, name: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("Linux tells it");
     let kilobytes: f64 = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
     kilobytes / 1024.0
 }

@@ -1,8 +1,8 @@
 //! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
 //!
 //! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
-//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`, `connections`) to run one part; `count=N`
-//! is how many twins or connected devices the last two have.
+//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`, `connections`, `connected`, `away`, `fair`) to run one
+//! part; `count=N` is how many devices the four before the last have.
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
@@ -10,6 +10,7 @@ mod connections;
 mod figures;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod jobs;
 mod swarm;
 mod twins;
 
@@ -65,6 +66,15 @@ fn main() {
     }
     if wants("connections") {
         connections::connections(&runtime, count.unwrap_or(connections::COUNT));
+    }
+    if wants("connected") {
+        jobs::connected(&runtime, count.unwrap_or(jobs::CONNECTED));
+    }
+    if wants("away") {
+        jobs::away(&runtime, count.unwrap_or(jobs::AWAY));
+    }
+    if wants("fair") {
+        jobs::fair(&runtime);
     }
 }
 
