@@ -194,6 +194,7 @@ fn request(id: &str, action: JobAction, condition: &str) -> JobRequest {
         max_execution_time_in_seconds: BOUND.as_secs() as u32,
         policy: None,
         then: Vec::new(),
+        recurrence: None,
         targets: None,
     }
 }
