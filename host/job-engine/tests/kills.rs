@@ -93,6 +93,7 @@ fn job() -> JobRequest {
         max_execution_time_in_seconds: 3600,
         policy: Some(policy),
         then: Vec::new(),
+        recurrence: None,
         targets: None,
     }
 }
