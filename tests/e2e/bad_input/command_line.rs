@@ -53,7 +53,7 @@ fn commands_are_refused_with_a_code_and_a_reason() {
         (&["method", "door-0001", "lock door"], 2, "invalid value 'lock door'"),
         (&["method", "door-0001", "lockDoor", "--response-timeout", "4"], 2, "4 is not in 5..=300"),
         (&["twin", "update", "door-0001"], 2, "--desired <JSON>"),
-        (&["job", "method", "lockDoor", "--query", "*", "--pause", "10s"], 2, "--stage <PERCENT>"),
+        (&["job", "method", "lockDoor", "--query", "*", "--pause", "10s"], 2, "--stage <PERCENT"),
         (&["job", "method", "lockDoor", "--query", "*", "--abort-failures", "110%"], 2, "a whole number up to 100"),
         (&["job", "twin", "--tags", "{}", "--query", "*", "--success-by", "luck"], 2, "plugin:NAME"),
         (&["up", "--devices", "many"], 2, "invalid value 'many'"),
