@@ -11,12 +11,13 @@ use crate::id::{DeviceId, IdError, ModuleId, rollout_place};
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
     device: DeviceId,
-    module: Option<ModuleId>,
+    /// In a place of its own: there are very many addresses in memory, and few of modules.
+    module: Option<Box<ModuleId>>,
 }
 
 impl Address {
     pub fn of_module(device: DeviceId, module: ModuleId) -> Address {
-        Address { device, module: Some(module) }
+        Address { device, module: Some(Box::new(module)) }
     }
 
     /// Read `device` or `device/module`.
@@ -36,7 +37,7 @@ impl Address {
     }
 
     pub fn module(&self) -> Option<&ModuleId> {
-        self.module.as_ref()
+        self.module.as_deref()
     }
 
     pub fn is_module(&self) -> bool {

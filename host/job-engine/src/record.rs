@@ -33,7 +33,8 @@ pub enum What {
     Scheduled,
     /// The job has started, with these devices, all pending, and with a policy the stage of each, counted from 1.
     Begun {
-        targets: Vec<BegunTarget>,
+        /// There may be very many, and whoever begins them has the same list.
+        targets: Arc<Vec<BegunTarget>>,
         /// How many more there would be without exclusions.
         excluded: u64,
     },

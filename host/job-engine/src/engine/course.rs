@@ -1,6 +1,6 @@
 //! Where a job with a policy stands: its stages, its rate, and whether it goes well enough to go on.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
@@ -10,7 +10,8 @@ use iothub_protocol::job::{DeviceJobOutcome, JobAction};
 
 use super::awaited::Awaited;
 use super::watch::{Group, Watch};
-use crate::record::SavedEnd;
+use crate::fleet::Selected;
+use crate::record::{BegunTarget, SavedEnd};
 
 /// How far a job that could not start anybody may catch up with its rate.
 const SLACK: TimeDelta = TimeDelta::milliseconds(100);
@@ -28,8 +29,6 @@ pub(super) struct Course {
     policy: JobPolicy,
     /// Of each stage's own devices. One, if the policy has none.
     stages: Vec<Count>,
-    /// The devices of stages to come.
-    held: Vec<VecDeque<Address>>,
     /// The stage that is under way, counted from 0.
     current: usize,
     /// Since when it has gone well enough for the next one.
@@ -90,7 +89,6 @@ impl Course {
         Course {
             policy,
             stages: vec![Count::default(); stages],
-            held: vec![VecDeque::new(); stages],
             current: 0,
             good_since: None,
             watches,
@@ -217,17 +215,30 @@ impl Course {
         group
     }
 
-    /// Take a device of a stage, counted from 1, that has no outcome. Tells whether its turn has come.
-    pub(super) fn add(&mut self, device: &Address, stage: u32, group: &Group) -> bool {
+    /// The devices that the job begins with, in the order of their turns. `stages` has those of the devices in stages by
+    /// condition, as [`Course::arrange`] takes them; it is empty if there are no such stages.
+    pub(super) fn begin_with(&mut self, devices: Vec<Selected>, stages: Vec<u32>) -> Vec<BegunTarget> {
+        let stages = stages.into_iter().chain(std::iter::repeat(0));
+        let with_group = |(Selected { address, labels }, stage): (Selected, u32)| {
+            let group = self.group(labels.into_iter().next().flatten());
+            (address, group, stage)
+        };
+        let devices = devices.into_iter().zip(stages).map(with_group).collect();
+        let arranged = self.arrange(devices).into_iter();
+        let target = |(device, group, stage)| {
+            self.add(stage, &group);
+            BegunTarget { device, stage: Some(stage), group }
+        };
+        arranged.map(target).collect()
+    }
+
+    /// Take a device of a stage, counted from 1, that has no outcome.
+    pub(super) fn add(&mut self, stage: u32, group: &Group) {
         if self.policy.group_by.is_some() {
             self.groups.entry(group.clone()).or_default().devices += 1;
         }
         let place = self.place(stage);
         self.stages[place].devices += 1;
-        if place > self.current {
-            self.held[place].push_back(device.clone());
-        }
-        place <= self.current
     }
 
     /// Go on where the journal says that the job was.
@@ -370,11 +381,10 @@ impl Course {
         }
     }
 
-    /// Begin the next stage: its devices.
-    pub(super) fn next_stage(&mut self) -> VecDeque<Address> {
+    /// Begin the next stage.
+    pub(super) fn next_stage(&mut self) {
         self.good_since = None;
         self.current = (self.current + 1).min(self.stages.len() - 1);
-        std::mem::take(&mut self.held[self.current])
     }
 
     /// The job is paused: the pause before the next stage begins anew after that.
@@ -384,7 +394,6 @@ impl Course {
 
     /// Nobody has a turn any more.
     pub(super) fn stop(&mut self) {
-        self.held.iter_mut().for_each(VecDeque::clear);
         (self.good_since, self.is_throttled) = (None, false);
     }
 

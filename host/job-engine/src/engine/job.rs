@@ -11,9 +11,10 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, J
 use iothub_protocol::method::MethodResponse;
 
 use super::course::Course;
+use super::fresh::Fresh;
 use super::steps::Steps;
 use super::watch::Group;
-use super::{SavedJob, SavedTarget, Waits};
+use super::{BegunTarget, SavedJob, SavedTarget, Waits};
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -46,10 +47,12 @@ pub(super) struct Job {
     /// Only a job with a policy has one.
     pub(super) course: Option<Box<Course>>,
     pub(super) statistics: JobStatistics,
-    /// The devices that have not ended.
+    /// The devices that have had a turn, or were to have one, and have not ended.
     pub(super) targets: HashMap<Address, Target>,
-    /// Devices to start next. Those in [`State::Ready`], and none twice.
+    /// Those of them to start next: in [`State::Ready`], and none twice.
     pub(super) ready: VecDeque<Address>,
+    /// The devices that follow after those.
+    pub(super) fresh: Fresh,
     /// Devices to try again, by when. Those in [`State::Later`].
     later: BTreeSet<(DateTime<Utc>, Address)>,
     /// How many devices are starting or sent.
@@ -93,8 +96,6 @@ pub(super) struct Target {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// Its stage has not begun.
-    Held,
     /// In the job's `ready` queue.
     Ready,
     /// Another job's call to the device is out.
@@ -214,6 +215,7 @@ impl Job {
             statistics: saved.statistics,
             targets: HashMap::new(),
             ready: VecDeque::new(),
+            fresh: Fresh::default(),
             later: BTreeSet::new(),
             in_flight: 0,
         }
@@ -260,18 +262,28 @@ impl Job {
         self.hold.as_ref().is_some_and(|hold| hold.cause != HoldCause::Approval)
     }
 
-    /// Whether it is a new one. `stage` is 0 without a policy.
-    pub(super) fn add_target(&mut self, device: Address, attempt: u32, stage: u32, group: Group) -> bool {
-        if self.targets.contains_key(&device) {
-            return false;
+    /// Take a device that has not ended when the process did. Gives it back if it has not had a turn.
+    pub(super) fn add_waiting(&mut self, saved: SavedTarget) -> Option<BegunTarget> {
+        let SavedTarget { device, attempt, failures, last, until, stage, group, step, answered, .. } = saved;
+        if let Some(course) = &mut self.course {
+            course.add(stage, &group);
         }
-        let has_turn = self.course.as_mut().is_none_or(|course| course.add(&device, stage, &group));
-        let state = if has_turn { State::Ready } else { State::Held };
-        self.targets.insert(device.clone(), Target::new(attempt, stage, group, state));
-        if has_turn {
-            self.ready.push_back(device);
+        if attempt == 0 {
+            return Some(BegunTarget { device, stage: self.course.is_some().then_some(stage), group });
         }
-        true
+        let mut target = Target::new(attempt, stage, group, State::Ready);
+        target.awaits_connection = last.is_none() && until.is_some();
+        (target.step, target.answered) = (step, answered.map(Box::new));
+        (target.failures, target.last) = (failures, last.map(Box::new));
+        match until {
+            Some(until) => {
+                target.state = State::Later(until);
+                self.later.insert((until, device.clone()));
+            }
+            None => self.ready.push_back(device.clone()),
+        }
+        self.targets.insert(device, target);
+        None
     }
 
     pub(super) fn clock_set(&mut self, by: TimeDelta) {
@@ -291,20 +303,37 @@ impl Job {
         }
     }
 
-    /// Take a device that was to be tried again when the process ended.
-    pub(super) fn add_waiting(&mut self, saved: SavedTarget) {
-        let SavedTarget { device, attempt, failures, last, until, stage, group, step, answered, .. } = saved;
-        self.add_target(device.clone(), attempt, stage, group);
-        let awaits_connection = last.is_none() && until.is_some();
-        let Some(target) = self.targets.get_mut(&device) else { return };
-        (target.step, target.answered) = (step, answered.map(Box::new));
-        (target.failures, target.last, target.awaits_connection) = (failures, last.map(Box::new), awaits_connection);
-        if let (Some(until), State::Ready) = (until, target.state) {
-            target.state = State::Later(until);
-            // It was put there just now.
-            self.ready.pop_back();
-            self.later.insert((until, device));
+    /// Whether any device has not ended.
+    pub(super) fn is_open(&self) -> bool {
+        !self.targets.is_empty() || !self.fresh.is_empty()
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty() || self.fresh.front(self.stage()).is_some()
+    }
+
+    /// Whether the job's rate counts the next device: it is one of devices, and those that have begun go on. `None` if
+    /// there is no next one.
+    pub(super) fn counts_next(&self) -> Option<bool> {
+        match self.ready.front() {
+            Some(device) => Some(self.targets.get(device).is_none_or(|target| target.step == 0)),
+            None => self.fresh.front(self.stage()).map(|_| true),
         }
+    }
+
+    /// Take the next device, to start it.
+    pub(super) fn take_next(&mut self) -> Option<Address> {
+        if let Some(device) = self.ready.pop_front() {
+            return Some(device);
+        }
+        let BegunTarget { device, stage, group } = self.fresh.pop(self.stage())?;
+        self.targets.insert(device.clone(), Target::new(0, stage.unwrap_or_default(), group, State::Ready));
+        Some(device)
+    }
+
+    /// The stage under way, counted from 1.
+    fn stage(&self) -> u32 {
+        self.course.as_ref().map_or(0, |course| course.stage())
     }
 
     /// Take a device whose report was waited for when the process ended, since `since`. It may take until `at_least` to
@@ -317,7 +346,7 @@ impl Job {
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
     ) {
         let Some(course) = &mut self.course else { return };
-        course.add(&device, stage, &group);
+        course.add(stage, &group);
         if let Some(awaited) = &mut course.awaited {
             awaited.add(now, device.clone(), since, at_least);
         }
@@ -333,7 +362,7 @@ impl Job {
     ) {
         let SavedTarget { device, attempt, stage, group, step, answered, failures, .. } = saved;
         if let Some(course) = &mut self.course {
-            course.add(&device, stage, &group);
+            course.add(stage, &group);
         }
         self.steps.wait(now, device.clone(), step, (since, at_least));
         let target = Target::new(attempt, stage, group, State::Awaited);
@@ -408,13 +437,7 @@ impl Job {
     /// The next stage begins; its number, counted from 1.
     pub(super) fn next_stage(&mut self) -> Option<u32> {
         let course = self.course.as_mut()?;
-        let devices = course.next_stage();
-        for device in &devices {
-            if let Some(target) = self.targets.get_mut(device) {
-                target.state = State::Ready;
-            }
-        }
-        self.ready.extend(devices);
+        course.next_stage();
         Some(course.stage())
     }
 
@@ -541,7 +564,7 @@ impl Job {
                 self.later.remove(&(at, device.clone()));
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
-            State::Held | State::Ready | State::Blocked => {
+            State::Ready | State::Blocked => {
                 self.statistics.pending_count = self.statistics.pending_count.saturating_sub(1);
             }
         }
@@ -552,6 +575,7 @@ impl Job {
     pub(super) fn end_pending(&mut self, end: End) {
         self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent | State::Awaited));
         self.ready.clear();
+        self.fresh.clear();
         self.later.clear();
         if let Some(course) = &mut self.course {
             course.stop();

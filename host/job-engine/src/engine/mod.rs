@@ -21,6 +21,7 @@
 
 mod awaited;
 mod course;
+mod fresh;
 mod hold;
 mod job;
 mod looks;
@@ -51,13 +52,13 @@ use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget, What};
 use course::Course;
+use fresh::Fresh;
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
 use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
 use series::Series;
 pub use targets::{Found, Scope, includes};
 use turns::Turns;
-use watch::Group;
 
 /// How soon after the engine's start a job of before it has to begin to wait for devices that are offline: the devices
 /// lost their connections with the same restart and need about this long to come back.
@@ -408,7 +409,7 @@ impl Engine {
             saved.reached.iter().for_each(|device| course.reach(device));
         }
         let fails_in_doubt = job.course.as_ref().is_some_and(|course| course.fails_in_doubt());
-        let mut lost = Vec::new();
+        let (mut lost, mut fresh) = (Vec::new(), Vec::new());
         for mut target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
@@ -435,8 +436,10 @@ impl Engine {
                     }
                 }
             }
-            job.add_waiting(target);
+            fresh.extend(job.add_waiting(target));
         }
+        fresh.sort_by_key(|target| target.stage);
+        job.fresh = Fresh::new(Arc::new(fresh));
         job.bound_waits();
         for device in lost {
             job.end(now, &device, End::Failed(FailureClass::Unknown));
@@ -523,27 +526,14 @@ impl Engine {
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
-        let devices: Vec<(Address, Group, u32)> = match &mut job.course {
-            Some(course) => {
-                let stages = stages.into_iter().chain(std::iter::repeat(0));
-                let with_group = |(Selected { address, labels }, stage): (Selected, u32)| {
-                    let group = course.group(labels.into_iter().next().flatten());
-                    (address, group, stage)
-                };
-                let devices = devices.into_iter().zip(stages).map(with_group).collect();
-                course.arrange(devices)
-            }
-            None => devices.into_iter().map(|selected| (selected.address, None, 0)).collect(),
+        let targets = match &mut job.course {
+            Some(course) => course.begin_with(devices, stages),
+            None => alike(devices),
         };
-        let mut targets = Vec::with_capacity(devices.len());
-        for (device, group, stage) in devices {
-            // A device that was selected twice is one target.
-            if job.add_target(device.clone(), 0, stage, group.clone()) {
-                targets.push(BegunTarget { device, stage: job.course.is_some().then_some(stage), group });
-            }
-        }
         let count = targets.len() as u64;
         job.statistics = JobStatistics { device_count: count, pending_count: count, ..JobStatistics::default() };
+        let targets = Arc::new(targets);
+        job.fresh = Fresh::new(Arc::clone(&targets));
         push(&mut self.changes, now, id, What::Begun { targets, excluded });
         if job.course.is_some() {
             push(&mut self.changes, now, id, What::Stage { number: 1 });
@@ -696,7 +686,7 @@ impl Engine {
 
     fn end_if_done(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        if job.phase != Phase::Running || !job.targets.is_empty() {
+        if job.phase != Phase::Running || job.is_open() {
             return;
         }
         if job.begins_to_unpin() {
@@ -719,6 +709,15 @@ impl Engine {
         self.leave_line(id);
         push(&mut self.changes, now, id, What::Finished { status, reason });
     }
+}
+
+/// Devices of a job without a policy, in the order of their ids. One that was selected twice is one target.
+fn alike(mut devices: Vec<Selected>) -> Vec<BegunTarget> {
+    if !devices.is_sorted_by(|one, next| one.address < next.address) {
+        devices.sort_by(|one, other| one.address.cmp(&other.address));
+        devices.dedup_by(|one, other| one.address == other.address);
+    }
+    devices.into_iter().map(|selected| BegunTarget { device: selected.address, stage: None, group: None }).collect()
 }
 
 fn push(changes: &mut Vec<Change>, at: DateTime<Utc>, job: &JobId, what: What) {

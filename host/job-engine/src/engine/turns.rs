@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::Priority;
 
-use super::job::{Phase, State, Target};
+use super::job::{Phase, State};
 use super::{Call, Engine, What, push};
 
 /// The jobs that want to begin more than there is room for.
@@ -74,20 +74,18 @@ impl Engine {
     fn wants_more(&self, id: &JobId) -> bool {
         self.jobs.get(id).is_some_and(|job| {
             let may = !self.draining && job.phase == Phase::Running && !job.is_held();
-            may && job.in_flight < self.limits.in_flight_per_job && !job.ready.is_empty()
+            may && job.in_flight < self.limits.in_flight_per_job && job.has_ready()
         })
     }
 
     /// Begin one device. `false` if there is none that could: all are busy, or the rate does not allow it yet.
     fn begin_one(&mut self, now: DateTime<Utc>, id: &JobId) -> bool {
         let Some(mut job) = self.jobs.get_mut(id) else { return false };
-        while let Some(device) = job.ready.front() {
-            // The rate is one of devices: those that have begun go on.
-            let counts = job.targets.get(device).is_none_or(|target: &Target| target.step == 0);
+        while let Some(counts) = job.counts_next() {
             if counts && job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
                 return false;
             }
-            let Some(device) = job.ready.pop_front() else { return false };
+            let Some(device) = job.take_next() else { return false };
             let Some(target) = job.targets.get_mut(&device) else { continue };
             if self.busy.contains_key(&device) {
                 target.state = State::Blocked;

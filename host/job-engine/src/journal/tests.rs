@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use chrono::TimeDelta;
 use durable_store::sql::{Connection, params};
 use iothub_protocol::address::Address;
@@ -30,7 +32,7 @@ fn filled() -> Connection {
         let job = request.job_id.clone();
         write(&mut connection, |tx| insert(tx, request, at(1))).expect("a new id");
         let targets = (0..5).map(|number| target(device(number))).collect();
-        change(&mut connection, job.as_str(), What::Begun { targets, excluded: 0 });
+        change(&mut connection, job.as_str(), What::Begun { targets: Arc::new(targets), excluded: 0 });
     }
     let outcomes = [
         (
@@ -97,7 +99,7 @@ fn a_list_that_does_not_come_ends_its_job_and_one_that_is_whole_lets_it_begin() 
     assert_eq!((page(None, 2), page(Some("a/m"), 9)), (vec![address("a"), address("a/m")], vec![address("b")]));
     let asked = ["a", "b", "b/m"].map(address);
     assert_eq!(listed_among(&connection, &job_id("whole"), &asked), Ok(vec![false, true, true]));
-    change(&mut connection, "whole", What::Begun { targets: vec![target(address("a"))], excluded: 2 });
+    change(&mut connection, "whole", What::Begun { targets: Arc::new(vec![target(address("a"))]), excluded: 2 });
     let left: i64 = connection.query_row("SELECT count(*) FROM job_lists", [], |row| row.get(0)).expect("a count");
     assert_eq!((left, stored(&connection, &job_id("whole")).excluded), (0, Some(2)), "a list has served");
 }
@@ -144,7 +146,7 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
         BegunTarget { device: device(number), stage: Some(1 + number as u32 / 2), group }
     };
     let targets = (0..5).map(target).collect();
-    change(&mut connection, "p", What::Begun { targets, excluded: 0 });
+    change(&mut connection, "p", What::Begun { targets: Arc::new(targets), excluded: 0 });
     change(&mut connection, "p", What::Stage { number: 1 });
     for number in 0..4 {
         change(&mut connection, "p", What::Started { device: device(number), attempt: 1 });
@@ -225,7 +227,7 @@ fn rows_of_modules_name_them_and_are_found_by_their_device() {
     write(&mut connection, |tx| insert(tx, twin_job("m"), at(1))).expect("a new id");
     let address = |text: &str| Address::parse(text).expect("an address");
     let targets = ["d", "d/m1", "d/m2", "d1/m1", "d0"].map(|text| target(address(text))).to_vec();
-    change(&mut connection, "m", What::Begun { targets, excluded: 0 });
+    change(&mut connection, "m", What::Begun { targets: Arc::new(targets), excluded: 0 });
     change(&mut connection, "m", What::Started { device: address("d/m1"), attempt: 1 });
     let found = |text: &str, after: Option<&Position>| {
         let page = device_rows(&connection, &condition(text), 2, after).expect("rows");
@@ -342,7 +344,7 @@ fn every_attempt_is_kept_and_a_late_answer_beside_it() {
     let mut connection = database();
     write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
     let targets = (0..4).map(|number| target(device(number))).collect();
-    change(&mut connection, "j", What::Begun { targets, excluded: 0 });
+    change(&mut connection, "j", What::Begun { targets: Arc::new(targets), excluded: 0 });
     let waiting = |code: &str| {
         let outcome = DeviceJobOutcome::Error { code: code.to_owned(), description: String::new() };
         What::Waiting { device: device(0), until: None, outcome: Some(outcome), failures: None }
@@ -404,7 +406,7 @@ fn every_attempt_is_kept_and_a_late_answer_beside_it() {
 fn a_device_that_is_looked_for_a_thousand_times_keeps_its_last_attempts() {
     let mut connection = database();
     write(&mut connection, |tx| insert(tx, method_job("j"), at(1))).expect("a new id");
-    change(&mut connection, "j", What::Begun { targets: vec![target(device(0))], excluded: 0 });
+    change(&mut connection, "j", What::Begun { targets: Arc::new(vec![target(device(0))]), excluded: 0 });
     for attempt in 1..=1000 {
         change(&mut connection, "j", What::Started { device: device(0), attempt });
         let waiting = What::Waiting { device: device(0), until: None, outcome: Some(error()), failures: None };

@@ -387,7 +387,7 @@ impl Model {
             stage: job.policy().map(|policy| stage_of(rank, policy)),
             group: devices[device].clone(),
         });
-        let what = What::Begun { targets: targets.collect(), excluded: *excluded };
+        let what = What::Begun { targets: Arc::new(targets.collect()), excluded: *excluded };
         self.due.push(Due { job: id.clone(), what });
     }
 
@@ -917,8 +917,8 @@ fn same(due: &What, found: &What, now: DateTime<Utc>) -> bool {
         }
         // The order in which devices have their turns is not a matter of the record.
         (What::Begun { targets, excluded }, What::Begun { targets: found, excluded: found_excluded }) => {
-            let sorted = |targets: &Vec<BegunTarget>| {
-                let mut targets = targets.clone();
+            let sorted = |targets: &[BegunTarget]| {
+                let mut targets = targets.to_vec();
                 targets.sort_by(|one, other| one.device.cmp(&other.device));
                 targets
             };
