@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
-use super::figures::{peak, resident, reset_peak, verdict};
+use super::figures::{peak, reset_peak, resident, verdict};
 use super::harness::{FREE_PORTS, Latch, latch_ok, plugin_folder, wait_until};
 use super::{client, direct_method};
 
@@ -50,10 +50,7 @@ pub(crate) fn connected(runtime: &Runtime, count: usize) {
     let begun = Instant::now();
     let [connections, ca, plugins] = [&data.join("devices"), &data.join("ca.pem"), plugins.path()]
         .map(|path| path.to_str().expect("a readable name").to_owned());
-    let host = Latch::start(
-        host_data,
-        &["run", "--connections", &connections, "--ca", &ca, "--plugins", &plugins],
-    );
+    let host = Latch::start(host_data, &["run", "--connections", &connections, "--ca", &ca, "--plugins", &plugins]);
     let service = client(data);
     wait_until("all devices are connected", BOUND, || {
         let query = "SELECT COUNT() AS n FROM devices WHERE connectionState = 'Connected'";
