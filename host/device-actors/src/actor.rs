@@ -259,7 +259,7 @@ impl Actor {
         }
         let idle = self.resident.iter().map(|(_, since)| *since + self.limits.idle).min();
         let outbox = if self.link == Link::Up { self.outbox.deadline() } else { None };
-        [idle, outbox, self.records.retry_at(), self.next_message_at()].into_iter().flatten().min()
+        [idle, outbox, self.records.deadline(), self.next_message_at()].into_iter().flatten().min()
     }
 
     /// Give back memory that is needed only while there is much to do.

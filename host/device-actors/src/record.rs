@@ -183,6 +183,8 @@ pub(crate) struct Dirty {
     pub(crate) unsent: bool,
     pub(crate) applied: bool,
     pub(crate) past: bool,
+    /// What was reported and what is unsent, since the hub has answered to it.
+    pub(crate) report_answered: bool,
     pub(crate) telemetry_taken: Vec<u64>,
 }
 
@@ -191,12 +193,18 @@ impl Dirty {
         *self == Dirty::default()
     }
 
+    /// Whether all of it is what the hub has answered to what was sent.
+    pub(crate) fn is_confirmation(&self) -> bool {
+        !(self.desired || self.reported || self.unsent || self.applied || self.past)
+    }
+
     pub(crate) fn merge(&mut self, other: Dirty) {
         self.desired |= other.desired;
         self.reported |= other.reported;
         self.unsent |= other.unsent;
         self.applied |= other.applied;
         self.past |= other.past;
+        self.report_answered |= other.report_answered;
         self.telemetry_taken.extend(other.telemetry_taken);
     }
 }

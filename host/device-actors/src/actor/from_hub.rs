@@ -97,7 +97,7 @@ impl Actor {
         let device = &self.device;
         match self.outbox.answered(now, token, status, &self.limits, &mut self.rng) {
             ReportOutcome::Stale => return,
-            ReportOutcome::Confirmed => self.records.dirty.reported = true,
+            ReportOutcome::Confirmed => {}
             ReportOutcome::Again => {
                 tracing::warn!(%device, status, message, "reported properties were not taken, will be sent again");
                 return;
@@ -106,6 +106,6 @@ impl Actor {
                 tracing::error!(%device, status, message, "reported properties were refused by the hub and are lost");
             }
         }
-        self.records.dirty.unsent = true;
+        self.records.dirty.report_answered = true;
     }
 }

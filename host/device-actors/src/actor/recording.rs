@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Map;
 
@@ -10,6 +10,10 @@ use super::in_hand::{Done, InHand, Message};
 use super::{Actor, Link, Output, Stop};
 use crate::lineup::Plugin;
 use crate::record::{Applied, Changes, Dirty};
+
+/// How long confirmations of the hub wait for each other, or for the device's next call, to be written with it. If they
+/// are lost in a crash, what they are for is sent again.
+pub(super) const CONFIRMATIONS_WAIT: Duration = Duration::from_millis(100);
 
 /// Records on their way to the store, and what waits for the next one.
 #[derive(Debug, Default)]
@@ -20,6 +24,8 @@ pub(super) struct Records {
     failures: u32,
     /// After a failure: what nobody waits for is not written before.
     retry_at: Option<Instant>,
+    /// Since when something that nobody waits for could have been written.
+    dirty_since: Option<Instant>,
 }
 
 impl Records {
@@ -28,8 +34,14 @@ impl Records {
         !self.dirty.is_empty() && self.in_flight.is_empty()
     }
 
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.may_write())
+    /// What nobody waits for is not written before; at once if `None`.
+    fn not_before(&self) -> Option<Instant> {
+        let since = self.dirty_since.filter(|_| self.dirty.is_confirmation());
+        since.map(|since| since + CONFIRMATIONS_WAIT).max(self.retry_at)
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.not_before().filter(|_| self.may_write())
     }
 }
 
@@ -83,7 +95,12 @@ impl Actor {
     /// Write what nobody waits for. Not while a record is on its way: a call's effects are in memory only once
     /// recorded, and a whole value written meanwhile from memory would undo them.
     pub(super) fn record_dirty(&mut self, now: Instant) {
-        if !self.records.may_write() || self.records.retry_at().is_some_and(|at| at > now) {
+        if !self.records.may_write() {
+            return;
+        }
+        self.records.dirty_since.get_or_insert(now);
+        let not_before = if self.stop == Stop::No { self.records.not_before() } else { self.records.retry_at };
+        if not_before.is_some_and(|at| at > now) {
             return;
         }
         let dirty = mem::take(&mut self.records.dirty);
@@ -95,8 +112,8 @@ impl Actor {
         let applied = self.desired.applied().filter(|_| dirty.applied);
         Changes {
             desired: dirty.desired.then(|| (self.desired.document().clone(), self.desired.version())),
-            reported: dirty.reported.then(|| self.outbox.confirmed().clone()),
-            unsent: dirty.unsent.then(|| self.outbox.unsent_with(&Map::new())),
+            reported: (dirty.reported || dirty.report_answered).then(|| self.outbox.confirmed().clone()),
+            unsent: (dirty.unsent || dirty.report_answered).then(|| self.outbox.unsent_with(&Map::new())),
             past: dirty.past.then(|| self.past.recorded()),
             applied: applied.map(|(name, applied)| (name.clone(), applied.clone())).collect(),
             telemetry_taken: dirty.telemetry_taken.clone(),
@@ -108,7 +125,7 @@ impl Actor {
         self.records.last += 1;
         let id = self.records.last;
         self.records.in_flight.push_back((id, dirty));
-        self.records.retry_at = None;
+        (self.records.retry_at, self.records.dirty_since) = (None, None);
         self.outputs.push_back(Output::Record { id, changes: Box::new(changes) });
         id
     }

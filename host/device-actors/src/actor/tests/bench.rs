@@ -12,6 +12,7 @@ use plugin_runtime::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::actor::recording::CONFIRMATIONS_WAIT;
 use crate::actor::{Actor, Call, Input, Outcome, Output, Work};
 use crate::failure::{Failure, FailureKind};
 use crate::limits::Limits;
@@ -209,6 +210,13 @@ impl Bench {
         while !self.records.is_empty() {
             self.write();
         }
+    }
+
+    /// Confirmations of the hub are written, too.
+    pub(super) fn settle(&mut self) {
+        self.write_all();
+        self.wait(CONFIRMATIONS_WAIT);
+        self.write_all();
     }
 
     pub(super) fn cannot_write(&mut self) {

@@ -7,6 +7,7 @@ use plugin_runtime::Effects;
 use serde_json::{Value, json};
 
 use super::bench::*;
+use crate::actor::Input;
 use crate::record::Unsent;
 
 fn done(bench: &mut Bench, effects: Effects) {
@@ -46,13 +47,14 @@ fn reports_merge_while_one_is_in_flight() {
     assert_eq!(reported(&mut bench), [(1, json!({"a": 1, "b": {"x": 1}}))]);
     assert_eq!(bench.db.unsent, unsent(json!({"a": 1, "b": {"x": 1}}), json!({"a": 2, "b": null})));
     answer(&mut bench, 1, 204);
-    bench.write_all();
     assert_eq!(reported(&mut bench), [(2, json!({"a": 2, "b": null}))]);
+    assert!(bench.records.is_empty(), "that waits for company");
+    bench.settle();
     assert_eq!(bench.db.reported, object(json!({"a": 1, "b": {"x": 1}})));
     answer(&mut bench, 1, 204);
     assert!(bench.records.is_empty(), "answered twice");
     answer(&mut bench, 2, 204);
-    bench.write_all();
+    bench.settle();
     assert_eq!((bench.db.reported, bench.db.unsent), (object(json!({"a": 2})), Unsent::default()));
 }
 
@@ -93,11 +95,11 @@ fn a_report_is_repeated_as_long_as_that_can_help() {
         bench.wait(Duration::from_secs(2));
         reported(&mut bench);
         answer(&mut bench, 1, status);
-        bench.write_all();
         if repeated {
             assert!(bench.wait_for_deadline() <= Duration::from_secs(1));
             assert_eq!(reported(&mut bench), [(2, json!({"a": 1}))]);
         } else {
+            bench.settle();
             assert_eq!((bench.actor.deadline(), &bench.db.unsent), (None, &Unsent::default()), "{status}");
             bench.method("2", "lockDoor");
             assert!(bench.call.expect("a call").snapshot.reported.is_empty(), "as the hub has it");
@@ -121,7 +123,7 @@ fn telemetry_leaves_in_order_and_keeps_its_ids() {
     bench.hub(FromHub::TelemetryTaken { token: first[0].0 });
     bench.hub(FromHub::TelemetryTaken { token: first[0].0 });
     assert_eq!(sent_telemetry(&mut bench).len(), 1, "the window moves by one");
-    bench.write_all();
+    bench.settle();
     // After a crash, from the record: the same messages with the same ids.
     let mut bench = Bench::on(bench.db, &[lock_door("1")]);
     assert!(sent_telemetry(&mut bench).is_empty());
@@ -134,7 +136,7 @@ fn telemetry_leaves_in_order_and_keeps_its_ids() {
     for (token, ..) in again {
         bench.hub(FromHub::TelemetryTaken { token });
     }
-    bench.write_all();
+    bench.settle();
     assert_eq!(bench.db.telemetry.len(), 1, "the ninth, in flight");
 }
 
@@ -160,9 +162,32 @@ fn what_nobody_waits_for_is_written_again_later() {
     done(&mut bench, reports(json!({"a": 1})));
     bench.wait(Duration::from_secs(2));
     answer(&mut bench, 1, 204);
+    bench.wait_for_deadline();
     bench.cannot_write();
     assert!(bench.records.is_empty());
     bench.wait_for_deadline();
     bench.write();
     assert_eq!((bench.db.reported, bench.db.unsent), (object(json!({"a": 1})), Unsent::default()));
+}
+
+#[test]
+fn confirmations_are_written_together_with_the_next_call_or_at_the_stop() {
+    let mut bench = Bench::connected(&[lock_door("1")]);
+    let confirmed = |bench: &mut Bench| {
+        done(bench, sends(&["0"]));
+        let (token, ..) = sent_telemetry(bench).remove(0);
+        bench.hub(FromHub::TelemetryTaken { token });
+        assert_eq!((bench.records.len(), bench.db.telemetry.len()), (0, 1));
+    };
+    confirmed(&mut bench);
+    bench.method("2", "lockDoor");
+    bench.returns(reports(json!({"a": 1})));
+    let changes = bench.write();
+    assert_eq!((changes.telemetry_taken.len(), changes.unsent.is_some(), bench.records.len()), (1, true, 0));
+    assert!(bench.db.telemetry.is_empty());
+
+    confirmed(&mut bench);
+    bench.input(Input::Stop);
+    bench.write();
+    assert!(bench.stopped && bench.db.telemetry.is_empty());
 }

@@ -72,6 +72,7 @@ fn a_pin_in_the_twin_is_followed_and_reported() {
     assert_eq!(reported(&mut bench)[0].pointer("/latch/plugins/lock-door/status"), Some(&json!("active")));
 
     // A restart says nothing new.
+    bench.settle();
     let mut bench = Bench::on(bench.db, &[]);
     bench.versions(&lock_door("2.0.0"), &[lock_door("7.0.0"), lock_door("1.0.0")]);
     bench.connect(pins(json!("7.0.0")), 3);
