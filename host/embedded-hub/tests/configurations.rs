@@ -2,12 +2,10 @@
 
 mod support;
 
-use std::time::Duration;
-
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, Subscribe};
 use serde_json::{Value, json};
-use support::{PATIENCE, Service};
+use support::Service;
 
 const CHILLER: &str = "/configurations/chiller?api-version=2021-04-12";
 
@@ -42,23 +40,6 @@ async fn create(hub: &Service, device: &str, site: &str) {
     tag(hub, device, site).await;
 }
 
-/// Ask until the answer is as it should be.
-async fn until(hub: &Service, path: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-    let asked = async {
-        loop {
-            let reply = hub.owner(&format!("GET {path}"), &[], "").await;
-            if reply.status == 200 && is_so(&reply.json()) {
-                return reply.json();
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(found) => found,
-        Err(_) => panic!("{what}: {:?}", hub.owner(&format!("GET {path}"), &[], "").await),
-    }
-}
-
 fn desired(twin: &Value) -> Value {
     let mut desired = twin["properties"]["desired"].clone();
     let members = desired.as_object_mut().expect("an object");
@@ -67,7 +48,7 @@ fn desired(twin: &Value) -> Value {
 }
 
 async fn until_desired(hub: &Service, device: &str, expected: Value) -> Value {
-    until(hub, &format!("/twins/{device}"), &expected.to_string(), |twin| desired(twin) == expected).await
+    hub.until(&format!("/twins/{device}"), &expected.to_string(), |twin| desired(twin) == expected).await
 }
 
 #[tokio::test]
@@ -79,7 +60,7 @@ async fn a_configuration_follows_its_devices() {
     assert_eq!(made["systemMetrics"]["results"], json!({"targetedCount": 0, "appliedCount": 0}));
     let twin = until_desired(&hub, "d1", json!({"chiller": {"temperature": 66}})).await;
     assert_eq!(twin["configurations"], json!({"chiller": {"status": "Applied"}}));
-    let counted = until(&hub, CHILLER, "counts", |c| c["systemMetrics"]["results"]["appliedCount"] == 1).await;
+    let counted = hub.until(CHILLER, "counts", |c| c["systemMetrics"]["results"]["appliedCount"] == 1).await;
     assert_eq!(counted["systemMetrics"]["results"]["targetedCount"], 1);
     assert_eq!(counted["metrics"]["results"], json!({"cold": 0, "applied": 1}));
     let untouched = hub.owner("GET /twins/d2", &[], "").await.json();
@@ -94,7 +75,7 @@ async fn a_configuration_follows_its_devices() {
     let bulk = r#"[{"id":"d3","importMode":"create","tags":{"site":"A"}}]"#;
     assert_eq!(hub.owner("POST /devices", &[], bulk).await.status, 200);
     until_desired(&hub, "d3", json!({"chiller": {"temperature": 66}})).await;
-    until(&hub, CHILLER, "two", |c| c["systemMetrics"]["results"]["appliedCount"] == 2).await;
+    hub.until(CHILLER, "two", |c| c["systemMetrics"]["results"]["appliedCount"] == 2).await;
     // What someone changes by hand is put right.
     let by_hand = r#"{"properties":{"desired":{"chiller":{"temperature":1,"own":true}}}}"#;
     assert_eq!(hub.owner("PATCH /twins/d3", &[], by_hand).await.status, 200);
@@ -115,7 +96,7 @@ async fn a_configuration_follows_its_devices() {
 
     // Deleted for good: what it has set stays, the mark goes.
     assert_eq!(hub.owner(&format!("DELETE {CHILLER}"), &["If-Match: *"], "").await.status, 204);
-    let twin = until(&hub, "/twins/d2", "no mark", |twin| twin.get("configurations").is_none()).await;
+    let twin = hub.until("/twins/d2", "no mark", |twin| twin.get("configurations").is_none()).await;
     assert_eq!(desired(&twin), json!({"chiller": {"temperature": 66}}));
     assert_eq!(hub.owner("GET /configurations", &[], "").await.body, "[]");
     hub.hub.stop().await;
@@ -149,7 +130,7 @@ async fn a_connected_device_hears_of_it_once() {
     };
     assert!(next().await.topic.starts_with("$iothub/twin/res/204/"));
     assert_eq!(&next().await.payload[..], br#"{"$version":3,"heat":true}"#);
-    until(&hub, CHILLER, "counts", |c| c["metrics"]["results"] == json!({"cold": 1, "applied": 1})).await;
+    hub.until(CHILLER, "counts", |c| c["metrics"]["results"] == json!({"cold": 1, "applied": 1})).await;
     let twin = hub.owner("GET /twins/d1", &[], "").await.json();
     assert_eq!(twin["properties"]["desired"]["$version"], 3, "walks change nothing that is as it should be");
     hub.hub.stop().await;
@@ -234,7 +215,7 @@ async fn what_does_not_fit_into_a_twin_is_targeted_and_not_applied() {
     let mut configuration = chiller();
     configuration["content"]["deviceContent"] = json!({"properties.desired.more": large});
     put(&hub, &[], &configuration).await;
-    let counted = until(&hub, CHILLER, "counts", |c| c["systemMetrics"]["results"]["targetedCount"] == 1).await;
+    let counted = hub.until(CHILLER, "counts", |c| c["systemMetrics"]["results"]["targetedCount"] == 1).await;
     assert_eq!(counted["systemMetrics"]["results"]["appliedCount"], 0);
     let twin = hub.owner("GET /twins/d1", &[], "").await.json();
     assert_eq!(twin["configurations"], json!({"chiller": {"status": "Targeted"}}));

@@ -2,13 +2,11 @@
 
 mod support;
 
-use std::time::Duration;
-
 use chrono::{TimeDelta, Utc};
 use iothub_protocol::sas::SharedKey;
 use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet};
 use serde_json::{Value, json};
-use support::{Client, Device, PATIENCE, Service};
+use support::{Client, Device, Service};
 
 /// Make a module, and its device if there is none; its identity.
 async fn create(hub: &Service, device: &str, module: &str) -> Value {
@@ -52,20 +50,6 @@ async fn rows(hub: &Service, query: &str) -> Vec<Value> {
     assert_eq!(reply.status, 200, "{query}: {reply:?}");
     assert_eq!(reply.header("x-ms-continuation"), None, "{query}");
     reply.json().as_array().cloned().expect("an array")
-}
-
-/// Ask until the answer is as it should be.
-async fn until(hub: &Service, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-    let asked = async {
-        loop {
-            let reply = hub.owner(&format!("GET {path}"), &[], "").await;
-            if reply.status == 200 && is_so(&reply.json()) {
-                return reply.json();
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("{path} does not become what it should"))
 }
 
 #[tokio::test]
@@ -327,7 +311,7 @@ async fn jobs_go_to_modules() {
     let twin_job = json!({"type": "scheduleUpdateTwin", "queryCondition": "FROM devices.modules WHERE moduleId = 'm1'",
         "updateTwin": {"etag": "*", "properties": {"desired": {"x": 1}}}});
     assert_eq!(hub.owner("PUT /jobs/v2/twins", &[], &twin_job.to_string()).await.status, 200);
-    let job = until(&hub, "/jobs/v2/twins", |job| job["status"] == "completed").await;
+    let job = hub.until("/jobs/v2/twins", "completed", |job| job["status"] == "completed").await;
     assert_eq!(
         (&job["deviceJobStatistics"]["deviceCount"], &job["deviceJobStatistics"]["succeededCount"]),
         (&json!(2), &json!(2))
@@ -342,7 +326,7 @@ async fn jobs_go_to_modules() {
     let (topic, _) = link.next_publish().await;
     let rid = topic.split("$rid=").nth(1).expect("a request id").to_owned();
     link.publish(&format!("$iothub/methods/res/201/?$rid={rid}"), "7").await;
-    until(&hub, "/jobs/v2/calls", |job| job["status"] == "completed").await;
+    hub.until("/jobs/v2/calls", "completed", |job| job["status"] == "completed").await;
     let found = rows(&hub, "SELECT * FROM devices.jobs WHERE jobId = 'calls' AND deviceId = 'd1'").await;
     let [row] = found.as_slice() else { panic!("{found:?}") };
     assert_eq!((&row["deviceId"], &row["moduleId"]), (&json!("d1"), &json!("m1")));
@@ -366,12 +350,12 @@ async fn a_configuration_follows_its_modules() {
     });
     assert_eq!(hub.owner("PUT /configurations/bolts", &[], &configuration.to_string()).await.status, 200);
     let has_bolts = |twin: &Value| twin["properties"]["desired"]["bolts"] == 2;
-    let twin = until(&hub, "/twins/d1/modules/lock", has_bolts).await;
+    let twin = hub.until("/twins/d1/modules/lock", "bolts", has_bolts).await;
     assert_eq!(twin["configurations"], json!({"bolts": {"status": "Applied"}}));
     // One that comes later, too.
     create(&hub, "d2", "lock").await;
-    until(&hub, "/twins/d2/modules/lock", has_bolts).await;
-    let counted = until(&hub, "/configurations/bolts", |configuration| {
+    hub.until("/twins/d2/modules/lock", "bolts", has_bolts).await;
+    let counted = hub.until("/configurations/bolts", "counts", |configuration| {
         configuration["systemMetrics"]["results"]["appliedCount"] == 2
     });
     assert_eq!(counted.await["metrics"]["results"], json!({"mine": 2}));

@@ -124,6 +124,23 @@ impl Service {
         self.with_token(&self.token("iothubowner"), request, headers, body).await
     }
 
+    /// Ask until the answer is as it should be; `what` names that.
+    pub(crate) async fn until(&self, path: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let asked = async {
+            loop {
+                let reply = self.owner(&format!("GET {path}"), &[], "").await;
+                if reply.status == 200 && is_so(&reply.json()) {
+                    return reply.json();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(found) => found,
+            Err(_) => panic!("{what}: {:?}", self.owner(&format!("GET {path}"), &[], "").await),
+        }
+    }
+
     pub(crate) async fn with_token(&self, token: &str, request: &str, headers: &[&str], body: &str) -> Reply {
         let authorization = format!("Authorization: {token}");
         self.plain(request, &[&[authorization.as_str()], headers].concat(), body.as_bytes()).await
