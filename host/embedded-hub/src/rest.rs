@@ -58,9 +58,10 @@ pub(crate) struct RestState {
 impl RestState {
     fn job_api(&self) -> JobApi {
         let state = self.clone();
-        JobApi::new(self.jobs.clone(), move |headers| {
+        let api = JobApi::new(self.jobs.clone(), move |headers| {
             state.authorize(headers, Rights::SERVICE_CONNECT).map(str::to_owned)
-        })
+        });
+        api.with_streams_until(self.streams.stopping().clone())
     }
 }
 

@@ -501,6 +501,22 @@ impl JobResponse {
         Value::Object(body)
     }
 
+    /// How far it is, without what it does: for those who follow it.
+    pub fn to_progress_json(&self) -> Value {
+        let whole = self.to_json();
+        let mut body = Map::new();
+        for name in PROGRESS_FIELDS {
+            if let Some(value) = whole.get(name) {
+                body.insert((*name).to_owned(), value.clone());
+            }
+        }
+        let progress = self.progress();
+        if !progress.is_empty() {
+            body.insert("latch".into(), json!({"version": EXTENSION_VERSION, "progress": progress}));
+        }
+        Value::Object(body)
+    }
+
     /// `latch.progress`.
     fn progress(&self) -> Map<String, Value> {
         let mut progress = Map::new();
@@ -528,6 +544,10 @@ impl JobResponse {
         progress
     }
 }
+
+/// What changes of a job while it goes on, with what tells it from others.
+const PROGRESS_FIELDS: &[&str] =
+    &["jobId", "type", "status", "createdTime", "startTime", "endTime", "failureReason", "deviceJobStatistics"];
 
 impl DeviceJobOutcome {
     fn write(&self, row: &mut Map<String, Value>) {

@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 use tracing::debug;
 
 use crate::error::{Failure, FailureKind, Problem, ServiceError};
+use crate::events::JobEvents;
 use crate::request::{JobFilter, PageRequest, ServiceRequest};
 
 #[cfg(test)]
@@ -243,6 +244,20 @@ impl ServiceClient {
     /// How a job's devices stand, by the groups that its policy makes.
     pub async fn job_report(&self, job: &JobId) -> Result<Value, ServiceError> {
         self.object(ServiceRequest::job_report(job)).await
+    }
+
+    /// Follow a job; for the embedded hub, Azure has no such stream. `None` if it has ended and its last event was seen.
+    pub async fn job_events(&self, job: &JobId, after: Option<&str>) -> Result<Option<JobEvents>, ServiceError> {
+        let request = ServiceRequest::job_events(job, after);
+        let response = self.send_once(&request).await.map_err(|error| self.transport(&error))?;
+        match response.status() {
+            StatusCode::OK => Ok(Some(JobEvents::new(self.host.authority(), response))),
+            StatusCode::NO_CONTENT => Ok(None),
+            status => {
+                let body = response.text().await.map_err(|error| self.transport(&error))?;
+                Err(HubError::from_response(status.as_u16(), &body).into())
+            }
+        }
     }
 
     /// What a job would come to; for the embedded hub, as the next two. `body` is that of the job.

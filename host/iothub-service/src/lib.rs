@@ -13,6 +13,7 @@
 
 pub mod client;
 pub mod error;
+mod events;
 pub mod fleet;
 pub mod request;
 #[cfg(test)]
@@ -20,5 +21,6 @@ mod testing;
 
 pub use client::{Page, ServiceClient, client_connection};
 pub use error::{Problem, ServiceError};
+pub use events::JobEvents;
 pub use fleet::RestFleet;
 pub use request::{JobFilter, PageRequest};

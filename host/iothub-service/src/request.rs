@@ -8,7 +8,7 @@ use iothub_protocol::id::{ConfigurationId, DeviceId, JobId, TemplateName};
 use iothub_protocol::identity::IdentityRequest;
 use iothub_protocol::job::policy::FailureClass;
 use iothub_protocol::job::targets::{ListPart, ListSeal};
-use iothub_protocol::job::{JobRequest, JobStatus, TwinUpdate};
+use iothub_protocol::job::{JobRequest, JobStatus, MAX_MAX_EXECUTION, TwinUpdate};
 use iothub_protocol::method::DirectMethod;
 use iothub_protocol::time;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -177,6 +177,15 @@ impl ServiceRequest {
 
     pub fn job_report(job: &JobId) -> ServiceRequest {
         ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "report"])
+    }
+
+    /// A stream that is open as long as the job goes on. `after` is the id of the last event that was seen.
+    pub fn job_events(job: &JobId, after: Option<&str>) -> ServiceRequest {
+        let mut request = ServiceRequest::new(Method::GET, &["jobs", "v2", job.as_str(), "events"]);
+        request.timeout = Duration::from_secs(u64::from(MAX_MAX_EXECUTION));
+        request.headers.push(("accept", "text/event-stream".to_owned()));
+        request.headers.extend(after.map(|id| ("last-event-id", id.to_owned())));
+        request
     }
 
     /// What a job would come to; ours. `body` is that of the job, with `tally` if it goes on with another.
@@ -465,6 +474,9 @@ mod tests {
         check(&again, line, &[], json!({"jobId": "j2", "devices": "failed", "failures": ["timeout"]}));
         let line = "GET /jobs/v2/j1/report?api-version=2021-04-12";
         check(&ServiceRequest::job_report(&job("j1")), line, &[], Value::Null);
+        let line = "GET /jobs/v2/j1/events?api-version=2021-04-12";
+        let accept = [("accept", "text/event-stream"), ("last-event-id", "7")];
+        check(&ServiceRequest::job_events(&job("j1"), Some("7")), line, &accept, Value::Null);
         let line = "GET /jobs/v2/j1/attempts?api-version=2021-04-12";
         check(&ServiceRequest::job_attempts(&job("j1"), &page), line, &headers, Value::Null);
         let line = "GET /jobs/v2/j1/devices/d1/attempts?api-version=2021-04-12";

@@ -4,6 +4,7 @@
 //! theirs to say ([`JobApi::new`]). [`reply`] and [`extract`] are how requests and answers of that API look, whatever
 //! they are about.
 
+mod events;
 pub mod extract;
 mod jobs;
 mod preview;
@@ -20,12 +21,16 @@ use axum::http::HeaderMap;
 use axum::routing::{get, post, put};
 use iothub_protocol::error::HubError;
 use job_engine::JobEngine;
+use tokio_util::sync::CancellationToken;
+
+use events::Streams;
 
 /// What every handler needs.
 #[derive(Clone)]
 pub struct JobApi {
     jobs: JobEngine,
     authorize: Arc<Authorize>,
+    streams: Streams,
 }
 
 type Authorize = dyn Fn(&HeaderMap) -> Result<String, HubError> + Send + Sync;
@@ -37,7 +42,15 @@ impl JobApi {
         jobs: JobEngine,
         authorize: impl Fn(&HeaderMap) -> Result<String, HubError> + Send + Sync + 'static,
     ) -> JobApi {
-        JobApi { jobs, authorize: Arc::new(authorize) }
+        let streams = Streams::new(CancellationToken::new());
+        JobApi { jobs, authorize: Arc::new(authorize), streams }
+    }
+
+    /// With streams that end when `stopping` is cancelled, and not only with the engine: a listener that waits for what
+    /// is in hand has that done before it waits.
+    #[must_use]
+    pub fn with_streams_until(self, stopping: CancellationToken) -> JobApi {
+        JobApi { streams: Streams::new(stopping), ..self }
     }
 
     /// The engine, acting for whoever asks.
@@ -59,11 +72,13 @@ pub fn router<S: Clone + Send + Sync + 'static>(api: JobApi) -> Router<S> {
         .route("/jobs/v2/{id}/approve", post(jobs::approve))
         .route("/jobs/v2/{id}/clone", post(jobs::clone))
         .route("/jobs/v2/{id}/report", get(jobs::report))
+        .route("/jobs/v2/{id}/events", get(events::of_job))
         .route("/jobs/v2/{id}/attempts", get(records::attempts))
         .route("/jobs/v2/{job}/devices/{device}/attempts", get(records::device_attempts))
         .route("/jobs/v2/{job}/devices/{device}/modules/{module}/attempts", get(records::device_attempts))
         .route("/jobs/v2/{id}/audit", get(records::audit_of_job))
         .route("/jobs/v2/query/audit", get(records::audit))
+        .route("/jobs/v2/query/events", get(events::of_all))
         .route("/jobs/v2/{id}/targets", post(targets::extend))
         .route("/jobs/v2/{id}/targets/complete", post(targets::complete))
         .route("/jobs/templates", get(templates::list))

@@ -44,6 +44,11 @@ impl Streams {
     pub(crate) fn new(stopping: CancellationToken) -> Streams {
         Streams { free: Arc::new(Semaphore::new(MAX_STREAMS)), stopping }
     }
+
+    /// When streams end.
+    pub(super) fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
 }
 
 #[derive(Deserialize)]

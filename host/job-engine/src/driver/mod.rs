@@ -2,6 +2,7 @@
 
 mod again;
 mod clock;
+mod follow;
 mod lists;
 mod preview;
 mod targets;

@@ -76,7 +76,7 @@ pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<S
 }
 
 fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
-    let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven } = job;
+    let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven, .. } = job;
     let JobResponse { request, status, statistics, failure_reason, stage, hold, series, .. } = response;
     let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
     if statistics.failures.total() != statistics.failed_count {
@@ -260,13 +260,16 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
     Ok(SavedCourse { stage, ended, reached, forgiven })
 }
 
-const SELECT_JOB: &str = "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
+pub(super) const SELECT_JOB: &str =
+    "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
     devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven,
-    excluded, listed, listing, series.* FROM jobs LEFT JOIN series ON job = number";
+    excluded, listed, listing, changed, series.* FROM jobs LEFT JOIN series ON job = number";
 
-struct NumberedJob {
+pub(super) struct NumberedJob {
     number: i64,
-    response: JobResponse,
+    /// Of its last change.
+    pub(super) change: u64,
+    pub(super) response: JobResponse,
     start: DateTime<Utc>,
     begun: Option<DateTime<Utc>>,
     cancelling: bool,
@@ -274,7 +277,7 @@ struct NumberedJob {
     forgiven: Option<DateTime<Utc>>,
 }
 
-fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
+pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
     let id: String = row.get("id")?;
     let job_id = JobId::parse(&id).map_err(|error| unreadable(0, error))?;
     let request: String = row.get("request")?;
@@ -304,6 +307,7 @@ fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
     };
     Ok(NumberedJob {
         number: row.get("number")?,
+        change: count(row, "changed")?,
         response,
         start,
         begun,
