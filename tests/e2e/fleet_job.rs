@@ -152,7 +152,7 @@ fn a_job_with_a_failed_device_ends_badly_and_names_it() {
 
     let job = latch(data, &["job", "method", "lockDoor", "--query", "*", "--id", "mixed", "--wait"]);
     assert_eq!(job.code, Some(4), "{job:?}");
-    assert_eq!(job.stdout, "mixed completed: 3 of 4 devices succeeded, 1 failed\n");
+    assert_eq!(job.stdout, "mixed completed: 3 of 4 devices succeeded, 1 failed: 1 offline\n");
     assert!(job.stderr.contains("1 device failed") && job.stderr.contains("latch job results mixed --failed"));
 
     let failed = latch_ok(data, &["job", "results", "mixed", "--failed"]);

@@ -141,7 +141,8 @@ fn a_rollout_that_fails_in_one_building_pauses_names_it_and_goes_on_with_the_res
     let approved = latch(data, &["job", "approve", "lock", "--stage", "1"]);
     assert_eq!(approved.code, Some(0), "{approved:?}");
     let ended = latch(data, &["job", "watch", "lock"]);
-    let expected = format!("lock completed: {} of 40 devices succeeded, {failed} failed\n", 40 - failed);
+    let expected =
+        format!("lock completed: {} of 40 devices succeeded, {failed} failed: {failed} answer\n", 40 - failed);
     assert_eq!(ended.stdout, expected, "{ended:?}");
     // Nobody was asked twice: a second call of the same attempt would have been answered 409.
     let rows = latch_json(data, &["query", "SELECT * FROM devices.jobs WHERE jobId = 'lock'"]);

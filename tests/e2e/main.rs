@@ -23,6 +23,7 @@ mod events;
 mod fleet_job;
 mod host_jobs;
 mod hub_store;
+mod job_events;
 mod job_policy;
 mod job_records;
 mod job_targets;

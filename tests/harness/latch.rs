@@ -102,10 +102,12 @@ pub(crate) fn latch_ok(data: &Path, args: &[&str]) -> String {
     outcome.stdout
 }
 
-/// Like [`latch_ok`], with `--json`, parsed.
+/// Like [`latch_ok`], with `--json`, parsed; of a command that prints as it goes on, the last that it printed.
 pub(crate) fn latch_json(data: &Path, args: &[&str]) -> Value {
     let stdout = latch_ok(data, &[args, &["--json"]].concat());
-    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("latch {args:?} printed no JSON: {error}\n{stdout}"))
+    let printed: Result<Vec<Value>, _> = serde_json::Deserializer::from_str(&stdout).into_iter().collect();
+    let printed = printed.unwrap_or_else(|error| panic!("latch {args:?} printed no JSON: {error}\n{stdout}"));
+    printed.into_iter().last().unwrap_or_else(|| panic!("latch {args:?} printed nothing"))
 }
 
 /// `latch ARGS --data DATA`, free of what the user's environment may say about a hub.

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub(crate) use certificates::{Certificate, Valid};
 pub(crate) use guests::{GUESTS_VARIABLE, guests, guests_folder, plugin_folder};
 pub(crate) use latch::{FREE_PORTS, Latch, Outcome, latch, latch_command, latch_json, latch_ok, outcome};
-pub(crate) use process::Process;
+pub(crate) use process::{Process, Stream};
 
 /// How long a poll rests between two looks.
 const POLL_PAUSE: Duration = Duration::from_millis(20);

@@ -298,7 +298,10 @@ The last one is what `latch plugin rollout lock-door 2.0.0 --query '*' --soak 1m
         #[arg(long, value_name = "DEVICE[/MODULE]")]
         device: Option<Address>,
     },
-    /// Follow a job until it ends
+    /// Follow a job until it ends, whoever made it; with --json, the job at each change, a line each
+    ///
+    /// On a terminal: its state and stage, a bar, the rate, when it will be over, and failures by class. Ctrl-C ends the
+    /// watching, not the job.
     Watch {
         /// The job's id
         id: JobId,

@@ -27,6 +27,7 @@ mod scenarios;
 mod settings;
 mod signals;
 mod units;
+mod watch;
 
 use std::process::ExitCode;
 

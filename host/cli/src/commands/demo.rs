@@ -25,8 +25,8 @@ use crate::hub::RunningHub;
 use crate::listeners;
 use crate::output::{document, line};
 use crate::plugin_build::{BuildRequest, ToolchainChoice};
-use crate::progress;
 use crate::settings::HostSettings;
+use crate::watch;
 
 /// Calls always in flight while the plugin is swapped.
 const CALLERS: u32 = 16;
@@ -173,7 +173,7 @@ impl Stage {
         };
         let begun = Instant::now();
         self.service.create_job(&request).await?;
-        let job = progress::follow_job(&self.service, &request.job_id).await?;
+        let job = watch::follow(&self.service, &request.job_id, watch::Print::Nothing).await?;
         let took = seconds(begun);
         document(&job)?;
         let succeeded = job["deviceJobStatistics"]["succeededCount"].as_u64();

@@ -27,7 +27,7 @@ use crate::context::Context;
 use crate::engines::Engines;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, table};
-use crate::progress;
+use crate::watch;
 
 pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> {
     let engine = args.engine;
@@ -56,7 +56,7 @@ pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> 
         JobCommand::List => list(engine, context).await,
         JobCommand::Show { id, device: None } => document(&of(&id).await?.get_job(&id).await?),
         JobCommand::Show { id, device: Some(device) } => show_device(&of(&id).await?, &id, &device).await,
-        JobCommand::Watch { id } => watch(&of(&id).await?, &id, context).await,
+        JobCommand::Watch { id } => follow(&of(&id).await?, &id, watch::Print::Changes, context).await,
         JobCommand::Cancel { id } => {
             let job = of(&id).await?.cancel_job(&id).await?;
             if context.json { document(&job) } else { line(&format!("{id} {}", cell(&job["status"]))) }
@@ -157,7 +157,7 @@ async fn follow_or_tell(
     context: &Context,
 ) -> anyhow::Result<()> {
     if wait {
-        return watch(service, id, context).await;
+        return follow(service, id, watch::Print::Nothing, context).await;
     }
     if context.json { document(created) } else { line(&format!("{id} {}", cell(&created["status"]))) }
 }
@@ -194,7 +194,7 @@ fn control(id: &JobId, job: &Value, context: &Context) -> anyhow::Result<()> {
     let paused = &job["latch"]["progress"]["paused"];
     match paused.is_null() {
         true => line(&format!("{id} {}", cell(&job["status"]))),
-        false => line(&format!("{id} {}", progress::paused(paused))),
+        false => line(&format!("{id} {}", watch::paused(paused))),
     }
 }
 
@@ -242,12 +242,14 @@ fn made_up_id() -> anyhow::Result<JobId> {
     Ok(JobId::parse(&id)?)
 }
 
-async fn watch(service: &ServiceClient, id: &JobId, context: &Context) -> anyhow::Result<()> {
-    let job = progress::follow_job(service, id).await?;
-    if context.json {
-        document(&job)?;
-    } else {
-        line(&summary(&job))?;
+async fn follow(service: &ServiceClient, id: &JobId, print: watch::Print, context: &Context) -> anyhow::Result<()> {
+    let print = if context.json { print } else { watch::Print::Nothing };
+    let job = watch::follow(service, id, print).await?;
+    match (context.json, print) {
+        // The last change is the end.
+        (true, watch::Print::Changes) => {}
+        (true, watch::Print::Nothing) => document(&job)?,
+        (false, _) => line(&summary(&job))?,
     }
     judge(id, &job)
 }
@@ -263,8 +265,9 @@ fn summary(job: &Value) -> String {
         count("succeededCount"),
         count("deviceCount")
     );
-    if count("failedCount") > 0 {
-        text.push_str(&format!(", {} failed", count("failedCount")));
+    match watch::failures(job).as_str() {
+        "" => {}
+        failures => text.push_str(&format!(", {failures}")),
     }
     let canceled = ["succeededCount", "failedCount", "pendingCount", "runningCount"].map(count).iter().sum::<u64>();
     let canceled = count("deviceCount").saturating_sub(canceled);
