@@ -27,6 +27,7 @@ mod job_events;
 mod job_policy;
 mod job_records;
 mod job_targets;
+mod job_webhook;
 mod languages;
 mod messages;
 mod misbehaving;

@@ -12,6 +12,7 @@ mod recurrence;
 mod rehearse;
 mod results;
 mod targets;
+mod webhook;
 
 use std::path::PathBuf;
 
@@ -36,6 +37,7 @@ pub(crate) use recurrence::RecurrenceArgs;
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};
 pub(crate) use targets::TargetArgs;
+pub(crate) use webhook::WebhookArgs;
 
 /// Where `--help` shows what every command has.
 const COMMON: &str = "Common options";

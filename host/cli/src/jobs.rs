@@ -58,6 +58,10 @@ impl RunningJobs {
         Ok(RunningJobs { engine, store, hub, cancel })
     }
 
+    pub(crate) fn engine(&self) -> JobEngine {
+        self.engine.clone()
+    }
+
     pub(crate) fn hub(&self) -> &str {
         &self.hub
     }

@@ -28,6 +28,7 @@ mod settings;
 mod signals;
 mod units;
 mod watch;
+mod webhook;
 
 use std::process::ExitCode;
 

@@ -27,6 +27,8 @@ use crate::journal::Page;
 /// The key's file in the data folder.
 pub const KEY_FILE: &str = "audit.key";
 const KEY_BYTES: usize = 32;
+/// Characters of a name.
+const NAME: usize = 24;
 /// Breaks that a check tells of; one who sees so many need not see all.
 const MAX_BREAKS: usize = 100;
 /// How many entries one step of [`prune`] removes.
@@ -75,6 +77,13 @@ impl Key {
             }
             Err(source) => Err(KeyError::File { action: "read", path, source }),
         }
+    }
+
+    /// A name that nobody else's key gives, of what this key's owner calls so.
+    pub(crate) fn name(&self, text: &str) -> String {
+        let mut name = self.sign(text);
+        name.truncate(NAME);
+        name
     }
 
     fn sign(&self, text: &str) -> String {

@@ -24,5 +24,5 @@ mod testing;
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
 pub use fleet::{Fleet, LabelReader, Selected, Selection, Standing, Survey, Surveyed};
-pub use journal::{JobFilter, MIGRATIONS, Page, Progress};
+pub use journal::{JobEvent, JobFilter, MIGRATIONS, Page, Progress};
 pub use preview::Tally;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use iothub_protocol::quota::tier::{Sku, SkuError, Tier};
 
-use super::HubCommand;
+use super::{HubCommand, WebhookArgs};
 
 /// Where `--help` shows what bounds plugins.
 const LIMITS: &str = "Limits of plugins";
@@ -19,6 +19,8 @@ pub(crate) struct UpArgs {
     pub(crate) tier: TierArgs,
     #[command(flatten)]
     pub(crate) room: RoomArgs,
+    #[command(flatten)]
+    pub(crate) webhook: WebhookArgs,
     #[command(flatten)]
     pub(crate) host: HostArgs,
     /// Make sure that door-0001 to door-N exist, and run them, instead of the configuration's devices
@@ -36,6 +38,8 @@ pub(crate) struct HubArgs {
     pub(crate) tier: TierArgs,
     #[command(flatten)]
     pub(crate) room: RoomArgs,
+    #[command(flatten)]
+    pub(crate) webhook: WebhookArgs,
     /// Make sure that door-0001 to door-N exist; their connection strings are written into the data folder
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) devices: u32,
@@ -54,6 +58,8 @@ pub(crate) struct RunArgs {
     pub(crate) jobs: bool,
     #[command(flatten)]
     pub(crate) quota: QuotaArgs,
+    #[command(flatten)]
+    pub(crate) webhook: WebhookArgs,
     #[command(flatten)]
     pub(crate) host: HostArgs,
 }

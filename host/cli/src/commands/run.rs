@@ -18,6 +18,7 @@ use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
 use crate::settings::{Flags, HostSettings};
 use crate::signals::{self, drain};
+use crate::webhook::{self, Telling};
 
 /// Each device has its end of a connection in the process.
 const DESCRIPTORS_OF_A_DEVICE: u64 = 1;
@@ -32,6 +33,13 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         (None, _) => bail!(
             "no devices are named\nhint: give --connections PATH, or a configuration with [devices] by --config FILE"
         ),
+    };
+    let webhook = match args.jobs {
+        true => webhook::wanted(&args.webhook)?,
+        false if args.webhook.job_webhook.is_some() => {
+            bail!("--job-webhook tells of jobs that this process runs\nhint: give --jobs, too")
+        }
+        false => None,
     };
     let service = args.jobs.then(|| context.service()).transpose()?;
     check_descriptors(devices.len(), DESCRIPTORS_OF_A_DEVICE)?;
@@ -51,6 +59,7 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
             Some(jobs)
         }
     };
+    let telling = jobs.as_ref().zip(webhook).map(|(jobs, webhook)| Telling::start(webhook, jobs.engine()));
     let admin = AdminServer::start(&data, router, settings.admin).await?;
     let reload = configuration.follow(flags, source, DESCRIPTORS_OF_A_DEVICE, fleet.clone())?;
     let ready = async {
@@ -68,6 +77,9 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
     };
     admin.stop();
     drain(async {
+        if let Some(telling) = telling {
+            telling.stop().await;
+        }
         // Jobs first: a device that is going would fail the calls that a job still sends.
         if let Some(jobs) = jobs {
             jobs.stop().await;

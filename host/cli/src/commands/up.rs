@@ -17,11 +17,13 @@ use crate::output::line;
 use crate::reload::{self, Configuration, Connections};
 use crate::settings::{Flags, HostSettings};
 use crate::signals::{self, drain};
+use crate::webhook::{self, Telling};
 
 /// Each device has both ends of its connection in the process.
 const DESCRIPTORS_OF_A_DEVICE: u64 = 2;
 
 pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
+    let webhook = webhook::wanted(&args.webhook)?;
     let configuration = Configuration::read(&args.host)?;
     let flags = Flags { host: args.host, listen: args.listen, tier: args.tier.sku()? };
     let settings = HostSettings::new(&flags, &configuration.config);
@@ -33,6 +35,7 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     let plugins = Plugins::load(&settings, &data).await?;
     let listeners = listeners::bind(&settings.listen).await?;
     let mut hub = RunningHub::start(data.clone(), listeners, settings.tier, room).await?;
+    let telling = webhook.map(|webhook| Telling::start(webhook, hub.hub.jobs.clone()));
     let connections = if args.devices.is_some() { Connections::Flag } else { Connections::Hub(hub.maker()) };
     let devices = match configuration.connect(&connections).await? {
         Some(devices) => devices,
@@ -55,6 +58,9 @@ pub(super) async fn up(args: UpArgs, context: &Context) -> anyhow::Result<()> {
     drain(async {
         // Jobs first: a device that is going would fail the calls that a job still sends.
         hub.finish_work().await;
+        if let Some(telling) = telling {
+            telling.stop().await;
+        }
         fleet.stop().await;
         hub.stop().await;
     })
@@ -72,9 +78,11 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
     check_descriptors(args.devices as usize, 1)?;
     let room = connection_limits(args.room.max_connections, 0, descriptors())?;
     let tier = args.tier.sku()?;
+    let webhook = webhook::wanted(&args.webhook)?;
     check_tier(args.devices as usize, tier)?;
     let data = Arc::new(DataFolder::open(&context.data)?);
-    let hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier, room).await?;
+    let mut hub = RunningHub::start(data.clone(), listeners::bind(&args.listen).await?, tier, room).await?;
+    let telling = webhook.map(|webhook| Telling::start(webhook, hub.hub.jobs.clone()));
     let devices = hub.ensure_doors(args.devices).await?;
     let admin = AdminServer::start(&data, hub.hub.operator_router(), args.admin).await?;
     let stop = signals::stop()?;
@@ -84,7 +92,14 @@ pub(super) async fn hub(args: HubArgs, context: &Context) -> anyhow::Result<()> 
         () = stop => Ok(()),
     };
     admin.stop();
-    drain(hub.stop()).await;
+    drain(async {
+        hub.finish_work().await;
+        if let Some(telling) = telling {
+            telling.stop().await;
+        }
+        hub.stop().await;
+    })
+    .await;
     result
 }
 

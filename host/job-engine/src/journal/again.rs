@@ -8,6 +8,7 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest};
 use iothub_protocol::method::MethodResponse;
 use serde_json::Value;
 
+use super::events;
 use super::read::saved;
 use super::write::{insert, number_of};
 use crate::record::SavedJob;
@@ -57,6 +58,7 @@ pub fn insert_copy(
         Copied::Failed(classes) => copy_failed(tx, source, job, classes)?,
     };
     if devices == 0 {
+        events::forget(tx, job)?;
         tx.execute("DELETE FROM jobs WHERE number = ?1", [job])?;
         return Ok(Again::Nobody);
     }

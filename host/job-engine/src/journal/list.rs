@@ -9,7 +9,7 @@ use iothub_protocol::job::targets::{ListDigest, ListPart, ListSeal, MAX_LISTED};
 
 use super::read::saved;
 use super::write::{next_change, number_of};
-use super::{millis, unreadable};
+use super::{events, millis, unreadable};
 use crate::record::SavedJob;
 
 /// How far a job's list is.
@@ -141,6 +141,7 @@ pub fn cancel_list(tx: &Transaction<'_>, job: &JobId, now: DateTime<Utc>) -> sql
 fn end(tx: &Transaction<'_>, job: i64, status: JobStatus, reason: Option<&str>, now: DateTime<Utc>) -> sql::Result<()> {
     let row = "UPDATE jobs SET status = ?2, ended = ?3, reason = ?4, listing = NULL, changed = ?5 WHERE number = ?1";
     tx.prepare_cached(row)?.execute(params![job, status.name(), millis(now), reason, next_change(tx)?])?;
+    events::ended(tx, job, millis(now), status, reason)?;
     forget(tx, job)
 }
 

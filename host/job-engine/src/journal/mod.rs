@@ -5,6 +5,7 @@
 
 mod again;
 mod attempts;
+mod events;
 mod list;
 mod overlap;
 mod progress;
@@ -21,6 +22,7 @@ use iothub_protocol::job::JobStatus;
 
 pub use again::{Again, Copied, insert_copy, is_same};
 pub use attempts::{attempts, device_attempts};
+pub use events::{JobEvent, listener, next_event, told};
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
 pub use overlap::overlaps;
 pub use progress::{Progress, changed, last_change, progress};
@@ -181,6 +183,21 @@ pub const MIGRATIONS: &[&str] = &[
         number    INTEGER NOT NULL,
         hash      TEXT NOT NULL,
         signature TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+    r"
+    -- What has happened to jobs, and up to where those who are told of it have been.
+    CREATE TABLE job_events (
+        number  INTEGER PRIMARY KEY AUTOINCREMENT,
+        job     INTEGER NOT NULL REFERENCES jobs (number),
+        at      INTEGER NOT NULL,
+        kind    TEXT NOT NULL,
+        details TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX events_of_job ON job_events (job);
+    CREATE TABLE listeners (
+        name TEXT PRIMARY KEY,
+        told INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
 ];

@@ -440,3 +440,75 @@ fn what_comes_late_for_a_job_that_is_gone_is_no_trouble() {
     let tx = connection.transaction().expect("a transaction");
     assert!(record(&tx, &Record { changes, statistics: Vec::new() }).is_err());
 }
+
+#[test]
+fn a_listener_is_told_of_each_event_once_and_of_none_that_is_too_old() {
+    let mut connection = database();
+    write(&mut connection, |tx| insert(tx, twin_job("before"), at(1))).expect("a new id");
+    let told = write(&mut connection, |tx| listener(tx, "w"));
+    assert_eq!(told, 1, "what was before it came is not its business");
+    write(&mut connection, |tx| insert(tx, twin_job("a"), at(1))).expect("a new id");
+    let targets = Arc::new(vec![target(device(1))]);
+    change(&mut connection, "a", What::Begun { targets, excluded: 0 });
+    change(&mut connection, "a", What::Stage { number: 1 });
+    change(&mut connection, "a", What::Started { device: device(1), attempt: 1 });
+    change(&mut connection, "a", What::Paused { cause: HoldCause::Rule, reason: "why".into() });
+    change(&mut connection, "a", What::Resumed { held_for: TimeDelta::zero(), is_forgiven: false });
+    change(&mut connection, "a", What::Stage { number: 2 });
+    change(&mut connection, "a", What::Finished { status: JobStatus::Failed, reason: Some("so".into()) });
+    let events = |connection: &Connection, mut after: u64, patience: i64| {
+        let mut found = Vec::new();
+        let next = |after| next_event(connection, after, at(10), TimeDelta::seconds(patience)).expect("a read");
+        while let Some(event) = next(after) {
+            after = event.number;
+            assert!(event.job.request.job_id == job_id("a") && event.job.status == JobStatus::Failed, "as it is now");
+            found.push((event.kind, serde_json::Value::Object(event.details)));
+        }
+        found
+    };
+    let event = |kind: &str, details: serde_json::Value| (kind.to_owned(), details);
+    let expected = [
+        event("created", json!({})),
+        event("started", json!({})),
+        event("paused", json!({"paused": {"by": "rule", "reason": "why"}})),
+        event("resumed", json!({})),
+        event("stage", json!({"stage": 2})),
+        event("ended", json!({"status": "failed", "failureReason": "so"})),
+    ];
+    assert_eq!(events(&connection, told, 100), expected);
+    assert_eq!(events(&connection, told, 8)[0].0, "started", "the first one is too old");
+    write(&mut connection, |tx| super::told(tx, "w", told + 4));
+    assert_eq!(write(&mut connection, |tx| listener(tx, "w")), told + 4);
+    assert_eq!(events(&connection, told + 4, 100), expected[4..]);
+
+    // Numbers do not come again when the events are gone.
+    while write(&mut connection, |tx| prune(tx, at(100))) {}
+    assert_eq!(events(&connection, told, 100), []);
+    assert_eq!(write(&mut connection, |tx| listener(tx, "later")), told + expected.len() as u64);
+}
+
+#[test]
+fn a_reader_who_knows_the_last_change_misses_none() {
+    let mut connection = database();
+    let names = |found: Vec<Progress>| found.iter().map(|job| job.job.request.job_id.to_string()).collect::<Vec<_>>();
+    for name in ["a", "b", "c"] {
+        write(&mut connection, |tx| insert(tx, twin_job(name), at(1))).expect("a new id");
+    }
+    let last = last_change(&connection).expect("a number");
+    assert_eq!(names(changed(&connection, 0, false, 2).expect("jobs")), ["a", "b"], "some at a time");
+    assert_eq!(changed(&connection, last, false, 9), Ok(Vec::new()));
+    let change = |connection: &mut Connection, name: &str, what: What| {
+        let statistics = vec![(job_id(name), JobStatistics::default())];
+        let record = Record { changes: vec![Change { job: job_id(name), at: at(2), what }], statistics };
+        write(connection, |tx| super::record(tx, &record));
+    };
+    change(&mut connection, "b", What::Scheduled);
+    change(&mut connection, "a", What::Finished { status: JobStatus::Completed, reason: None });
+    change(&mut connection, "b", What::Scheduled);
+    let found = changed(&connection, last, false, 9).expect("jobs");
+    assert_eq!(names(found.clone()), ["a", "b"], "in the order of their last changes, each once");
+    assert_eq!(progress(&connection, &job_id("b")).expect("a read").as_ref(), found.last());
+    assert_eq!(last_change(&connection), Ok(found[1].change));
+    assert_eq!(names(changed(&connection, 0, true, 9).expect("jobs")), ["c", "b"], "one has ended");
+    assert_eq!(progress(&connection, &job_id("none")), Ok(None));
+}

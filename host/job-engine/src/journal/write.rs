@@ -10,7 +10,7 @@ use iothub_protocol::job::recurrence;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
 
-use super::{list, millis};
+use super::{events, list, millis};
 use crate::audit;
 use crate::record::{BegunTarget, Change, Record, SavedJob, SavedSeries, What};
 
@@ -81,7 +81,11 @@ fn insert_row(
         is_listing.then_some(now),
         next_change(tx)?
     ];
-    tx.prepare_cached(row)?.query_row(values, |row| row.get(0)).optional()
+    let number = tx.prepare_cached(row)?.query_row(values, |row| row.get(0)).optional()?;
+    if let Some(number) = number {
+        events::created(tx, number, now)?;
+    }
+    Ok(number)
 }
 
 /// Record what the engine decided, in its order, and what it counts.
@@ -101,7 +105,10 @@ pub fn record(tx: &Transaction<'_>, record: &Record) -> sql::Result<()> {
             }
         };
         match (number, what) {
-            (Some(number), _) => apply(tx, number, millis(*at), what)?,
+            (Some(number), _) => {
+                apply(tx, number, millis(*at), what)?;
+                events::keep(tx, number, millis(*at), what)?;
+            }
             // So late that the job itself is gone.
             (None, What::Late { .. }) => {}
             (None, _) => return Err(sql::Error::QueryReturnedNoRows),
@@ -127,6 +134,7 @@ pub fn prune(tx: &Transaction<'_>, before: DateTime<Utc>) -> sql::Result<bool> {
             return Ok(true);
         }
     }
+    events::forget(tx, number)?;
     tx.execute("DELETE FROM jobs WHERE number = ?1", [number])?;
     Ok(true)
 }
