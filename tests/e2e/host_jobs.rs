@@ -229,3 +229,27 @@ fn a_folder_runs_the_jobs_of_one_hub() {
 
 /// As `latch help` documents it.
 const EXIT_ENDED_BADLY: i32 = 4;
+
+#[test]
+fn a_device_that_comes_while_the_host_is_away_joins_a_continuous_job() {
+    let apart = Apart::new(2, &[]);
+    let host = apart.host();
+    let data = apart.host_data();
+    let create = ["job", "twin", "--tags", r#"{"seen": 1}"#, "--query", "*", "--id", "j", "--continuous"];
+    apart.ask(&[&create[..], &["--engine", "latch"]].concat());
+    let succeeded = |count: u64| {
+        wait_until("devices have come", JOB_BOUND, || {
+            let job = latch_json(data, &["job", "show", "j"]);
+            (job["deviceJobStatistics"]["succeededCount"] == json!(count)).then_some(job)
+        })
+    };
+    let job = succeeded(2);
+    assert!(job["status"] == "running" && job["latch"]["progress"]["continuousUntil"].is_string(), "{job:#}");
+    host.kill();
+    latch_ok(apart.hub_data.path(), &["device", "create", "new"]);
+    let _host = apart.host();
+    let job = succeeded(3);
+    assert_eq!((&job["status"], &job["deviceJobStatistics"]["deviceCount"]), (&json!("running"), &json!(3)));
+    let rows = by_device(&latch_json(data, &["job", "results", "j"]));
+    assert!(rows.values().all(|row| row["latch"]["attempts"] == json!(1)), "{rows:#?}");
+}

@@ -166,3 +166,91 @@ fn a_preview_of_a_long_list_goes_in_parts() {
     let outcome = latch(data, &["job", "method", "m", "--query", "tags.", "--dry-run"]);
     assert!(outcome.code == Some(1) && outcome.stderr.contains("SQL query parse failed"), "{outcome:?}");
 }
+
+#[test]
+fn devices_and_modules_that_come_to_match_join_a_continuous_job_once() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let hub = Latch::start(data, &[&["hub", "--devices", "3"], FREE_PORTS].concat());
+    let tag = |id: &str, tags: &str| latch_ok(data, &["twin", "update", id, "--tags", tags]);
+    tag(&door(1), r#"{"site": "A"}"#);
+    tag(&door(3), r#"{"site": "B", "pilot": true}"#);
+    let update = ["job", "twin", "--tags", r#"{"seen": 1}"#, "--continuous", "--max-execution", "3600"];
+    let devices = ["--query", "tags.site = 'A'", "--exclude", "tags.pilot = true", "--id", "doors"];
+    let rows = ["--query", "FROM devices.modules WHERE tags.lock = true", "--stage", "50,100", "--id", "locks"];
+    let preview = latch_json(data, &[&update[..], &devices, &["--dry-run"]].concat());
+    assert_eq!((&preview["targets"], &preview["continuousForSeconds"]), (&json!(1), &json!(3600)));
+    let told = latch_ok(data, &[&update[..], &devices, &["--dry-run"]].concat());
+    assert!(told.contains("with devices that come to match meanwhile"), "{told}");
+    for options in [devices, rows] {
+        latch_ok(data, &[&update[..], &options].concat());
+    }
+    let show = |id: &str| latch_json(data, &["job", "show", id]);
+    let succeeded = |id: &str, count: u64| {
+        let what = format!("{count} have come to {id}");
+        wait_until(&what, BEGUN_BOUND, || {
+            let job = show(id);
+            let counts = &job["deviceJobStatistics"];
+            let is_it = counts["succeededCount"] == json!(count) && counts["deviceCount"] == json!(count);
+            (is_it && job["status"] == "running").then_some(job)
+        })
+    };
+    let job = succeeded("doors", 1);
+    assert_eq!(job["latch"]["targets"]["continuous"], json!(true), "{job:#}");
+    let until = job["latch"]["progress"]["continuousUntil"].as_str().expect("a time").to_owned();
+    let report = latch_ok(data, &["job", "report", "doors"]);
+    assert!(report.contains("continuous until 2"), "{report}");
+    assert_eq!(latch_json(data, &["job", "report", "doors"])["continuousUntil"], json!(until));
+
+    // A twin changes, a device is made, and one that leaves and comes back is not asked again.
+    tag(&door(2), r#"{"site": "A"}"#);
+    succeeded("doors", 2);
+    tag(&door(2), r#"{"site": "B", "seen": null}"#);
+    tag(&door(2), r#"{"site": "A"}"#);
+    tag(&door(3), r#"{"site": "A"}"#);
+    let new = data.join("new");
+    fs::write(&new, r#"{"id": "new", "tags": {"site": "A"}}"#).expect("a file can be written");
+    latch_ok(data, &["hub", "import", new.to_str().expect("a readable name")]);
+    succeeded("doors", 3);
+    let seen = latch_json(data, &["query", "SELECT deviceId FROM devices WHERE tags.seen = 1"]);
+    assert_eq!(seen, json!([{"deviceId": door(1)}, {"deviceId": "new"}]));
+    // Modules are a job's over modules.
+    let module = format!("{}/lock", door(1));
+    latch_ok(data, &["module", "create", &module]);
+    tag(&module, r#"{"lock": true, "site": "A"}"#);
+    let job = succeeded("locks", 1);
+    assert_eq!(job["latch"]["progress"]["stage"], json!(2), "{job:#}");
+
+    // It goes on after the hub was killed, and ends when it is told to.
+    hub.kill();
+    let hub = Latch::start(data, &[&["hub", "--devices", "3"], FREE_PORTS].concat());
+    tag(&door(3), r#"{"pilot": null}"#);
+    let job = succeeded("doors", 4);
+    assert_eq!(job["latch"]["progress"]["continuousUntil"], json!(until));
+    latch_ok(data, &["job", "pause", "locks"]);
+    assert_eq!(show("locks")["latch"]["progress"]["continuousUntil"], json!(null));
+    let cancelled = latch_json(data, &["job", "cancel", "doors"]);
+    assert_eq!(
+        (&cancelled["status"], &cancelled["deviceJobStatistics"]["deviceCount"]),
+        (&json!("cancelled"), &json!(4))
+    );
+    drop(hub);
+}
+
+#[test]
+fn a_continuous_job_ends_with_its_time() {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path();
+    let _hub = Latch::start(data, &[&["hub", "--devices", "1"], FREE_PORTS].concat());
+    let job = ["job", "twin", "--tags", r#"{"seen": 1}"#, "--query", "*", "--continuous", "--max-execution", "3"];
+    let job = latch_json(data, &[&job[..], &["--wait"]].concat());
+    let took = ["startTime", "endTime"].map(|name| job[name].as_str().and_then(iothub_protocol::time::parse));
+    let [Some(began), Some(ended)] = took else { panic!("{job:#}") };
+    assert!((ended - began).num_milliseconds() >= 3000, "{job:#}");
+    assert_eq!((&job["status"], &job["deviceJobStatistics"]["succeededCount"]), (&json!("completed"), &json!(1)));
+    let list = data.join("list");
+    fs::write(&list, door(1)).expect("a file can be written");
+    let list = ["--list", list.to_str().expect("a readable name"), "--continuous"];
+    let refused = latch(data, &[&["job", "method", "lockDoor"][..], &list].concat());
+    assert!(refused.stderr.contains("cannot be used with"), "{refused:?}");
+}

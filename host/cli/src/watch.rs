@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use crate::output::line;
 use crate::signals;
 use text::has_ended;
-pub(crate) use text::{failures, paused};
+pub(crate) use text::{continuous, failures, paused};
 use view::View;
 
 /// First pause between looks at a job; short, as most jobs are.

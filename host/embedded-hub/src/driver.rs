@@ -22,8 +22,10 @@ use iothub_protocol::error::{ErrorCode, HubError};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::events::{EventLog, HubEvent};
-use crate::hub::{Answer, Credentials, Entity, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output};
+use crate::events::{EventKind, EventLog, HubEvent};
+use crate::hub::{
+    Answer, Change, Credentials, Entity, Hub, Input, LinkId, LinkInput, LinkOutput, Now, Operation, Output,
+};
 use crate::rehearsal::Rehearsal;
 use crate::scan::Reads;
 use crate::store;
@@ -43,6 +45,8 @@ const LINK_QUEUE: usize = 256;
 const MAX_LOADS: usize = 2;
 /// Devices that listen, told to who waits for them. Who falls further behind takes it that all of them do.
 const ARRIVALS: usize = 4096;
+/// Devices that have changed, told to who waits for some that are so and so. Who falls further behind looks at all.
+const CHANGES: usize = 16_384;
 /// Look at the clock at least so often: the wall's may jump past a token's end.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -60,6 +64,7 @@ pub struct HubHandle {
     next_link: Arc<AtomicU64>,
     events: EventLog,
     arrivals: broadcast::Sender<Address>,
+    changes: broadcast::Sender<Address>,
     failure: watch::Receiver<Option<Arc<StoreError>>>,
     reads: Reads,
     rehearsal: Rehearsal,
@@ -126,6 +131,11 @@ impl HubHandle {
         self.arrivals.subscribe()
     }
 
+    /// Tells of each device or module whose identity, twin or connection has changed, from now on and after the commit.
+    pub(crate) fn changes(&self) -> broadcast::Receiver<Address> {
+        self.changes.subscribe()
+    }
+
     /// What is rehearsed on this hub.
     pub fn rehearsal(&self) -> &Rehearsal {
         &self.rehearsal
@@ -164,13 +174,14 @@ pub(crate) fn spawn(
 ) -> (HubHandle, tokio::task::JoinHandle<()>) {
     let (inputs, receiver) = mpsc::channel(INPUT_QUEUE);
     let (failed, failure) = watch::channel(None);
-    let (events, (arrivals, _)) = (EventLog::new(), broadcast::channel(ARRIVALS));
-    let ways = Ways { events: events.clone(), arrivals: arrivals.clone() };
+    let (events, (arrivals, _), (changes, _)) =
+        (EventLog::new(), broadcast::channel(ARRIVALS), broadcast::channel(CHANGES));
+    let ways = Ways { events: events.clone(), arrivals: arrivals.clone(), changes: changes.clone() };
     let store = reads.store.clone();
     let (pending, durable) = (AtomicUsize::new(0), AtomicU64::new(0));
     let rehearsal = Rehearsal::default();
     let next_link = Arc::new(AtomicU64::new(1));
-    let handle = HubHandle { inputs, next_link, events, arrivals, failure, reads, rehearsal };
+    let handle = HubHandle { inputs, next_link, events, arrivals, changes, failure, reads, rehearsal };
     let driver = Driver {
         hub,
         store: store.clone(),
@@ -246,6 +257,22 @@ impl Writes {
 struct Ways {
     events: EventLog,
     arrivals: broadcast::Sender<Address>,
+    changes: broadcast::Sender<Address>,
+}
+
+impl Ways {
+    /// What a change is of that decides whether a condition holds, if anybody wants to know.
+    fn changed(&self, changes: &[Change]) -> Vec<Address> {
+        if self.changes.receiver_count() == 0 {
+            return Vec::new();
+        }
+        let changed = changes.iter().filter_map(|change| match change {
+            Change::Identity(identity) => Some(&identity.address),
+            Change::Twin(address, _) => Some(address),
+            _ => None,
+        });
+        changed.cloned().collect()
+    }
 }
 
 /// An output with its way out.
@@ -420,9 +447,10 @@ impl Driver {
         }
     }
 
-    fn write_then_deliver(&self, changes: Vec<crate::hub::Change>, gated: Vec<Delivery>, batch: u64) {
+    fn write_then_deliver(&self, changes: Vec<Change>, gated: Vec<Delivery>, batch: u64) {
         self.writes.pending.fetch_add(1, Ordering::AcqRel);
         let (writes, ways) = (self.writes.clone(), self.ways.clone());
+        let changed = ways.changed(&changes);
         self.store.write_then(
             move |tx| changes.iter().try_for_each(|change| store::apply(tx, change)),
             move |written| {
@@ -434,6 +462,8 @@ impl Driver {
                     gated.into_iter().for_each(Delivery::fail);
                 } else {
                     gated.into_iter().for_each(|delivery| delivery.run(&ways));
+                    // Nobody may want to know any more.
+                    changed.into_iter().for_each(|address| drop(ways.changes.send(address)));
                 }
                 writes.end_one();
             },
@@ -461,7 +491,13 @@ impl Delivery {
             }
             // Whoever asked may have left.
             Delivery::Reply(reply, answer) => drop(reply.send(answer)),
-            Delivery::Event(event) => ways.events.push(event),
+            Delivery::Event(event) => {
+                if let EventKind::Connected | EventKind::Disconnected = event.kind {
+                    // Nobody may want to know.
+                    drop(ways.changes.send(event.address.clone()));
+                }
+                ways.events.push(event);
+            }
             // Nobody may wait.
             Delivery::Listens(address) => drop(ways.arrivals.send(address)),
         }

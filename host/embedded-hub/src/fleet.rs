@@ -43,6 +43,10 @@ impl Fleet for HubFleet {
         Some(self.hub.arrivals())
     }
 
+    fn changes(&self) -> Option<broadcast::Receiver<Address>> {
+        Some(self.hub.changes())
+    }
+
     async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
         let Selection { condition, among, labels } = selection;
         let parts = Parts { tags: !labels.is_empty() || condition.parts().tags, ..condition.parts() };

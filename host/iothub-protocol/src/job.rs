@@ -10,7 +10,7 @@ pub mod steps;
 pub mod targets;
 pub mod template;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value, json};
 
 use crate::address::Address;
@@ -145,6 +145,9 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
+    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, after its end, and
+    /// while it is paused.
+    pub continuous_until: Option<DateTime<Utc>>,
     /// Of a series.
     pub series: Option<SeriesProgress>,
 }
@@ -262,6 +265,11 @@ impl JobRequest {
             then,
             recurrence,
         })
+    }
+
+    /// Whether devices that come to match its condition while it runs are in it, too.
+    pub fn is_continuous(&self) -> bool {
+        self.targets.as_ref().is_some_and(|targets| targets.continuous)
     }
 
     /// The body that a client sends, and that a journal keeps.
@@ -501,6 +509,12 @@ impl JobResponse {
         Value::Object(body)
     }
 
+    /// Until when devices can come to a continuous job that runs, if its time began then, its pauses not counted.
+    pub fn gathers_until(&self, from: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let is_open = self.request.is_continuous() && self.status == JobStatus::Running && self.hold.is_none();
+        is_open.then(|| from + TimeDelta::seconds(self.request.max_execution_time_in_seconds.into()))
+    }
+
     /// How far it is, without what it does: for those who follow it.
     pub fn to_progress_json(&self) -> Value {
         let whole = self.to_json();
@@ -533,6 +547,9 @@ impl JobResponse {
         }
         if let Some(listed) = self.listed {
             progress.insert("listed".into(), json!(listed));
+        }
+        if let Some(until) = self.continuous_until {
+            progress.insert("continuousUntil".into(), json!(time::format(until)));
         }
         if let Some(series) = &self.series {
             series.write(&mut progress);
@@ -652,6 +669,7 @@ mod tests {
                 hold: None,
                 excluded: None,
                 listed: None,
+                continuous_until: None,
                 series: None,
                 request,
             };

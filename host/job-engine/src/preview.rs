@@ -178,6 +178,8 @@ impl Counter {
         let overlaps = tally.overlaps.iter().map(|(job, devices)| json!({"jobId": job, "devices": devices}));
         shown.insert("overlaps".into(), overlaps.collect());
         shown.insert("seconds".into(), json!({"least": least, "most": most}));
+        let window = request.max_execution_time_in_seconds;
+        shown.insert("continuousForSeconds".into(), json!(request.is_continuous().then_some(window)));
         let azures = [Tier::S1, Tier::S3].into_iter().filter_map(|tier| Sku::new(tier, 1).ok());
         let costs = terms.own.map(|sku| (sku, true)).into_iter().chain(azures.map(|sku| (sku, false)));
         let costs = costs.map(|(sku, is_own)| cost_row(request, tally.targets, sku, is_own));

@@ -38,6 +38,10 @@ pub enum What {
         /// How many more there would be without exclusions.
         excluded: u64,
     },
+    /// These have come to a job that runs, all pending.
+    Joined {
+        targets: Vec<BegunTarget>,
+    },
     /// A stage has begun, counted from 1.
     Stage {
         number: u32,
@@ -122,7 +126,7 @@ pub enum What {
     },
 }
 
-/// A device at its job's beginning.
+/// A device at its job's beginning, or when it joins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BegunTarget {
     pub device: Address,
@@ -224,6 +228,8 @@ pub struct SavedTarget {
     /// Counted from 1; 0 in a job without a policy.
     pub stage: u32,
     pub group: Option<Arc<str>>,
+    /// How long after the job's beginning it has joined.
+    pub late: TimeDelta,
     /// The step that it is to do, counted from 0: the job's own action.
     pub step: u32,
     /// What it answered to the last method that is done with.

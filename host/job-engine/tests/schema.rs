@@ -54,7 +54,8 @@ fn fields<'s>(root: &'s Value, schema: &'s Value, value: &Value, way: &str, foun
             let way = format!("{way}/{name}");
             // Steps do not go with a report, and a step has one of two actions.
             // Nor does a series with being one of another's jobs.
-            let choices = ["/then", "/then/0/updateTwin", "/schedule", "/series"];
+            // Nothing comes to a list.
+            let choices = ["/then", "/then/0/updateTwin", "/schedule", "/series", "/targets/continuous"];
             if choices.contains(&way.as_str()) && value.get(name).is_none() {
                 continue;
             }
@@ -95,7 +96,7 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
-    }, "targets": {"list": "upload", "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then,
+    }, "targets": {"continuous": true, "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then,
         "series": {"job": "nightly", "queued": true}});
     [(twin, 51), (method, 60)]
 }

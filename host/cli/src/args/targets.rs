@@ -22,4 +22,8 @@ pub(crate) struct TargetArgs {
     /// Leave out the devices that a file lists, each with its modules (not for Azure's own engine)
     #[arg(long, value_name = "FILE", help_heading = TARGETS)]
     pub(crate) exclude_list: Option<PathBuf>,
+    /// Keep the job until its time is over, and have devices that come to match --query by then join it, each once (not for
+    /// Azure's own engine)
+    #[arg(long, conflicts_with = "list", help_heading = TARGETS)]
+    pub(crate) continuous: bool,
 }

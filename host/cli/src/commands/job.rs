@@ -218,8 +218,9 @@ async fn report(service: &ServiceClient, id: &JobId, context: &Context) -> anyho
     let name = |group: &Value| group["group"].as_str().unwrap_or("(none)").to_owned();
     let mut rows: Vec<_> = groups.map(|group| row(name(group), group)).collect();
     rows.push(row("all".to_owned(), &report));
-    let tag = tag.unwrap_or("devices").to_uppercase();
-    table(&[&tag, "DEVICES", "SUCCEEDED", "FAILED", "RUNNING", "PENDING", "LEFT OUT", "FAILURES"], &rows)
+    let tag = tag.unwrap_or("group").to_uppercase();
+    table(&[&tag, "DEVICES", "SUCCEEDED", "FAILED", "RUNNING", "PENDING", "LEFT OUT", "FAILURES"], &rows)?;
+    watch::continuous(&report["continuousUntil"]).map_or(Ok(()), |until| line(&format!("\n{until}")))
 }
 
 fn recurrence(args: RecurrenceArgs) -> Option<Recurrence> {

@@ -81,6 +81,9 @@ pub(super) fn show(preview: &Value) -> anyhow::Result<()> {
         row(name, cell(&preview[member]));
     }
     row("takes", format!("{} s to {} s", preview["seconds"]["least"], preview["seconds"]["most"]));
+    if let Some(seconds) = preview["continuousForSeconds"].as_u64() {
+        row("continuous", format!("for {seconds} s, with devices that come to match meanwhile"));
+    }
     for cost in list(&preview["cost"]) {
         let name = if cost["isOwn"] == true { "this hub" } else { "Azure would take" };
         let [tier, messages, daily] = ["tier", "messages", "dailyMessages"].map(|name| cell(&cost[name]));

@@ -44,8 +44,8 @@ impl Chosen {
         let exclude_list = excluded.map(|devices| place(devices, &mut chosen.excluded));
         let exclude = (args.exclude.is_some() || exclude_list.is_some())
             .then(|| Exclusion { condition: args.exclude.clone(), list: exclude_list });
-        if list.is_some() || exclude.is_some() {
-            chosen.targets = Some(JobTargets { list, exclude });
+        if list.is_some() || exclude.is_some() || args.continuous {
+            chosen.targets = Some(JobTargets { list, exclude, continuous: args.continuous });
         }
         Ok(chosen)
     }
@@ -264,11 +264,17 @@ mod tests {
         let chosen = Chosen::read(&args).expect("a list");
         let exclude = Some(Exclusion { condition: Some("tags.x = 1".into()), list: None });
         let list = Some(List::Inline(addresses(&["d0", "d1", "d2"])));
-        assert_eq!((chosen.condition.as_str(), chosen.targets), ("*", Some(JobTargets { list, exclude })));
+        assert_eq!(
+            (chosen.condition.as_str(), chosen.targets),
+            ("*", Some(JobTargets { list, exclude, continuous: false }))
+        );
         let args = TargetArgs { query: Some("*".into()), exclude_list: Some(many), ..TargetArgs::default() };
         let chosen = Chosen::read(&args).expect("a list");
         let exclude = Some(Exclusion { condition: None, list: Some(List::Uploaded) });
-        assert_eq!((chosen.targets, chosen.excluded.len()), (Some(JobTargets { list: None, exclude }), MAX_INLINE + 1));
+        assert_eq!(
+            (chosen.targets, chosen.excluded.len()),
+            (Some(JobTargets { exclude, ..JobTargets::default() }), MAX_INLINE + 1)
+        );
         fs::write(&few, "# nothing\n").expect("a file");
         let args = TargetArgs { list: Some(few), ..TargetArgs::default() };
         assert!(Chosen::read(&args).is_err_and(|error| error.to_string().contains("lists no device")));

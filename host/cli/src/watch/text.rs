@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use iothub_protocol::time;
 use serde_json::Value;
 
@@ -67,15 +67,23 @@ pub(super) fn state(job: &Value, now: DateTime<Utc>) -> String {
     if let Some(wait) = wait(job, now) {
         return format!("{status}: {wait}");
     }
+    let until = continuous(&progress["continuousUntil"]).map(|until| format!(", {until}")).unwrap_or_default();
     let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
     match number.checked_sub(1).and_then(|place| job["latch"]["policy"]["stages"].get(place)) {
         Some(stage) => {
             let percent = stage["percent"].as_u64().map(|percent| format!("{percent}%"));
             let name = percent.or_else(|| stage["condition"].as_str().map(str::to_owned)).unwrap_or_default();
-            format!("{status} stage {number} of {} ({name})", progress["stages"])
+            format!("{status} stage {number} of {} ({name}){until}", progress["stages"])
         }
-        None => status.to_owned(),
+        None => format!("{status}{until}"),
     }
+}
+
+/// `continuous until 2026-12-24T18:00:00Z`, of a job that devices can join.
+pub(crate) fn continuous(until: &Value) -> Option<String> {
+    // Nobody looks at a job by the millisecond.
+    let until = until.as_str().and_then(time::parse)?.trunc_subsecs(0);
+    Some(format!("continuous until {}", until.format("%FT%TZ")))
 }
 
 /// `begins in 2h 5m, at 2026-12-24T18:00:00.000Z`, of a job that waits for a time.
@@ -161,6 +169,8 @@ mod tests {
         assert_eq!(state(&job, now()), "running", "it has not begun");
         job["latch"]["progress"] = json!({"stage": 2, "stages": 2});
         assert_eq!(state(&job, now()), "running stage 2 of 2 (100%)");
+        job["latch"]["progress"]["continuousUntil"] = json!("2026-12-24T18:00:00.123Z");
+        assert_eq!(state(&job, now()), "running stage 2 of 2 (100%), continuous until 2026-12-24T18:00:00Z");
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct JobTargets {
     /// The devices, instead of those that match the condition.
     pub list: Option<List>,
     pub exclude: Option<Exclusion>,
+    /// Devices that come to match the condition while the job runs are in it, too, and it runs until its time is over.
+    pub continuous: bool,
 }
 
 /// A list of devices and modules.
@@ -45,8 +47,16 @@ impl JobTargets {
     /// 400004, naming the place and what is allowed there.
     pub(super) fn from_json(targets: &Value, condition: &str, any_length: bool) -> Result<JobTargets, HubError> {
         const AT: &str = "latch.targets";
-        let fields = object(targets, AT, &["devices", "list", "exclude"])?;
+        let fields = object(targets, AT, &["devices", "list", "exclude", "continuous"])?;
         let list = list(fields, AT, any_length)?;
+        let continuous = match fields.get("continuous").filter(|value| !value.is_null()) {
+            None => false,
+            Some(given) => given.as_bool().ok_or_else(|| invalid(format!("{AT}.continuous must be true or false")))?,
+        };
+        if continuous && list.is_some() {
+            let text = "latch.targets.continuous is for a job over a condition: nothing comes to match a list";
+            return Err(invalid(text.into()));
+        }
         if list.is_some() && condition != "*" {
             let text = "queryCondition must be \"*\" in a job over a list: the list says which devices";
             return Err(invalid(text.into()));
@@ -55,7 +65,7 @@ impl JobTargets {
             None => None,
             Some(exclude) => Some(Exclusion::from_json(exclude, any_length)?),
         };
-        let targets = JobTargets { list, exclude };
+        let targets = JobTargets { list, exclude, continuous };
         if targets.list.is_none()
             && let Some(excluded) = targets.exclude.as_ref().and_then(|exclude| exclude.condition.as_deref())
         {
@@ -74,6 +84,9 @@ impl JobTargets {
             }
             write_list(list.as_ref(), &mut exclude);
             fields.insert("exclude".into(), Value::Object(exclude));
+        }
+        if self.continuous {
+            fields.insert("continuous".into(), json!(true));
         }
         Value::Object(fields)
     }
@@ -276,6 +289,7 @@ mod tests {
             (json!({"exclude": {"condition": "tags.pilot = true", "devices": ["c"]}}), false),
             (json!({"devices": ["a"], "exclude": {"list": "upload"}}), true),
             (json!({"devices": ["a"], "exclude": {"condition": "FROM devices.modules WHERE tags.x = 1"}}), false),
+            (json!({"continuous": true}), false),
         ] {
             let read = JobTargets::from_json(&targets, "*", false).expect("targets");
             assert_eq!((read.to_json(), read.is_uploaded()), (targets, is_uploaded));
@@ -300,6 +314,8 @@ mod tests {
             (json!({"devices": [1]}), "*", "latch.targets.devices[0] is no text"),
             (json!({"devices": ["a"]}), "tags.x = 1", "queryCondition must be \"*\""),
             (json!({"list": "later"}), "*", "must be \"upload\""),
+            (json!({"continuous": 1}), "*", "latch.targets.continuous must be true or false"),
+            (json!({"continuous": true, "list": "upload"}), "*", "nothing comes to match a list"),
             (json!({"list": "upload", "devices": ["a"]}), "*", "choose one"),
             (json!({"exclude": {}}), "*", "latch.targets.exclude must have"),
             (json!({"exclude": {"condition": 1}}), "*", "must be a string"),

@@ -1,4 +1,4 @@
-//! Finds the devices that a job begins with.
+//! Finds the devices that a job is for: those that it begins with, and those that come later.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,11 +29,7 @@ pub(super) async fn find<F: Fleet>(
     if scope.is_plain() {
         return Ok(fleet.select(selection).await?.into());
     }
-    let mut finder = Finder { fleet, store, job, scope, excluded: Vec::new(), found: Found::default() };
-    if let Some(List::Inline(devices)) = &scope.exclude_list {
-        finder.excluded.clone_from(devices);
-        finder.excluded.sort_unstable();
-    }
+    let mut finder = Finder::new(fleet, store, job, scope);
     match &scope.list {
         None => finder.take(fleet.select(selection).await?).await?,
         Some(List::Inline(devices)) => finder.take_listed(devices.clone(), selection).await?,
@@ -54,6 +50,38 @@ pub(super) async fn find<F: Fleet>(
     Ok(finder.found)
 }
 
+/// Those that match and were never in the job, which has begun.
+///
+/// # Errors
+/// What the fleet or the journal says; then they can be looked for again.
+pub(super) async fn find_new<F: Fleet>(
+    fleet: &F,
+    store: &Store,
+    job: &JobId,
+    selection: &Selection,
+    scope: &Scope,
+) -> Result<Found, HubError> {
+    let mut finder = Finder::new(fleet, store, job, scope);
+    let devices = match &selection.among {
+        // A look at a row of the journal is shorter than one at a twin.
+        Some(changed) => {
+            let changed = finder.newcomers(changed.clone(), Clone::clone).await?;
+            if changed.is_empty() {
+                return Ok(Found::default());
+            }
+            fleet.select(&Selection { among: Some(changed), ..selection.clone() }).await?
+        }
+        None => {
+            let matching = fleet.select(selection).await?;
+            finder.newcomers(matching, |selected| selected.address.clone()).await?
+        }
+    };
+    if !devices.is_empty() {
+        finder.take(devices).await?;
+    }
+    Ok(finder.found)
+}
+
 struct Finder<'a, F> {
     fleet: &'a F,
     store: &'a Store,
@@ -64,7 +92,28 @@ struct Finder<'a, F> {
     found: Found,
 }
 
-impl<F: Fleet> Finder<'_, F> {
+impl<'a, F: Fleet> Finder<'a, F> {
+    fn new(fleet: &'a F, store: &'a Store, job: &'a JobId, scope: &'a Scope) -> Finder<'a, F> {
+        let mut excluded = match &scope.exclude_list {
+            Some(List::Inline(devices)) => devices.clone(),
+            Some(List::Uploaded) | None => Vec::new(),
+        };
+        excluded.sort_unstable();
+        Finder { fleet, store, job, scope, excluded, found: Found::default() }
+    }
+
+    /// Those of these devices that were never in the job.
+    async fn newcomers<D>(&self, devices: Vec<D>, address: impl Fn(&D) -> Address) -> Result<Vec<D>, HubError> {
+        let mut are_members = Vec::with_capacity(devices.len());
+        for page in devices.chunks(PAGE) {
+            let (job, page) = (self.job.clone(), page.iter().map(&address).collect::<Vec<_>>());
+            let read = self.store.read(move |connection| journal::members(connection, &job, &page)).await;
+            are_members.extend(read.map_err(|error| store_error(&error))?);
+        }
+        let with_notes = devices.into_iter().zip(are_members);
+        Ok(with_notes.filter(|(_, is_member)| !is_member).map(|(device, _)| device).collect())
+    }
+
     /// Devices of a list, whether or not they exist: one that does not fails when its turn comes.
     async fn take_listed(&mut self, devices: Vec<Address>, selection: &Selection) -> Result<(), HubError> {
         let mut labels = HashMap::new();

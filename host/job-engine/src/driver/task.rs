@@ -14,7 +14,7 @@ use iothub_protocol::id::JobId;
 use iothub_protocol::job::{DeviceJobOutcome, JobAction, JobRequest, TwinUpdate};
 use iothub_protocol::plugin_report;
 use serde_json::Value;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::Message;
 use super::clock::Clock;
 use super::preview::preview;
-use super::targets::find;
+use super::targets::{find, find_new};
 use crate::engine::{Engine, Input, Obedience, Output, Record};
 use crate::fleet::Fleet;
 use crate::journal;
@@ -34,6 +34,9 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Between tries to write what the store refused. Nothing is sent meanwhile, as nothing can be recorded.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Changed devices that are taken together.
+const MOST_CHANGES: usize = 1000;
 
 /// One write at a time: whatever the engine decides during it goes into the next, so that a thousand outcomes take a
 /// few commits and not a thousand.
@@ -48,6 +51,10 @@ pub(super) struct Task<F> {
     committed: watch::Sender<u64>,
     /// `None` if the fleet does not tell, or no longer.
     arrivals: Option<broadcast::Receiver<Address>>,
+    /// As long as a job wants to hear of them.
+    changes: Option<broadcast::Receiver<Address>>,
+    /// The fleet does not tell of changes.
+    is_untold: bool,
     calls: JoinSet<Input>,
     /// What a call that panicked is taken for.
     panicked: HashMap<Id, Input>,
@@ -70,6 +77,8 @@ impl<F: Fleet> Task<F> {
             engine,
             clock: Clock::new(Instant::now(), Utc::now()),
             arrivals: fleet.arrivals(),
+            changes: None,
+            is_untold: false,
             fleet,
             store,
             inbox,
@@ -105,6 +114,11 @@ impl<F: Fleet> Task<F> {
                     Ok(device) => self.handle(Input::Arrived(device)),
                     Err(RecvError::Lagged(_)) => self.handle(Input::ManyArrived),
                     Err(RecvError::Closed) => self.arrivals = None,
+                },
+                changed = next_changes(&mut self.changes) => match changed {
+                    Ok(devices) => self.handle(Input::Changed(devices)),
+                    Err(RecvError::Lagged(_)) => self.handle(Input::ManyChanged),
+                    Err(RecvError::Closed) => (self.changes, self.is_untold) = (None, true),
                 },
                 () = sleep(timer) => self.handle(Input::Tick),
                 () = cancel.cancelled(), if stop_at.is_none() => {
@@ -142,7 +156,20 @@ impl<F: Fleet> Task<F> {
         now
     }
 
+    /// Listen for changes as long as a job gathers devices: from before it asks for those that it begins with.
+    fn listen(&mut self) {
+        let gathers = self.engine.gathers();
+        if !gathers {
+            self.changes = None;
+        } else if self.changes.is_none() && !self.is_untold {
+            self.changes = self.fleet.changes();
+            self.is_untold = self.changes.is_none();
+        }
+        self.engine.is_told_of_changes(self.changes.is_some());
+    }
+
     fn carry_out(&mut self) {
+        self.listen();
         while let Some(output) = self.engine.poll() {
             self.call(output);
         }
@@ -232,6 +259,18 @@ impl<F: Fleet> Task<F> {
                 };
                 (self.calls.spawn(select), panicked)
             }
+            Output::Gather { job, selection, scope } => {
+                let panicked = Input::Gathered { job: job.clone(), result: Err(panic()) };
+                let store = self.store.clone();
+                let gather = async move {
+                    let result = find_new(&*fleet, &store, &job, &selection, &scope).await;
+                    if let Err(error) = &result {
+                        tracing::warn!(%job, %error, "devices that have come cannot be read, trying again");
+                    }
+                    Input::Gathered { job, result }
+                };
+                (self.calls.spawn(gather), panicked)
+            }
             Output::Look { job, plugin, devices } => {
                 let panicked = Input::Seen { job: job.clone(), devices: devices.clone(), result: Err(panic()) };
                 let look = async move {
@@ -315,6 +354,20 @@ async fn next_arrival(arrivals: &mut Option<broadcast::Receiver<Address>>) -> Re
         Some(arrivals) => arrivals.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// Devices that have changed; never, where nobody tells.
+async fn next_changes(changes: &mut Option<broadcast::Receiver<Address>>) -> Result<Vec<Address>, RecvError> {
+    let Some(changes) = changes else { return std::future::pending().await };
+    let mut changed = vec![changes.recv().await?];
+    while changed.len() < MOST_CHANGES {
+        match changes.try_recv() {
+            Ok(device) => changed.push(device),
+            Err(TryRecvError::Lagged(missed)) => return Err(RecvError::Lagged(missed)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+        }
+    }
+    Ok(changed)
 }
 
 /// The write's end; never, while there is none.

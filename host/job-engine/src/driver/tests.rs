@@ -3,6 +3,7 @@ mod targets;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use durable_store::Durability;
 use iothub_protocol::address::Address;
@@ -11,6 +12,7 @@ use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStat
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::{self, PinState};
 use serde_json::{Value, json};
+use tokio::sync::broadcast;
 
 use super::*;
 use crate::fleet::{Selected, Selection};
@@ -18,10 +20,11 @@ use crate::testing::{condition, device, job_id, method_job, recount, selected, t
 
 /// Devices that do as they are told by their numbers.
 struct Scripted {
-    size: usize,
+    size: AtomicUsize,
     answer: fn(usize) -> Answer,
     asked: Mutex<Vec<Address>>,
     patched: Mutex<Vec<(Address, TwinUpdate)>>,
+    changes: broadcast::Sender<Address>,
 }
 
 enum Answer {
@@ -33,7 +36,20 @@ enum Answer {
 
 impl Scripted {
     fn new(size: usize, answer: fn(usize) -> Answer) -> Arc<Scripted> {
-        Arc::new(Scripted { size, answer, asked: Mutex::default(), patched: Mutex::default() })
+        let (size, (changes, _)) = (AtomicUsize::new(size), broadcast::channel(4));
+        Arc::new(Scripted { size, answer, asked: Mutex::default(), patched: Mutex::default(), changes })
+    }
+
+    fn size(&self) -> usize {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// Have more devices from now on, and tell of each.
+    fn grow(&self, size: usize) {
+        let before = self.size.swap(size, Ordering::SeqCst);
+        for number in before..size {
+            self.changes.send(device(number)).expect("somebody listens");
+        }
     }
 
     fn asked(&self) -> Vec<Address> {
@@ -45,12 +61,16 @@ impl Scripted {
 
 impl Fleet for Scripted {
     async fn select(&self, selection: &Selection) -> Result<Vec<Selected>, HubError> {
-        Ok(selected(self.size, selection))
+        Ok(selected(self.size(), selection))
+    }
+
+    fn changes(&self) -> Option<broadcast::Receiver<Address>> {
+        Some(self.changes.subscribe())
     }
 
     async fn call_method(&self, id: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
         self.asked.lock().expect("no panic holds the lock").push(id.clone());
-        if number(id) >= self.size {
+        if number(id) >= self.size() {
             return Err(HubError::new(ErrorCode::DeviceNotFound, format!("the hub has no device {id:?}")));
         }
         match (self.answer)(number(id)) {
@@ -68,7 +88,7 @@ impl Fleet for Scripted {
 
     async fn matching(&self, condition: &Condition, devices: &[Address]) -> Result<HashSet<Address>, HubError> {
         let (condition, among) = (condition.clone(), Some(devices.to_vec()));
-        let found = selected(self.size, &Selection { condition, among, labels: Vec::new() });
+        let found = selected(self.size(), &Selection { condition, among, labels: Vec::new() });
         Ok(found.into_iter().map(|selected| selected.address).collect())
     }
 

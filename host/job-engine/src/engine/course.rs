@@ -150,17 +150,18 @@ impl Course {
         }
     }
 
-    /// What comes after a device's failure, which is its first after so many.
+    /// What comes after a device's failure, which is its first after so many. The device has joined so long after the
+    /// job's beginning.
     pub(super) fn after_failure(
         &self,
         now: DateTime<Utc>,
-        device: &Address,
+        (device, late): (&Address, TimeDelta),
         class: FailureClass,
         failures: u32,
     ) -> After {
         if class == FailureClass::Offline && self.policy.offline != OfflineRule::default() {
             return match self.offline_until {
-                Some(until) if now < until => After::Wait,
+                Some(until) if now - late < until => After::Wait,
                 _ => After::LeaveOut,
             };
         }
@@ -230,6 +231,24 @@ impl Course {
             BegunTarget { device, stage: Some(stage), group }
         };
         arranged.map(target).collect()
+    }
+
+    /// Devices that come while the job runs, with stages as in [`Course::begin_with`]: each is in its stage by condition
+    /// if that has not begun, else in the last, which is everybody's. No other stage grows that is under way, as it would
+    /// not come to its end.
+    pub(super) fn join(&mut self, devices: Vec<Selected>, stages: Vec<u32>) -> Vec<BegunTarget> {
+        let stages = stages.into_iter().chain(std::iter::repeat(0));
+        let mut devices: Vec<_> = devices.into_iter().zip(stages).collect();
+        devices.sort_by_cached_key(|(device, _)| (device.address.rollout_place(), device.address.clone()));
+        devices.dedup_by(|(one, _), (other, _)| one.address == other.address);
+        let last = u32::try_from(self.stages.len()).unwrap_or(u32::MAX);
+        let target = |(Selected { address: device, labels }, by_condition): (Selected, u32)| {
+            let group = self.group(labels.into_iter().next().flatten());
+            let stage = if by_condition > self.stage() { by_condition } else { last };
+            self.add(stage, &group);
+            BegunTarget { device, stage: Some(stage), group }
+        };
+        devices.into_iter().map(target).collect()
     }
 
     /// Take a device of a stage, counted from 1, that has no outcome.

@@ -9,12 +9,15 @@ use iothub_protocol::job::recurrence::{Occurrence, Recurrence};
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
 use iothub_protocol::method::MethodResponse;
+use iothub_protocol::query::{Condition, QueryError};
 
 use super::course::Course;
 use super::fresh::Fresh;
+use super::gathering::Gathering;
 use super::steps::Steps;
 use super::watch::Group;
-use super::{BegunTarget, SavedJob, SavedTarget, Waits};
+use super::{BegunTarget, SavedJob, SavedTarget, Scope, Waits};
+use crate::fleet::Selection;
 
 #[derive(Debug)]
 pub(super) struct Job {
@@ -46,6 +49,8 @@ pub(super) struct Job {
     pub(super) aborted: Option<String>,
     /// Only a job with a policy has one.
     pub(super) course: Option<Box<Course>>,
+    /// Only a continuous job has one.
+    pub(super) gathering: Option<Gathering>,
     pub(super) statistics: JobStatistics,
     /// The devices that have had a turn, or were to have one, and have not ended.
     pub(super) targets: HashMap<Address, Target>,
@@ -87,6 +92,8 @@ pub(super) struct Target {
     /// Counted from 1; 0 without a policy.
     stage: u32,
     group: Group,
+    /// How long after its job's beginning it has joined.
+    late: TimeDelta,
     /// The step that it does, counted from 0: the job's own action.
     pub(super) step: u32,
     /// What it answered to the last method that is done with.
@@ -150,10 +157,17 @@ impl Target {
             has_arrived: false,
             stage,
             group,
+            late: TimeDelta::zero(),
             step: 0,
             answered: None,
             state,
         }
+    }
+
+    /// Until when it is waited for while it is offline, where those of the job's beginning are until `end`.
+    fn offline_until(&self, end: DateTime<Utc>) -> DateTime<Utc> {
+        // While the job is paused, that is the end of all time.
+        end.checked_add_signed(self.late).unwrap_or(end)
     }
 
     pub(super) fn begin_attempt(&mut self) {
@@ -192,6 +206,8 @@ impl Target {
 impl Job {
     pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
         let priority = saved.request.policy.as_ref().map(|policy| policy.priority).unwrap_or_default();
+        let condition = &saved.request.query_condition;
+        let gathering = saved.request.is_continuous().then(|| Gathering::new(condition, saved.start));
         let course = saved.request.policy.map(|policy| Box::new(Course::new(policy, &saved.request.action)));
         Job {
             priority,
@@ -212,6 +228,7 @@ impl Job {
             cancelling: saved.cancelling,
             aborted: saved.aborted,
             course,
+            gathering,
             statistics: saved.statistics,
             targets: HashMap::new(),
             ready: VecDeque::new(),
@@ -245,12 +262,14 @@ impl Job {
     pub(super) fn bound_waits(&mut self) {
         let Some(end) = self.course.as_ref().and_then(|course| course.offline_until()) else { return };
         let is_beyond = |(at, device): &&(DateTime<Utc>, Address)| {
-            *at > end && self.targets.get(device).is_some_and(|target| target.awaits_connection)
+            let target = self.targets.get(device);
+            target.is_some_and(|target| target.awaits_connection && *at > target.offline_until(end))
         };
         let beyond: Vec<_> = self.later.iter().filter(is_beyond).cloned().collect();
         for place in beyond {
             self.later.remove(&place);
             if let Some(target) = self.targets.get_mut(&place.1) {
+                let end = target.offline_until(end);
                 target.state = State::Later(end);
                 self.later.insert((end, place.1));
             }
@@ -262,18 +281,19 @@ impl Job {
         self.hold.as_ref().is_some_and(|hold| hold.cause != HoldCause::Approval)
     }
 
-    /// Take a device that has not ended when the process did. Gives it back if it has not had a turn.
-    pub(super) fn add_waiting(&mut self, saved: SavedTarget) -> Option<BegunTarget> {
-        let SavedTarget { device, attempt, failures, last, until, stage, group, step, answered, .. } = saved;
+    /// Take a device that has not ended when the process did. Gives it back if it has not had a turn, with how long after
+    /// the job's beginning it has joined.
+    pub(super) fn add_waiting(&mut self, saved: SavedTarget) -> Option<(BegunTarget, TimeDelta)> {
+        let SavedTarget { device, attempt, failures, last, until, stage, group, late, step, answered, .. } = saved;
         if let Some(course) = &mut self.course {
             course.add(stage, &group);
         }
         if attempt == 0 {
-            return Some(BegunTarget { device, stage: self.course.is_some().then_some(stage), group });
+            return Some((BegunTarget { device, stage: self.course.is_some().then_some(stage), group }, late));
         }
         let mut target = Target::new(attempt, stage, group, State::Ready);
         target.awaits_connection = last.is_none() && until.is_some();
-        (target.step, target.answered) = (step, answered.map(Box::new));
+        (target.late, target.step, target.answered) = (late, step, answered.map(Box::new));
         (target.failures, target.last) = (failures, last.map(Box::new));
         match until {
             Some(until) => {
@@ -284,6 +304,39 @@ impl Job {
         }
         self.targets.insert(device, target);
         None
+    }
+
+    /// Devices come while the job runs.
+    pub(super) fn join(&mut self, now: DateTime<Utc>, targets: &[BegunTarget]) {
+        let late = self.begun.map_or(TimeDelta::zero(), |begun| (now - begun).max(TimeDelta::zero()));
+        for target in targets {
+            self.fresh.join(target.clone(), late);
+        }
+        let count = targets.len() as u64;
+        self.statistics.device_count += count;
+        self.statistics.pending_count += count;
+    }
+
+    /// Whether devices can come to it yet, which keeps it from its end.
+    pub(super) fn gathers(&self, now: DateTime<Utc>) -> bool {
+        let is_over = self.cancelling || self.ends.is_some_and(|ends| ends <= now);
+        self.phase == Phase::Running && self.gathering.is_some() && !is_over
+    }
+
+    /// All its devices have ended, and it waits for others.
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Running && !self.is_open()
+    }
+
+    /// Whom it is for.
+    ///
+    /// # Errors
+    /// If a condition is none.
+    pub(super) fn selection(&self) -> Result<(Selection, Scope), QueryError> {
+        let condition = Condition::parse_job(&self.condition)?;
+        let scope = Scope::new(self.scope.as_ref(), self.course.as_deref().map(Course::policy))?;
+        let labels = self.course.as_ref().and_then(|course| course.group_by()).into_iter().cloned().collect();
+        Ok((Selection { condition, among: None, labels }, scope))
     }
 
     pub(super) fn clock_set(&mut self, by: TimeDelta) {
@@ -301,6 +354,9 @@ impl Job {
         if let Some(course) = &mut self.course {
             course.clock_set(by);
         }
+        if let Some(gathering) = &mut self.gathering {
+            gathering.clock_set(by);
+        }
     }
 
     /// Whether any device has not ended.
@@ -309,7 +365,7 @@ impl Job {
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || self.fresh.front(self.stage()).is_some()
+        !self.ready.is_empty() || self.fresh.has_next(self.stage())
     }
 
     /// Whether the job's rate counts the next device: it is one of devices, and those that have begun go on. `None` if
@@ -317,7 +373,7 @@ impl Job {
     pub(super) fn counts_next(&self) -> Option<bool> {
         match self.ready.front() {
             Some(device) => Some(self.targets.get(device).is_none_or(|target| target.step == 0)),
-            None => self.fresh.front(self.stage()).map(|_| true),
+            None => self.fresh.has_next(self.stage()).then_some(true),
         }
     }
 
@@ -326,8 +382,9 @@ impl Job {
         if let Some(device) = self.ready.pop_front() {
             return Some(device);
         }
-        let BegunTarget { device, stage, group } = self.fresh.pop(self.stage())?;
-        self.targets.insert(device.clone(), Target::new(0, stage.unwrap_or_default(), group, State::Ready));
+        let (BegunTarget { device, stage, group }, late) = self.fresh.pop(self.stage())?;
+        let target = Target::new(0, stage.unwrap_or_default(), group, State::Ready);
+        self.targets.insert(device.clone(), Target { late, ..target });
         Some(device)
     }
 
@@ -360,13 +417,13 @@ impl Job {
         saved: SavedTarget,
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
     ) {
-        let SavedTarget { device, attempt, stage, group, step, answered, failures, .. } = saved;
+        let SavedTarget { device, attempt, stage, group, late, step, answered, failures, .. } = saved;
         if let Some(course) = &mut self.course {
             course.add(stage, &group);
         }
         self.steps.wait(now, device.clone(), step, (since, at_least));
         let target = Target::new(attempt, stage, group, State::Awaited);
-        self.targets.insert(device, Target { step, failures, answered: answered.map(Box::new), ..target });
+        self.targets.insert(device, Target { late, step, failures, answered: answered.map(Box::new), ..target });
     }
 
     /// A sent device waits for its twin before its next step; it is in nobody's way.
@@ -445,7 +502,8 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         let retry = self.later.first().map(|(at, _)| *at);
         let course = self.course.as_ref().and_then(|course| course.deadline());
-        self.ends.into_iter().chain(retry).chain(course).chain(self.steps.deadline()).min()
+        let gathering = self.gathering.as_ref().filter(|_| !self.cancelling).and_then(Gathering::deadline);
+        self.ends.into_iter().chain(retry).chain(course).chain(self.steps.deadline()).chain(gathering).min()
     }
 
     /// Devices whose wait is over are ready again. Answers those that are waited for no longer.
@@ -456,7 +514,7 @@ impl Job {
         while self.later.first().is_some_and(|(at, _)| *at <= now) {
             let Some((_, device)) = self.later.pop_first() else { break };
             let Some(target) = self.targets.get_mut(&device) else { continue };
-            if target.awaits_connection && until.is_some_and(|until| until <= now) {
+            if target.awaits_connection && until.is_some_and(|until| target.offline_until(until) <= now) {
                 given_up.push(device);
             } else {
                 target.state = State::Ready;
@@ -510,7 +568,7 @@ impl Job {
         let at = match std::mem::take(&mut target.has_arrived) {
             // It has connected while its attempt failed.
             true => now,
-            false => until.map_or(now + wait, |until| until.min(now + wait)),
+            false => until.map_or(now + wait, |until| target.offline_until(until).min(now + wait)),
         };
         target.offline += 1;
         target.awaits_connection = true;
@@ -536,6 +594,11 @@ impl Job {
         self.later.insert((at, device.clone()));
         self.landed();
         self.statistics.pending_count += 1;
+    }
+
+    /// How long after the job's beginning a device has joined it.
+    pub(super) fn late(&self, device: &Address) -> TimeDelta {
+        self.targets.get(device).map_or(TimeDelta::zero(), |target| target.late)
     }
 
     /// How often a device has failed.

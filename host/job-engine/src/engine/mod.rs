@@ -18,10 +18,13 @@
 //! in anybody's way: `awaited` has the engine look at the reports of those that are waited for, some at a time. Looking
 //! rather than listening is what a hub in this process and one behind HTTP have in common, it misses nothing over a
 //! restart, and it costs nothing while nobody waits.
+//!
+//! A continuous job goes on until its time is over, and `gathering` has devices join it that come to match.
 
 mod awaited;
 mod course;
 mod fresh;
+mod gathering;
 mod hold;
 mod job;
 mod looks;
@@ -51,7 +54,6 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget, What};
-use course::Course;
 use fresh::Fresh;
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
@@ -109,6 +111,12 @@ pub enum Input {
     Seen { job: JobId, devices: Vec<Address>, result: Result<HashMap<Address, PinState>, HubError> },
     /// The answer to [`Output::Match`]: those whose twins are so.
     Matched { job: JobId, step: u32, devices: Vec<Address>, result: Result<HashSet<Address>, HubError> },
+    /// The answer to [`Output::Gather`]: those that are not in the job yet.
+    Gathered { job: JobId, result: Result<Found, HubError> },
+    /// Devices or modules were created or connected, or their twins have changed.
+    Changed(Vec<Address>),
+    /// So many have that nobody can tell which.
+    ManyChanged,
     /// A device has connected and listens for methods.
     Arrived(Address),
     /// So many have that nobody can tell which.
@@ -122,6 +130,12 @@ pub enum Input {
 #[derive(Debug, PartialEq)]
 pub enum Output {
     Select {
+        job: JobId,
+        selection: Selection,
+        scope: Scope,
+    },
+    /// As [`Output::Select`], of a job that has begun; only those that were never in it.
+    Gather {
         job: JobId,
         selection: Selection,
         scope: Scope,
@@ -205,6 +219,8 @@ pub struct Engine {
     blocked: HashMap<Address, VecDeque<JobId>>,
     turns: Turns,
     draining: bool,
+    /// The fleet tells which devices have changed.
+    is_told: bool,
     changes: Vec<Change>,
     outputs: VecDeque<Output>,
 }
@@ -232,6 +248,7 @@ impl Engine {
             blocked: HashMap::new(),
             turns: Turns::default(),
             draining: false,
+            is_told: false,
             changes: Vec::new(),
             outputs: VecDeque::new(),
         };
@@ -274,6 +291,9 @@ impl Engine {
             Input::Matched { job, step, devices, result } => {
                 self.matched(now, &job, step, devices, result.ok().as_ref());
             }
+            Input::Gathered { job, result } => self.gathered(now, &job, result),
+            Input::Changed(devices) => self.changed(now, Some(&devices)),
+            Input::ManyChanged => self.changed(now, None),
             Input::Arrived(device) => self.arrived(now, |job| job.arrived(&device)),
             Input::ManyArrived => self.arrived(now, Job::all_arrived),
             Input::Unpinned { job, result } => self.unpinned(now, &job, result.is_ok()),
@@ -380,8 +400,9 @@ impl Engine {
     }
 
     fn has_room(&self) -> bool {
-        // A paused job does not keep others from running.
-        let running = self.active.iter().filter(|id| self.jobs.get(*id).is_some_and(|job| job.hold.is_none()));
+        // A paused job does not keep others from running, nor does one that waits for devices to come.
+        let is_running = |job: &Job| job.hold.is_none() && !job.is_idle();
+        let running = self.active.iter().filter(|id| self.jobs.get(*id).is_some_and(is_running));
         !self.draining && running.count() < self.limits.concurrent_jobs
     }
 
@@ -438,9 +459,11 @@ impl Engine {
             }
             fresh.extend(job.add_waiting(target));
         }
-        fresh.sort_by_key(|target| target.stage);
-        job.fresh = Fresh::new(Arc::new(fresh));
+        job.fresh = Fresh::again(fresh);
         job.bound_waits();
+        if let Some(gathering) = &mut job.gathering {
+            gathering.resume(now);
+        }
         for device in lost {
             job.end(now, &device, End::Failed(FailureClass::Unknown));
             push(&mut self.changes, now, &id, failed(&device, in_doubt()));
@@ -496,6 +519,7 @@ impl Engine {
         self.give_up(now, id, given_up);
         self.look(now, id);
         self.look_at_twins(now, id);
+        self.gather(now, id);
         self.judge(now, id);
         self.fill(now, id);
     }
@@ -505,16 +529,8 @@ impl Engine {
         job.phase = Phase::Selecting;
         job.waits_for_offline = job.is_loaded && now < self.opened + RECONNECT_GRACE;
         self.active.insert(id.clone());
-        let condition = Condition::parse_job(&job.condition);
-        match condition.and_then(|condition| {
-            Ok((condition, Scope::new(job.scope.as_ref(), job.course.as_deref().map(Course::policy))?))
-        }) {
-            Ok((condition, scope)) => {
-                let group_by = job.course.as_ref().and_then(|course| course.group_by());
-                let labels = group_by.into_iter().cloned().collect();
-                let selection = Selection { condition, among: None, labels };
-                self.outputs.push_back(Output::Select { job: id.clone(), selection, scope });
-            }
+        match job.selection() {
+            Ok((selection, scope)) => self.outputs.push_back(Output::Select { job: id.clone(), selection, scope }),
             Err(error) => self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         }
     }
@@ -526,6 +542,9 @@ impl Engine {
             Err(error) => return self.finish(now, id, JobStatus::Failed, Some(error.to_string())),
         };
         job.begin(now);
+        if let Some(gathering) = &mut job.gathering {
+            gathering.begin(now, self.is_told);
+        }
         let targets = match &mut job.course {
             Some(course) => course.begin_with(devices, stages),
             None => alike(devices),
@@ -547,6 +566,7 @@ impl Engine {
         for Change { job: id, what, .. } in &record.changes {
             match what {
                 What::Started { device, attempt } => self.send(id, device, *attempt),
+                What::Begun { .. } | What::Joined { .. } => self.gathering_recorded(id),
                 What::Recurred { jobs, .. } => {
                     for request in jobs {
                         let start = request.start_time.unwrap_or(now);
@@ -686,7 +706,7 @@ impl Engine {
 
     fn end_if_done(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        if job.phase != Phase::Running || job.is_open() {
+        if job.phase != Phase::Running || job.is_open() || job.gathers(now) {
             return;
         }
         if job.begins_to_unpin() {

@@ -168,7 +168,9 @@ pub(super) fn succeeded(now: DateTime<Utc>, job: &mut Job, device: &Address, out
 pub(super) fn failing(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome: DeviceJobOutcome) -> What {
     let class = FailureClass::of_outcome(&outcome);
     let next = match &job.course {
-        Some(course) if !job.cancelling => course.after_failure(now, device, class, job.failures(device)),
+        Some(course) if !job.cancelling => {
+            course.after_failure(now, (device, job.late(device)), class, job.failures(device))
+        }
         _ => After::Fail,
     };
     match next {
@@ -200,7 +202,8 @@ fn end_offline(now: DateTime<Utc>, job: &mut Job, device: &Address) -> What {
     };
     let when = match rule.wait_in_seconds {
         0 => "when its turn came".to_owned(),
-        seconds => format!("within {seconds} s of the job's beginning"),
+        seconds if job.late(device).is_zero() => format!("within {seconds} s of the job's beginning"),
+        seconds => format!("within {seconds} s since it is in the job"),
     };
     let outcome = policy_outcome(PolicyOutcome::DeviceWasOffline, format!("the device was not connected {when}"));
     match rule.then {

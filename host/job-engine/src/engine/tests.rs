@@ -1,3 +1,4 @@
+mod gathering;
 mod hold;
 mod ledger;
 mod model;
@@ -28,6 +29,8 @@ struct World {
     fleet: usize,
     /// Selections that are out.
     selections: Vec<(JobId, Selection)>,
+    /// Looks for devices that have come, that are out.
+    gatherings: Vec<(JobId, Selection)>,
     /// The types of all actions that were sent.
     sent: Vec<&'static str>,
     matches: Vec<(JobId, u32, Condition, Vec<Address>)>,
@@ -51,6 +54,7 @@ impl World {
             limits,
             fleet,
             selections: Vec::new(),
+            gatherings: Vec::new(),
             sent: Vec::new(),
             matches: Vec::new(),
             calls: Vec::new(),
@@ -74,6 +78,7 @@ impl World {
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Select { job, selection, .. } => self.selections.push((job, selection)),
+                Output::Gather { job, selection, .. } => self.gatherings.push((job, selection)),
                 Output::Look { job, plugin, devices } => {
                     assert!(plugin == "lock-door" && !devices.is_empty());
                     self.looks.push((job, devices));
@@ -155,6 +160,7 @@ impl World {
     fn restart(&mut self) {
         self.calls.clear();
         self.selections.clear();
+        self.gatherings.clear();
         self.looks.clear();
         self.matches.clear();
         self.unpins.clear();

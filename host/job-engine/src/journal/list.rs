@@ -145,6 +145,16 @@ fn end(tx: &Transaction<'_>, job: i64, status: JobStatus, reason: Option<&str>, 
     forget(tx, job)
 }
 
+/// A job has begun: its list has served, unless devices can come that it leaves out.
+pub(super) fn forget_begun(tx: &Transaction<'_>, job: i64) -> sql::Result<()> {
+    let continuous =
+        "SELECT coalesce(json_extract(request, '$.latch.targets.continuous'), 0) FROM jobs WHERE number = ?1";
+    match tx.prepare_cached(continuous)?.query_row([job], |row| row.get(0))? {
+        true => Ok(()),
+        false => forget(tx, job),
+    }
+}
+
 /// A list has served.
 pub(super) fn forget(tx: &Transaction<'_>, job: i64) -> sql::Result<()> {
     tx.prepare_cached("DELETE FROM job_lists WHERE job = ?1")?.execute([job]).map(drop)

@@ -24,7 +24,7 @@ pub use again::{Again, Copied, insert_copy, is_same};
 pub use attempts::{attempts, device_attempts};
 pub use events::{JobEvent, listener, next_event, told};
 pub use list::{ListState, cancel_list, expire_lists, extend_list, listed, listed_among, seal_list, sealed};
-pub use overlap::overlaps;
+pub use overlap::{members, overlaps};
 pub use progress::{Progress, changed, last_change, progress};
 pub use read::{Position, device_rows, job, jobs, unfinished};
 pub use report::report;

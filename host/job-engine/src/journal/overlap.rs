@@ -1,13 +1,21 @@
-//! Which devices other jobs have not ended with.
+//! Which devices are in jobs.
 
 use durable_store::sql::{self, Connection, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
 
 use super::unreadable;
+use super::write::number_of;
 
 /// Jobs that are looked at, the newest first: each costs a look at every device.
 const MOST: usize = 16;
+
+/// Which of these devices are in a job, or have been.
+pub fn members(connection: &Connection, job: &JobId, devices: &[Address]) -> sql::Result<Vec<bool>> {
+    let number = number_of(connection, job)?;
+    let mut look = connection.prepare_cached("SELECT 1 FROM device_jobs WHERE job = ?1 AND device = ?2")?;
+    devices.iter().map(|device| look.exists(params![number, device.to_string()])).collect()
+}
 
 /// Of each job that runs, how many of these devices have no outcome in it yet.
 pub fn overlaps(connection: &Connection, devices: &[Address]) -> sql::Result<Vec<(JobId, u64)>> {

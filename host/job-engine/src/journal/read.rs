@@ -78,7 +78,7 @@ pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<S
 fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
     let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven, .. } = job;
     let JobResponse { request, status, statistics, failure_reason, stage, hold, series, .. } = response;
-    let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number)?);
+    let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number, begun)?);
     if statistics.failures.total() != statistics.failed_count {
         // It began before they were counted by class.
         statistics.failures = recounted(connection, number)?;
@@ -185,11 +185,15 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
 /// The device's id of a row, which is of that device or of a module of it: what [`super::MIGRATIONS`] has an index of.
 const DEVICE_OF_ROW: &str = "substr(d.device, 1, instr(d.device || '/', '/') - 1)";
 
-fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<SavedTarget>> {
+fn unfinished_targets(
+    connection: &Connection,
+    job: i64,
+    begun: Option<DateTime<Utc>>,
+) -> sql::Result<Vec<SavedTarget>> {
     let mut groups = HashSet::new();
     let query =
-        "SELECT device, attempt, status, stage, grp, step, awaited, failures, until, answer, payload, error, description
-                 FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
+        "SELECT device, attempt, status, created, stage, grp, step, awaited, failures, until, answer, payload, error,
+                 description FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
         let status: String = row.get("status")?;
@@ -213,6 +217,7 @@ fn unfinished_targets(connection: &Connection, job: i64) -> sql::Result<Vec<Save
             awaited,
             stage,
             group: group(row, &mut groups)?,
+            late: time(row, "created")?.zip(begun).map_or(TimeDelta::zero(), |(created, begun)| created - begun),
             step,
             answered,
         })
@@ -304,7 +309,11 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         series,
         excluded: begun.map(|_| count(row, "excluded")).transpose()?,
         listed: time(row, "listing")?.map(|_| count(row, "listed")).transpose()?,
+        continuous_until: None,
     };
+    let held_for = TimeDelta::milliseconds(row.get("held_for")?);
+    let continuous_until = begun.and_then(|begun| response.gathers_until(begun + held_for));
+    let response = JobResponse { continuous_until, ..response };
     Ok(NumberedJob {
         number: row.get("number")?,
         change: count(row, "changed")?,
@@ -312,7 +321,7 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         start,
         begun,
         cancelling: row.get("cancelling")?,
-        held_for: TimeDelta::milliseconds(row.get("held_for")?),
+        held_for,
         forgiven: time(row, "forgiven")?,
     })
 }

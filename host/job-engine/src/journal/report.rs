@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use durable_store::sql::{self, Connection, params};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::DeviceJobStatus;
+use iothub_protocol::time;
 use serde_json::{Map, Value, json};
 
 use super::again::failure_class;
@@ -42,6 +43,9 @@ pub fn report(connection: &Connection, id: &JobId) -> sql::Result<Option<Value>>
     let mut report = all.to_json();
     report.insert("jobId".into(), json!(id));
     report.insert("status".into(), json!(job.status.name()));
+    if let Some(until) = job.continuous_until {
+        report.insert("continuousUntil".into(), json!(time::format(until)));
+    }
     if let Some(tag) = job.request.policy.as_ref().and_then(|policy| policy.group_by.as_ref()) {
         report.insert("groupBy".into(), json!(tag));
         let mut groups: Vec<_> = groups.iter().collect();

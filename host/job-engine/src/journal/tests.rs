@@ -209,6 +209,7 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
         awaited: None,
         stage: 0,
         group: None,
+        late: TimeDelta::zero(),
         step: 0,
         answered: None,
     };

@@ -159,6 +159,7 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
     match what {
         What::Scheduled => set_status(tx, job, JobStatus::Scheduled),
         What::Begun { targets, excluded } => begin(tx, job, at, targets, *excluded),
+        What::Joined { targets } => insert_targets(tx, job, at, targets),
         What::Started { device, attempt } => {
             let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5),
                        attempted = ?6 WHERE job = ?1 AND device = ?2";
@@ -282,6 +283,11 @@ fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget], exclu
     set_status(tx, job, JobStatus::Running)?;
     let row = "UPDATE jobs SET begun = ?2, excluded = ?3 WHERE number = ?1";
     tx.execute(row, [job, at, excluded.cast_signed()])?;
+    insert_targets(tx, job, at, targets)?;
+    list::forget_begun(tx, job)
+}
+
+fn insert_targets(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget]) -> sql::Result<()> {
     let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage, grp)
                VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6)";
     let mut insert = tx.prepare_cached(row)?;
@@ -289,7 +295,7 @@ fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget], exclu
         let status = DeviceJobStatus::Pending.name();
         insert.execute(params![job, device.to_string(), status, at, stage, group.as_deref()])?;
     }
-    list::forget(tx, job)
+    Ok(())
 }
 
 /// Keep what came of a device's attempt, as its row is to tell of the next one.

@@ -21,7 +21,7 @@ fn policy() -> JobPolicy {
 #[test]
 fn targets_are_counted_by_stage_and_standing_in_parts_as_at_once() {
     let exclude = Exclusion { condition: Some("tags.pilot = true".into()), list: Some(List::Inline(vec![device(9)])) };
-    let targets = Some(JobTargets { list: None, exclude: Some(exclude) });
+    let targets = Some(JobTargets { exclude: Some(exclude), ..JobTargets::default() });
     let abort = vec![AbortRule { minimum: 20, ..AbortRule::new(10) }];
     let policy = Some(JobPolicy { abort, ..policy() });
     let request = JobRequest { targets, policy, start_time: Some(at(0)), ..method_job("j") };

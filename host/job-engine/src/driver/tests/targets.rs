@@ -10,7 +10,7 @@ fn devices(numbers: impl IntoIterator<Item = usize>) -> Vec<Address> {
 }
 
 fn uploaded(exclude: Option<Exclusion>) -> Option<JobTargets> {
-    Some(JobTargets { list: Some(List::Uploaded), exclude })
+    Some(JobTargets { list: Some(List::Uploaded), exclude, continuous: false })
 }
 
 fn seal(devices: &[Address], excluded: &[Address]) -> ListSeal {
@@ -107,7 +107,7 @@ async fn exclusions_are_left_out_of_a_condition_and_of_a_short_list() {
     };
     let list = Some(List::Inline(devices([1, 5, 6, 12])));
     for (name, list, excluded, count) in [("all", None, 2401, 9599), ("list", list, 3, 1)] {
-        let targets = Some(JobTargets { list, exclude: Some(exclude()) });
+        let targets = Some(JobTargets { list, exclude: Some(exclude()), continuous: false });
         running.engine.create(JobRequest { targets, ..twin_job(name) }).await.expect("a job");
         let job = running.engine.ended(&job_id(name)).await.expect("its end");
         let found = job.statistics.map(|counts| counts.succeeded_count);
@@ -133,8 +133,8 @@ async fn a_preview_counts_what_the_job_would_find_and_changes_nothing() {
     let policy = || Some(JobPolicy { stages: vec![canary.clone(), Stage::new(100)], ..JobPolicy::default() });
     let exclude = || Exclusion { condition: Some("tags.building = 'b3'".into()), list: None };
     let list = || Some(List::Inline(devices([0, 3, 4, 12_345])));
-    let all = JobTargets { list: None, exclude: Some(exclude()) };
-    let some = JobTargets { list: list(), exclude: Some(exclude()) };
+    let all = JobTargets { exclude: Some(exclude()), ..JobTargets::default() };
+    let some = JobTargets { list: list(), ..all.clone() };
     for (targets, counts, overlap, canaries) in [(all, [10_800, 1200, 0], 4, 1200), (some, [3, 1, 1], 2, 1)] {
         let request = JobRequest { targets: Some(targets), policy: policy(), ..method_job("j") };
         let preview = running.engine.preview(request.clone(), Tally::default()).await.expect("a preview");
@@ -156,5 +156,58 @@ async fn a_preview_counts_what_the_job_would_find_and_changes_nothing() {
     let refused = running.engine.preview(uploaded, Tally::default()).await.map_err(|error| error.code);
     assert_eq!(refused, Err(ErrorCode::ArgumentInvalid));
     assert_eq!(running.engine.get(&job_id("j")).await.map_err(|error| error.code), Err(ErrorCode::JobNotFound));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn devices_that_come_join_a_continuous_job_once_and_excluded_ones_do_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let fleet = Scripted::new(2, |_| Answer::Status(200));
+    let running = start(folder.path(), &fleet).await;
+    let exclude = Exclusion { condition: Some("tags.building = 'b3'".into()), list: Some(List::Uploaded) };
+    let targets = Some(JobTargets { list: None, exclude: Some(exclude), continuous: true });
+    let policy = JobPolicy { stages: vec![Stage::new(100)], ..JobPolicy::default() };
+    let job = JobRequest { targets, policy: Some(policy), max_execution_time_in_seconds: 600, ..method_job("j") };
+    running.engine.create(job).await.expect("a job");
+    let (id, excluded) = (job_id("j"), devices([1, 5]));
+    let part = ListPart { devices: Vec::new(), excluded: excluded.clone() };
+    running.engine.extend_list(&id, part).await.expect("a part");
+    running.engine.complete_list(&id, seal(&[], &excluded)).await.expect("the whole");
+    let succeeded = async |running: &Running, count: u64| {
+        let mut commits = running.engine.commits();
+        loop {
+            let job = running.engine.get(&id).await.expect("the job");
+            assert_eq!(job.status, JobStatus::Running);
+            let counts = job.statistics.unwrap_or_default();
+            if counts.succeeded_count >= count {
+                assert_eq!((counts.device_count, job.excluded), (count, Some(1)), "as at the beginning");
+                return;
+            }
+            commits.changed().await.expect("the engine runs");
+        }
+    };
+    succeeded(&running, 1).await;
+    // Few enough to tell which, with one of those before; then more than can be told of.
+    fleet.changes.send(device(0)).expect("the engine listens");
+    fleet.grow(5);
+    succeeded(&running, 3).await;
+    fleet.grow(20);
+    succeeded(&running, 16).await;
+    running.stop().await;
+
+    // Who came meanwhile is found after the restart.
+    fleet.size.store(21, Ordering::SeqCst);
+    let running = start(folder.path(), &fleet).await;
+    succeeded(&running, 17).await;
+    let asked = fleet.asked();
+    let expected = devices((0..21).filter(|number| ![1, 3, 5, 13].contains(number)));
+    assert_eq!(asked, expected, "each once");
+    running.engine.command(&id, Command::Cancel).await.expect("cancelled");
+    let job = running.engine.ended(&id).await.expect("its end");
+    assert_eq!((job.status, job.continuous_until), (JobStatus::Cancelled, None));
+    let left = running
+        .store
+        .read(|connection| connection.query_row("SELECT count(*) FROM job_lists", [], |row| row.get::<_, i64>(0)));
+    assert_eq!(left.await.expect("a count"), 0, "the list has served");
     running.stop().await;
 }

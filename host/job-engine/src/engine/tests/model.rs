@@ -19,6 +19,7 @@ use iothub_protocol::job::policy::{
     Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 use iothub_protocol::job::steps::{Otherwise, Step, StepCondition, TwinWait};
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{HoldCause, JobRequest, TwinUpdate};
 use iothub_protocol::method::MethodResponse;
 use iothub_protocol::plugin_report::pin;
@@ -42,7 +43,7 @@ const WRITTEN: usize = 40;
 const MOST_JOBS: usize = 12;
 const MOST_UNFINISHED: usize = 5;
 /// Kinds of decisions; each is seen at least once in a thousand steps.
-const KINDS: usize = 16;
+const KINDS: usize = 17;
 /// Windows, in seconds. The shortest is longer than all pauses and soaks of a policy.
 const SHORTEST_WINDOW: u32 = 13;
 const LONGEST_WINDOW: u32 = 40;
@@ -75,6 +76,9 @@ const COMMANDS: &[(u64, Act)] = &[
     (30, Trial::answer),
     (2, Trial::answer_again),
     (2, Trial::answer_late),
+    (5, Trial::change),
+    (1, Trial::change_all),
+    (6, Trial::gather),
     (30, Trial::commit),
     (12, Trial::sleep),
     (2, Trial::oversleep),
@@ -130,6 +134,7 @@ struct Trial {
     /// Records that are being written, the oldest first.
     writes: VecDeque<Record>,
     selections: Vec<(JobId, Selection)>,
+    gatherings: Vec<(JobId, Selection)>,
     /// And whether it is a method's.
     calls: Vec<(Call, bool)>,
     looks: Vec<(JobId, Vec<Address>)>,
@@ -161,6 +166,7 @@ impl Trial {
             journal: is_written.then(database),
             writes: VecDeque::new(),
             selections: Vec::new(),
+            gatherings: Vec::new(),
             calls: Vec::new(),
             looks: Vec::new(),
             matches: Vec::new(),
@@ -210,6 +216,10 @@ impl Trial {
                     self.model.selects(&job)?;
                     self.selections.push((job, selection));
                 }
+                Output::Gather { job, selection, .. } => {
+                    self.model.gathers(&job, &self.recorded)?;
+                    self.gatherings.push((job, selection));
+                }
                 Output::Send { job, device, attempt, action } => {
                     let call = Call { job, device, attempt };
                     self.model.sends(&call, &self.recorded)?;
@@ -225,7 +235,7 @@ impl Trial {
         }
         let unfinished: usize = self.engine.in_flight();
         hold!(self.model.is_draining || unfinished == self.model.in_flight(), "{unfinished} calls are in flight");
-        self.model.rest()
+        self.model.rest(&self.recorded)
     }
 
     fn create(&mut self, dice: &mut Dice) -> Check {
@@ -298,6 +308,9 @@ impl Trial {
             true => Err(HubError::new(ErrorCode::ServiceUnavailable, "not now")),
             false => {
                 let mut devices = selected(self.fleet, &selection);
+                if self.recorded.jobs[&job].request.is_continuous() {
+                    devices.retain(|_| dice.percent(50));
+                }
                 // A device can be found twice, since it can change during a search.
                 let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
                 devices.extend(twice);
@@ -305,6 +318,31 @@ impl Trial {
             }
         };
         self.hand(Input::Selected { job, result })
+    }
+
+    fn change(&mut self, dice: &mut Dice) -> Check {
+        let changed = (0..self.fleet).map(device).filter(|_| dice.percent(30)).collect();
+        self.hand(Input::Changed(changed))
+    }
+
+    fn change_all(&mut self, _: &mut Dice) -> Check {
+        self.hand(Input::ManyChanged)
+    }
+
+    /// Some have come, of those that are not in the job's rows on the disk.
+    fn gather(&mut self, dice: &mut Dice) -> Check {
+        let Some((job, selection)) = take(&mut self.gatherings, dice) else { return Ok(()) };
+        let result = match dice.percent(10) {
+            true => Err(HubError::new(ErrorCode::ServiceUnavailable, "not now")),
+            false => {
+                let mut devices = selected(self.fleet, &selection);
+                devices.retain(|one| !self.recorded.jobs[&job].rows.contains_key(&one.address) && dice.percent(50));
+                let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
+                devices.extend(twice);
+                Ok(devices.into())
+            }
+        };
+        self.hand(Input::Gathered { job, result })
     }
 
     fn answer(&mut self, dice: &mut Dice) -> Check {
@@ -398,7 +436,7 @@ impl Trial {
 
     fn asleep(&mut self, until: DateTime<Utc>) -> Check {
         self.model.now = until.max(self.now);
-        self.model.rest().map_err(|text| format!("slept until {until}: {text}"))
+        self.model.rest(&self.recorded).map_err(|text| format!("slept until {until}: {text}"))
     }
 
     fn wake(&mut self, now: DateTime<Utc>) -> Check {
@@ -469,6 +507,7 @@ impl Trial {
         self.say(|| "> crash".to_owned());
         self.writes.clear();
         self.selections.clear();
+        self.gatherings.clear();
         self.looks.clear();
         self.matches.clear();
         self.unpins.clear();
@@ -495,6 +534,7 @@ impl Trial {
             for _ in 0..3 {
                 self.commit(dice)?;
                 self.select(dice)?;
+                self.gather(dice)?;
                 self.answer(dice)?;
                 self.see(dice)?;
                 self.match_twins(dice)?;
@@ -537,6 +577,7 @@ fn request(dice: &mut Dice, now: DateTime<Utc>, fleet: usize) -> JobRequest {
         query_condition: dice.one(&["*".to_owned(), "*".to_owned(), some.clone(), some, "no condition".to_owned()]),
         start_time: dice.percent(40).then(|| now + TimeDelta::seconds(dice.below(5) as i64)),
         max_execution_time_in_seconds: dice.within(SHORTEST_WINDOW..=LONGEST_WINDOW),
+        targets: dice.percent(25).then(|| JobTargets { continuous: true, ..JobTargets::default() }),
         ..if dice.percent(60) { method_job("j") } else { twin_job("j") }
     };
     let then = if dice.percent(25) { steps(dice, &request.action) } else { Vec::new() };
@@ -666,6 +707,7 @@ fn kind(what: &What) -> &'static str {
     match what {
         What::Scheduled => "scheduled",
         What::Begun { .. } => "begun",
+        What::Joined { .. } => "joined",
         What::Stage { .. } => "stage",
         What::Started { .. } => "started",
         What::Waiting { failures: None, .. } => "waiting",

@@ -13,7 +13,7 @@ fn listed(numbers: &[usize]) -> List {
 fn a_job_says_what_else_there_is_to_its_devices_and_shows_how_many_are_excluded() {
     let mut world = World::new(3, Limits::default());
     let exclude = Exclusion { condition: Some("tags.building = 'b1'".into()), list: Some(listed(&[2])) };
-    let targets = JobTargets { list: Some(listed(&[0, 1, 2])), exclude: Some(exclude) };
+    let targets = JobTargets { list: Some(listed(&[0, 1, 2])), exclude: Some(exclude), continuous: false };
     world.create(JobRequest { targets: Some(targets), ..twin_job("j") });
     world.create(JobRequest { targets: None, ..twin_job("k") });
     let scopes: Vec<Scope> = std::iter::from_fn(|| world.engine.poll())

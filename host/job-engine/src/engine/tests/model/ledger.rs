@@ -47,7 +47,7 @@ pub(super) struct Row {
     /// Counted from 1; `None` without a policy.
     pub(super) stage: Option<u32>,
     pub(super) group: Option<Arc<str>>,
-    created: DateTime<Utc>,
+    pub(super) created: DateTime<Utc>,
     pub(super) updated: DateTime<Utc>,
     started: Option<DateTime<Utc>>,
     pub(super) ended: Option<DateTime<Utc>>,
@@ -90,6 +90,13 @@ impl Ledger {
             What::Begun { targets, .. } => {
                 (job.status, job.begun) = (JobStatus::Running, Some(*at));
                 job.rows.extend(targets.iter().map(|target| (target.device.clone(), Row::new(*at, target))));
+            }
+            What::Joined { targets } => {
+                for target in targets {
+                    if job.rows.insert(target.device.clone(), Row::new(*at, target)).is_some() {
+                        return Err(format!("{} is in the job already", target.device));
+                    }
+                }
             }
             What::Stage { number } => job.stage = Some(*number),
             What::Started { device, attempt } => {
@@ -244,6 +251,11 @@ impl JobRow {
         ended.into_iter().map(end).collect()
     }
 
+    /// How long after the job's beginning a device has come to it.
+    pub(super) fn late(&self, row: &Row) -> TimeDelta {
+        self.begun.map_or(TimeDelta::zero(), |begun| row.created - begun)
+    }
+
     fn saved(&self) -> SavedJob {
         let open = self.rows.iter().filter(|(_, row)| row.ended.is_none());
         let targets = open.map(|(device, row)| SavedTarget {
@@ -256,6 +268,7 @@ impl JobRow {
             awaited: row.awaited,
             stage: row.stage.unwrap_or_default(),
             group: row.group.clone(),
+            late: self.late(row),
             step: row.step,
             answered: row.answered().cloned(),
         });

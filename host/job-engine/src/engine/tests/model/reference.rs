@@ -63,6 +63,10 @@ struct Life {
     answers: Vec<(JobId, Address, MethodResponse)>,
     unpinning: Vec<(JobId, Address)>,
     unpinned: Vec<JobId>,
+    /// Jobs for which it is asked who has come to them.
+    gathering: BTreeSet<JobId>,
+    /// By when it must be asked for a job, if nothing is in the way.
+    to_gather: BTreeMap<JobId, DateTime<Utc>>,
     /// When each job was last resumed.
     resumed: BTreeMap<JobId, DateTime<Utc>>,
     /// Jobs that could begin more, were there room for more of all jobs; since when.
@@ -155,6 +159,10 @@ impl Model {
                     self.matched(job, *step, device, result.as_ref().ok());
                 }
             }
+            Input::Gathered { job, result } => self.gather(job, result.as_ref().ok()),
+            Input::Changed(devices) => self.change(devices),
+            // All are looked at then, after a pause that other looks decide on.
+            Input::ManyChanged => self.life.to_gather.clear(),
             Input::Arrived(device) => self.life.arrivals.push((self.moment, Some(device.clone()))),
             Input::ManyArrived => self.life.arrivals.push((self.moment, None)),
             Input::Late { job, device, attempt, outcome } => {
@@ -182,6 +190,7 @@ impl Model {
         match what {
             What::Scheduled => hold!(job.status == JobStatus::Queued && job.start > self.now, "it is due"),
             What::Begun { .. } => hold!(self.is_due(id, what), "it was not selected like that: {:?}", self.due),
+            What::Joined { .. } => hold!(self.is_due(id, what), "nobody came like that: {:?}", self.due),
             What::Stage { number } => self.check_stage(id, job, *number)?,
             What::Started { device, attempt } => self.check_start(id, job, device, *attempt)?,
             What::Late { .. } => hold!(self.is_due(id, what), "no answer came late: {:?}", self.due),
@@ -263,6 +272,16 @@ impl Model {
         Ok(())
     }
 
+    /// The engine wants to know who has come to a job.
+    pub(super) fn gathers(&mut self, id: &JobId, recorded: &Ledger) -> Check {
+        let job = &self.decided.jobs[id];
+        hold!(self.is_open(job) && !self.is_draining, "{id} is not to grow");
+        hold!(has_recorded_all(job, &recorded.jobs[id]), "{id} has devices that a look at the journal does not find");
+        hold!(self.life.gathering.insert(id.clone()), "{id} asks twice");
+        self.life.to_gather.remove(id);
+        Ok(())
+    }
+
     /// The engine calls a device.
     pub(super) fn sends(&mut self, call: &Call, recorded: &Ledger) -> Check {
         let row = recorded.jobs.get(&call.job).and_then(|job| job.rows.get(&call.device));
@@ -291,7 +310,7 @@ impl Model {
     }
 
     /// The engine has come to rest: is anything missing that must be by now?
-    pub(super) fn rest(&mut self) -> Check {
+    pub(super) fn rest(&mut self, recorded: &Ledger) -> Check {
         hold!(self.due.is_empty(), "there must be {:?}", self.due);
         (self.is_start, self.command) = (false, None);
         let busy: BTreeSet<Address> = self.calls().map(|one| one.call.device.clone()).collect();
@@ -299,6 +318,13 @@ impl Model {
         for id in jobs {
             self.rest_of(&id, &busy).map_err(|text| format!("{id}: {text}"))?;
         }
+        let may_gather = |id: &JobId| {
+            let job = &self.decided.jobs[id];
+            let is_free = !self.is_draining && !self.life.gathering.contains(id);
+            is_free && self.is_open(job) && has_recorded_all(job, &recorded.jobs[id])
+        };
+        let unasked = self.life.to_gather.iter().find(|(id, at)| **at <= self.now && may_gather(id));
+        hold!(unasked.is_none(), "it is not asked who has come: {unasked:?}");
         let has_room = !self.is_draining && self.active() < self.limits.concurrent_jobs;
         let overdue = self.waiting().find(|(_, at)| has_room && *at <= self.now);
         hold!(overdue.is_none(), "a job is to begin: {overdue:?}");
@@ -314,9 +340,10 @@ impl Model {
         let lost = job.rows.iter().find(|(device, row)| row.is_in_flight() && !has_call(device, row));
         hold!(lost.is_none(), "running without a call: {lost:?}");
         let is_open = job.rows.values().any(|row| !row.status.is_terminal());
-        hold!(is_open || self.has_to_unpin(id, job), "all devices have ended, and the job has not");
+        let may_go_on = is_open || self.is_open(job) || self.has_to_unpin(id, job);
+        hold!(may_go_on, "all devices have ended, and the job has not");
         hold!(!is_open || !self.is_over(job), "its time is over, and it has not ended");
-        if job.cancelling || !is_open {
+        if job.cancelling || !is_open && !self.is_open(job) {
             return Ok(());
         }
         hold!(job.stage.is_some() == job.policy().is_some(), "its first stage has not begun");
@@ -326,9 +353,11 @@ impl Model {
         self.judge(id)?;
         let job = &self.decided.jobs[id];
         // One whose next try was due before, or during a pause, has that.
-        let end = self.offline_until(job).filter(|end| *end <= self.now);
         let resumed = self.life.resumed.get(id).copied();
-        let is_past = |row: &Row| end.is_some_and(|end| row.until >= Some(end)) && row.until > resumed;
+        let is_past = |row: &Row| {
+            let end = self.offline_until(job, row).filter(|end| *end <= self.now);
+            end.is_some_and(|end| row.until >= Some(end)) && row.until > resumed
+        };
         let is_overdue = |device, row: &Row| row.is_offline() && is_past(row) && !self.is_woken(id, device, row);
         let overdue = job.rows.iter().find(|(device, row)| is_overdue(device, row));
         hold!(overdue.is_none(), "waited for too long: {overdue:?}");
@@ -353,9 +382,13 @@ impl Model {
 
     // Beginnings.
 
-    /// Jobs that select or run, without those that are paused.
+    /// Jobs that select or run, without those that are paused or wait for devices to come.
     fn active(&self) -> usize {
-        let is_active = |id: &JobId, job: &JobRow| job.begun.is_some() || self.life.selections.contains_key(id);
+        let is_idle = |job: &JobRow| self.is_open(job) && job.rows.values().all(|row| row.status.is_terminal());
+        let is_active = |id: &JobId, job: &JobRow| match job.begun {
+            Some(_) => !is_idle(job),
+            None => self.life.selections.contains_key(id),
+        };
         self.decided.unfinished().filter(|(id, job)| job.hold.is_none() && is_active(id, job)).count()
     }
 
@@ -389,6 +422,41 @@ impl Model {
         });
         let what = What::Begun { targets: Arc::new(targets.collect()), excluded: *excluded };
         self.due.push(Due { job: id.clone(), what });
+    }
+
+    /// Whether devices can come to a job.
+    fn is_open(&self, job: &JobRow) -> bool {
+        let is_running = job.begun.is_some() && job.ended.is_none() && !job.cancelling;
+        job.request.is_continuous() && is_running && !self.is_over(job)
+    }
+
+    /// Devices have changed: those that are under way in a job need not be looked at for it.
+    fn change(&mut self, devices: &[Address]) {
+        for (id, job) in self.decided.unfinished().filter(|(_, job)| job.request.is_continuous()) {
+            let is_under_way = |device| job.rows.get(device).is_some_and(|row| !row.status.is_terminal());
+            let is_heard = self.is_open(job) || job.begun.is_none() && self.life.selections.contains_key(id);
+            if is_heard && devices.iter().any(|device| !is_under_way(device)) {
+                self.life.to_gather.entry(id.clone()).or_insert(self.now + seconds(1));
+            }
+        }
+    }
+
+    fn gather(&mut self, id: &JobId, found: Option<&Found>) {
+        self.life.gathering.remove(id);
+        let job = &self.decided.jobs[id];
+        let Some(Found { devices, .. }) = found.filter(|_| self.is_open(job)) else { return };
+        let new = devices.iter().map(|selected| (&selected.address, selected.labels.first().cloned().flatten()));
+        let new: BTreeMap<&Address, Option<Arc<str>>> = new.collect();
+        let targets = new.into_iter().map(|(device, group)| BegunTarget {
+            device: device.clone(),
+            // The last one.
+            stage: job.policy().map(|policy| policy.stages.len().max(1) as u32),
+            group,
+        });
+        let targets: Vec<BegunTarget> = targets.collect();
+        if !targets.is_empty() {
+            self.due.push(Due { job: id.clone(), what: What::Joined { targets } });
+        }
     }
 
     // Calls.
@@ -575,7 +643,7 @@ impl Model {
         }
         let class = FailureClass::of_outcome(&outcome);
         if class == FailureClass::Offline && policy.offline != OfflineRule::default() {
-            if self.offline_until(job).is_some_and(|until| self.now < until) {
+            if self.offline_until(job, row).is_some_and(|until| self.now < until) {
                 return wait(30, 600);
             }
             return ended(offline_end(job), error(PolicyOutcome::DeviceWasOffline));
@@ -598,7 +666,7 @@ impl Model {
         let before = self.life.offline.iter().filter(|(job, other)| job == id && other == device).count();
         let wait = (0..before).fold(first, |wait, _| (wait * 2).min(longest));
         let at = self.now + wait;
-        self.offline_until(job).map_or(at, |until| until.min(at))
+        self.offline_until(job, &job.rows[device]).map_or(at, |until| until.min(at))
     }
 
     /// Whether its devices are on their way back, since the process has just begun.
@@ -607,9 +675,9 @@ impl Model {
         self.life.loaded.get(id).is_some_and(|had_begun| had_begun.is_some() || has_just_begun())
     }
 
-    fn offline_until(&self, job: &JobRow) -> Option<DateTime<Utc>> {
+    fn offline_until(&self, job: &JobRow, row: &Row) -> Option<DateTime<Utc>> {
         let wait = job.policy()?.offline.wait_in_seconds;
-        let until = job.counts_from().map_or(DateTime::<Utc>::MAX_UTC, |from| from + seconds(wait));
+        let until = job.counts_from().map_or(DateTime::<Utc>::MAX_UTC, |from| from + seconds(wait) + job.late(row));
         Some(until).filter(|_| wait > 0)
     }
 
@@ -680,7 +748,7 @@ impl Model {
         if job.cancelling && (row.awaited.is_some() || job.reason.is_some() && is_pending && row.attempt > 0) {
             ends.push((DeviceJobStatus::Canceled, name(unknown(job))));
         }
-        if row.is_offline() && self.offline_until(job).is_some_and(|until| until <= self.now) {
+        if row.is_offline() && self.offline_until(job, row).is_some_and(|until| until <= self.now) {
             ends.push((offline_end(job), name(PolicyOutcome::DeviceWasOffline)));
         }
         if self.is_start && row.is_in_flight() && fails_in_doubt(job) {
@@ -693,6 +761,7 @@ impl Model {
         let open = job.rows.iter().find(|(_, row)| !row.status.is_terminal());
         hold!(open.is_none(), "{open:?} has not ended");
         hold!(!self.has_to_unpin(id, job), "there are pins to take back");
+        hold!(!self.is_open(job), "devices can come yet");
         let allowed = match (job.begun, job.cancelling, &job.reason) {
             (Some(_), _, Some(_)) => &[JobStatus::Failed][..],
             (Some(_), true, None) => &[JobStatus::Cancelled],
@@ -862,6 +931,11 @@ fn needs_approval(job: &JobRow, stage: u32) -> bool {
     has_rule && Tally::of(job, stage).devices > 0
 }
 
+/// Whether every device of a job stands in the journal.
+fn has_recorded_all(job: &JobRow, recorded: &JobRow) -> bool {
+    recorded.begun.is_some() && recorded.rows.len() == job.rows.len()
+}
+
 fn in_flight(job: &JobRow) -> usize {
     job.rows.values().filter(|row| row.is_in_flight()).count()
 }
@@ -923,6 +997,10 @@ fn same(due: &What, found: &What, now: DateTime<Utc>) -> bool {
                 targets
             };
             excluded == found_excluded && sorted(targets) == sorted(found)
+        }
+        (What::Joined { targets }, What::Joined { targets: found }) => {
+            let same = |target: &BegunTarget| found.contains(target);
+            targets.len() == found.len() && targets.iter().all(same)
         }
         _ => due == found,
     }
