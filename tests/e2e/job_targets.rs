@@ -131,8 +131,36 @@ fn a_preview_tells_what_a_job_would_come_to_and_the_job_does() {
     for text in ["also in the job", "waits: 1 devices", "tags.ring = 'canary'  4 ", "Azure would take"] {
         assert!(told.contains(text), "{told}");
     }
+    let series = [&job[..], &["--cron", "0 0 1 1 *", "--id", "yearly", "--dry-run"]].concat();
+    assert!(latch_ok(data, &series).contains("-01-01T00:00:00.000Z, for the devices that there are then"));
+    let wrong = latch(data, &[&job[..], &["--cron", "61 * * * *", "--dry-run"]].concat());
+    assert!(wrong.code == Some(1) && wrong.stderr.contains("latch.schedule"), "{wrong:?}");
     let jobs = latch_json(data, &["job", "list"]);
     assert_eq!(jobs.as_array().map(Vec::len), Some(1), "a preview makes no job: {jobs:#}");
+
+    // Modules: by a condition, and in a list with devices and what does not exist.
+    for (module, tags) in [("door-0001/a", r#"{"ring": "canary"}"#), ("door-0001/b", r#"{"pilot": true}"#)] {
+        latch_ok(data, &["module", "create", module]);
+        latch_ok(data, &["twin", "update", module, "--tags", tags]);
+    }
+    let of_modules = "FROM devices.modules WHERE tags.ring = 'canary'";
+    let stages = ["--stage", &format!("query:{of_modules}"), "--stage", "100"];
+    let query = ["--query", "FROM devices.modules", "--exclude", "FROM devices.modules WHERE tags.pilot = true"];
+    let update = ["job", "twin", "--tags", "{}", "--dry-run"];
+    let list = data.join("list");
+    fs::write(&list, "door-0001/a\ndoor-0001/b\ndoor-0001/c\ndoor-0002\ngone\n").expect("a file can be written");
+    let list = [
+        "--list",
+        list.to_str().expect("a readable name"),
+        "--exclude",
+        "FROM devices.modules WHERE tags.pilot = true",
+    ];
+    for (whom, expected, canaries) in [(query, [1, 1, 0], 1), (list, [4, 1, 2], 1)] {
+        let preview = latch_json(data, &[&update[..], &whom, &stages].concat());
+        let found = ["targets", "excluded", "missing"].map(|name| preview[name].as_u64());
+        assert_eq!((found, &preview["stages"][0]["devices"]), (expected.map(Some), &json!(canaries)), "{preview:#}");
+        assert_eq!(preview["sample"][0], "door-0001/a");
+    }
 
     // The canaries go first. Those that are not there are left out.
     let run = ["--stage", "query:tags.ring = 'canary'", "--stage", "100", "--skip-offline", "--id", "staged", "--wait"];

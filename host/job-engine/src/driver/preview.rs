@@ -9,10 +9,11 @@ use iothub_protocol::error::HubError;
 use iothub_protocol::job::JobRequest;
 use iothub_protocol::job::targets::List;
 use iothub_protocol::query::{Condition, Source};
-use serde_json::Value;
+use iothub_protocol::time;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{JobEngine, Message, stopped, store_error};
+use super::{JobEngine, Message, first_occurrence, stopped, store_error};
 use crate::engine::Scope;
 use crate::fleet::{Fleet, Survey};
 use crate::journal;
@@ -28,12 +29,15 @@ impl JobEngine {
     /// member `tally` of the answer to the one before.
     ///
     /// # Errors
-    /// 400004 if a condition is none or a list is not there; else what the fleet says.
+    /// 400004 if a condition or a schedule is none or a list is not there; else what the fleet says.
     pub async fn preview(&self, request: JobRequest, tally: Tally) -> Result<Value, HubError> {
+        let first = first_occurrence(&request, Utc::now())?;
         let (reply, replied) = oneshot::channel();
         let message = Message::Preview { request: Box::new(request), tally, reply };
         self.messages.send(message).map_err(|_| stopped())?;
-        replied.await.unwrap_or_else(|_| Err(stopped()))
+        let mut preview = replied.await.unwrap_or_else(|_| Err(stopped()))?;
+        preview["firstOccurrence"] = json!(first.map(time::format));
+        Ok(preview)
     }
 }
 
