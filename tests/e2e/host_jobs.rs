@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::back_end::{BackEnd, connection};
+use crate::back_end::{BackEnd, connection, door};
 use crate::harness::{FREE_PORTS, Latch, latch, latch_json, latch_ok, plugin_folder, wait_until};
 
 /// So many that a job over them takes longer than a kill, at its rate.
@@ -236,7 +236,17 @@ fn a_device_that_comes_while_the_host_is_away_joins_a_continuous_job() {
     let host = apart.host();
     let data = apart.host_data();
     let create = ["job", "twin", "--tags", r#"{"seen": 1}"#, "--query", "*", "--id", "j", "--continuous"];
-    apart.ask(&[&create[..], &["--engine", "latch"]].concat());
+    let create = [&create[..], &["--engine", "latch"]].concat();
+    // The hub is asked who is there: its doors are the host's.
+    latch_ok(apart.hub_data.path(), &["twin", "update", &door(1), "--tags", r#"{"ring": "canary"}"#]);
+    let stages = ["--stage", "query:tags.ring = 'canary'", "--stage", "100", "--dry-run"];
+    for (options, canaries) in [(&stages[4..], json!(null)), (&stages[..], json!(1))] {
+        let preview = apart.ask(&[&create[..], options].concat());
+        let found = ["targets", "connected", "disabled", "listening"].map(|name| &preview[name]);
+        assert_eq!(found, [&json!(2), &json!(2), &json!(0), &json!(null)], "{preview:#}");
+        assert_eq!(preview["stages"][0]["devices"], canaries);
+    }
+    apart.ask(&create);
     let succeeded = |count: u64| {
         wait_until("devices have come", JOB_BOUND, || {
             let job = latch_json(data, &["job", "show", "j"]);

@@ -5,6 +5,7 @@
 
 mod pace;
 mod patience;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -21,10 +22,10 @@ use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, MAX_QUERY, Source};
 use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku};
-use job_engine::{Fleet, LabelReader, Selected, Selection};
+use job_engine::{Fleet, LabelReader, Selected, Selection, Survey, Surveyed};
 use reqwest::header::HeaderMap;
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, info, warn};
 
 use crate::client::{Page, ServiceClient, decode, read_page};
@@ -90,17 +91,22 @@ impl RestFleet {
         query: &str,
         mut each: impl FnMut(&Value) -> Result<(), HubError> + Send,
     ) -> Result<(), HubError> {
-        let mut next = PageRequest { max_items: Some(PAGE), continuation: None };
-        loop {
-            let request = ServiceRequest::query(query, &next);
-            let (headers, body) = self.send(&self.queries, 1, &request).await?;
-            let Page { items, continuation, .. } = read_page(&request, &headers, &body).map_err(|e| failed(&e))?;
+        let mut next = Some(PageRequest { max_items: Some(PAGE), continuation: None });
+        while let Some(wanted) = next {
+            let (items, rest) = self.page(query, wanted).await?;
             items.iter().try_for_each(&mut each)?;
-            match continuation {
-                None => return Ok(()),
-                continuation => next.continuation = continuation,
-            }
+            next = rest;
         }
+        Ok(())
+    }
+
+    /// A page of a query's rows, and how to ask for the next one.
+    async fn page(&self, query: &str, wanted: PageRequest) -> Result<(Vec<Value>, Option<PageRequest>), HubError> {
+        let request = ServiceRequest::query(query, &wanted);
+        let (headers, body) = self.send(&self.queries, 1, &request).await?;
+        let Page { items, continuation, .. } = read_page(&request, &headers, &body).map_err(|e| failed(&e))?;
+        let next = continuation.map(|continuation| PageRequest { continuation: Some(continuation), ..wanted });
+        Ok((items, next))
     }
 
     /// The rows of these devices and modules, as far as they exist.
@@ -152,6 +158,10 @@ impl Fleet for RestFleet {
         };
         self.named(&asked, among, each).await?;
         Ok(selected)
+    }
+
+    async fn survey(&self, asked: &Survey, pages: &mpsc::Sender<Vec<Surveyed>>) -> Result<(), HubError> {
+        self.survey_rows(asked, pages).await
     }
 
     async fn call_method(&self, device: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {
@@ -251,7 +261,11 @@ impl Lane {
 
 /// The query for the ids, and perhaps the tags, of all that meet a condition. Not whole twins: there may be a million.
 fn selecting(condition: &Condition, with_tags: bool) -> String {
-    let items = items(condition.source(), with_tags);
+    of_all(condition, &items(condition.source(), with_tags))
+}
+
+/// The query for these parts of all that meet a condition.
+fn of_all(condition: &Condition, items: &str) -> String {
     match condition.source() {
         Source::Devices if condition.is_all() => format!("SELECT {items} FROM devices"),
         Source::Devices | Source::Jobs => format!("SELECT {items} FROM devices WHERE {condition}"),
@@ -283,6 +297,11 @@ impl Naming {
 
     /// As [`selecting`].
     fn selecting(condition: &Condition, with_tags: bool) -> Naming {
+        Naming::among(condition, &items(condition.source(), with_tags))
+    }
+
+    /// As [`of_all`].
+    fn among(condition: &Condition, items: &str) -> Naming {
         let source = condition.source();
         let text = match (condition.is_all(), source) {
             (true, _) => String::new(),
@@ -295,7 +314,7 @@ impl Naming {
         };
         // There must be room for ids.
         match text.len() <= MAX_QUERY / 2 {
-            true => Naming::new(source, &items(source, with_tags), text),
+            true => Naming::new(source, items, text),
             false => Naming { has_condition: false, ..Naming::twins(source) },
         }
     }

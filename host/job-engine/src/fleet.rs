@@ -10,7 +10,7 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::job::label::TagPath;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
-use iothub_protocol::query::{Condition, Source};
+use iothub_protocol::query::Condition;
 use iothub_protocol::quota::tier::Sku;
 use serde_json::Value;
 use tokio::sync::{broadcast, mpsc};
@@ -59,36 +59,6 @@ pub struct Standing {
     /// Connected, and a method would reach it.
     pub is_listening: Option<bool>,
     pub is_disabled: Option<bool>,
-}
-
-/// Devices that are asked about together where a fleet has no survey of its own.
-const SURVEYED_AT_ONCE: usize = 1000;
-
-async fn survey_by_selection<F: Fleet + ?Sized>(
-    fleet: &F,
-    survey: &Survey,
-    pages: &mpsc::Sender<Vec<Surveyed>>,
-) -> Result<(), HubError> {
-    let Survey { condition, among, marks } = survey;
-    let selection = Selection { condition: condition.clone(), among: among.clone(), labels: Vec::new() };
-    let selected = fleet.select(&selection).await?;
-    for page in selected.chunks(SURVEYED_AT_ONCE) {
-        let addresses: Vec<Address> = page.iter().map(|selected| selected.address.clone()).collect();
-        let surveyed =
-            |address: &Address| Surveyed { address: address.clone(), marks: 0, standing: Standing::default() };
-        let mut surveyed: Vec<Surveyed> = addresses.iter().map(surveyed).collect();
-        for (bit, mark) in marks.iter().enumerate() {
-            let matching = fleet.matching(mark, &addresses).await?;
-            let is_of = |device: &Address| device.is_module() == (mark.source() == Source::Modules);
-            for device in surveyed.iter_mut().filter(|it| is_of(&it.address) && matching.contains(&it.address)) {
-                device.marks |= 1 << bit;
-            }
-        }
-        if pages.send(surveyed).await.is_err() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Reads the labels of a selection from one twin after the other, and keeps one of each value: a million devices are in
@@ -160,9 +130,7 @@ pub trait Fleet: Send + Sync + 'static {
         &self,
         survey: &Survey,
         pages: &mpsc::Sender<Vec<Surveyed>>,
-    ) -> impl Future<Output = Result<(), HubError>> + Send {
-        survey_by_selection(self, survey, pages)
-    }
+    ) -> impl Future<Output = Result<(), HubError>> + Send;
 
     /// The tier that the hub keeps to, if it does.
     fn sku(&self) -> Option<Sku> {

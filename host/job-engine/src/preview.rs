@@ -286,6 +286,8 @@ fn warnings(request: &JobRequest, tally: &Tally, least: u64, terms: &Terms) -> V
     let disabled = disabled.unwrap_or(0);
     warn(disabled > 0, &|| format!("{disabled} of the devices are disabled"));
     warn(is_method && targets > 0 && listening == Some(0), &|| "none of the devices listens for methods now".into());
+    let is_nobody_there = listening.is_none() && tally.connected == Some(0);
+    warn(is_method && targets > 0 && is_nobody_there, &|| "none of the devices is connected now".into());
     let start = request.start_time.filter(|start| *start < terms.now - PAST);
     warn(start.is_some(), &|| "the start lies in the past: the job begins at once".into());
     let window = u64::from(request.max_execution_time_in_seconds);

@@ -30,9 +30,10 @@ use iothub_protocol::job::{JobAction, JobRequest, JobStatus, TwinUpdate};
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
-use job_engine::{Fleet, JobEngine, Limits, MIGRATIONS, Selected, Selection, Settings};
+use job_engine::{Fleet, JobEngine, Limits, MIGRATIONS, Selected, Selection, Settings, Survey, Surveyed};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -206,6 +207,10 @@ impl Fleet for Noted {
 
     async fn pin_states(&self, _: &str, _: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
         Ok(HashMap::new())
+    }
+
+    async fn survey(&self, _: &Survey, _: &mpsc::Sender<Vec<Surveyed>>) -> Result<(), HubError> {
+        Err(HubError::new(ErrorCode::ArgumentInvalid, "no job is previewed"))
     }
 
     async fn matching(&self, _: &Condition, _: &[Address]) -> Result<HashSet<Address>, HubError> {

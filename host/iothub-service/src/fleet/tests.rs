@@ -368,3 +368,53 @@ async fn pins_and_conditions_are_looked_at_in_twins() {
     let selected = fleet.select(&among).await.expect("those that there are");
     assert_eq!(selected.into_iter().map(|selected| selected.address).collect::<Vec<_>>(), wanted[1..2]);
 }
+
+#[tokio::test]
+async fn a_survey_tells_who_is_connected_disabled_and_meets_what() {
+    let row = |id: &str, state: &str, status: &str, ring: &str| json!({"deviceId": id, "connectionState": state, "status": status, "tags": {"ring": ring}});
+    let first = json!([row("a", "Connected", "enabled", "canary")]).to_string();
+    let second = json!([row("b", "Disconnected", "disabled", "else")]).to_string();
+    let modules = json!([{"deviceId": "a", "moduleId": "m", "connectionState": "Connected"},
+        {"deviceId": "a", "moduleId": "n", "connectionState": "Connected"}]);
+    let hub = ScriptedHub::start(vec![
+        answer(200, "x-ms-continuation: next\r\n", &first),
+        answer(200, "", &second),
+        answer(200, "", &modules.to_string()),
+    ])
+    .await;
+    let fleet = RestFleet::new(hub.client(), None, 4);
+    let condition = |text| Condition::parse_job(text).expect(text);
+    let marks =
+        vec![condition("tags.pilot = true"), condition("tags.ring = 'canary'"), condition("FROM devices.modules")];
+    let survey = async |survey: Survey| {
+        let (pages, mut taken) = mpsc::channel(4);
+        fleet.survey(&survey, &pages).await.expect("a survey");
+        drop(pages);
+        let mut surveyed = Vec::new();
+        while let Some(page) = taken.recv().await {
+            surveyed.extend(page);
+        }
+        surveyed
+    };
+    let found = survey(Survey { condition: Condition::all(), among: None, marks }).await;
+    let standing = |is_connected, is_disabled| job_engine::Standing {
+        is_connected: Some(is_connected),
+        is_listening: None,
+        is_disabled: Some(is_disabled),
+    };
+    let found: Vec<_> = found.iter().map(|one| (one.address.to_string(), one.marks, one.standing)).collect();
+    assert_eq!(found, [("a".to_owned(), 0b10, standing(true, false)), ("b".to_owned(), 0, standing(false, true))]);
+    let among = Some(addresses(&["a", "a/m", "gone/m"]));
+    let found = survey(Survey { condition: condition("FROM devices.modules"), among, marks: Vec::new() }).await;
+    let found: Vec<_> = found.iter().map(|one| (one.address.to_string(), one.standing)).collect();
+    let module = job_engine::Standing { is_disabled: None, ..standing(true, false) };
+    assert_eq!(found, [("a/m".to_owned(), module)]);
+    let requests = hub.requests.await.expect("requests");
+    assert!(requests[0].ends_with(r#"{"query":"SELECT * FROM devices"}"#), "{}", requests[0]);
+    assert!(
+        requests[2]
+            .contains("SELECT deviceId, moduleId, connectionState FROM devices.modules WHERE deviceId IN ['a','gone']"),
+        "{}",
+        requests[2]
+    );
+}

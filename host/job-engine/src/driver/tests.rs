@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::*;
-use crate::fleet::{Selected, Selection};
+use crate::fleet::{Selected, Selection, Standing, Survey, Surveyed};
 use crate::testing::{condition, device, job_id, method_job, recount, selected, twin_job};
 
 /// Devices that do as they are told by their numbers.
@@ -90,6 +90,20 @@ impl Fleet for Scripted {
         let (condition, among) = (condition.clone(), Some(devices.to_vec()));
         let found = selected(self.size(), &Selection { condition, among, labels: Vec::new() });
         Ok(found.into_iter().map(|selected| selected.address).collect())
+    }
+
+    async fn survey(&self, survey: &Survey, pages: &mpsc::Sender<Vec<Surveyed>>) -> Result<(), HubError> {
+        let find = |condition: &Condition| {
+            let selection = Selection { condition: condition.clone(), among: survey.among.clone(), labels: Vec::new() };
+            selected(self.size(), &selection).into_iter().map(|selected| selected.address)
+        };
+        let marked: Vec<HashSet<Address>> = survey.marks.iter().map(|mark| find(mark).collect()).collect();
+        let surveyed = find(&survey.condition).map(|address| {
+            let holding = marked.iter().enumerate().filter(|(_, marked)| marked.contains(&address));
+            let marks = holding.fold(0, |holding, (bit, _)| holding | (1 << bit));
+            Surveyed { address, marks, standing: Standing::default() }
+        });
+        pages.send(surveyed.collect()).await.map_err(|_| HubError::new(ErrorCode::ServerError, "nobody takes it"))
     }
 
     async fn pin_states(&self, plugin: &str, devices: &[Address]) -> Result<HashMap<Address, PinState>, HubError> {
