@@ -156,7 +156,7 @@ impl std::fmt::Display for Position {
 }
 
 /// What an index can do of a condition is done by one; the condition itself is checked on each row anyway.
-fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<Value>) {
+pub(super) fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<Value>) {
     // A cross join keeps the device rows in front, and with them the order that their key has.
     let mut query =
         "SELECT d.*, j.id, j.type FROM device_jobs d CROSS JOIN jobs j ON j.number = d.job WHERE 1".to_owned();
@@ -176,7 +176,14 @@ fn rows_query(condition: &Condition, after: Option<&Position>) -> (String, Vec<V
     }
     if let Some(Position { job, device }) = after {
         query.push_str(" AND (d.job, d.device) > (?, ?)");
-        values.extend([Value::from(*job), Value::from(device.to_string())]);
+        let device = Value::from(device.to_string());
+        values.extend([Value::from(*job), device.clone()]);
+        if let Some(named) = condition.equals("jobId") {
+            // Of pairs beside a job that is given, the key would serve for the job alone: each page would go over all
+            // before it.
+            query.push_str(" AND d.device > iif((SELECT number FROM jobs WHERE id = ?) = ?, ?, '')");
+            values.extend([Value::from(named.to_owned()), Value::from(*job), device]);
+        }
     }
     query.push_str(" ORDER BY d.job, d.device");
     (query, values)

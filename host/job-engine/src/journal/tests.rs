@@ -296,6 +296,28 @@ fn device_rows_come_in_pages_by_any_condition() {
 }
 
 #[test]
+fn a_page_of_rows_does_not_go_over_those_before_it() {
+    let connection = filled();
+    let after = Position::parse("1/door-0002").expect("a position");
+    for (text, expected) in [
+        ("jobId = 'a' AND status = 'failed'", "SEARCH d USING PRIMARY KEY (job=? AND device>?)"),
+        ("status = 'failed'", "SEARCH d USING PRIMARY KEY ((job,device)>(?,?))"),
+    ] {
+        let (query, values) = read::rows_query(&condition(text), Some(&after));
+        let mut explained = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).expect(text);
+        let plan = explained.query_map(sql::params_from_iter(values), |row| row.get::<_, String>("detail"));
+        let plan: Vec<_> = plan.expect(text).map(|step| step.expect("a step")).collect();
+        assert_eq!(plan[0], expected, "{text}: {plan:#?}");
+    }
+    // A place in another job is before or after all of this one's.
+    let page = |text: &str, after: &str| {
+        let after = Position::parse(after).expect("a position");
+        device_rows(&connection, &condition(text), 9, Some(&after)).expect("a page").items.len()
+    };
+    assert_eq!((page("jobId = 'b'", "1/door-0002"), page("jobId = 'a'", "2/door-0000")), (5, 0));
+}
+
+#[test]
 fn jobs_are_listed_newest_first() {
     let mut connection = filled();
     write(&mut connection, |tx| insert(tx, twin_job("c"), at(3)));
