@@ -16,7 +16,6 @@ use serde_json::Value;
 use tokio::time::sleep;
 
 use crate::output::line;
-use crate::signals;
 use text::has_ended;
 pub(crate) use text::{continuous, failures, paused};
 use view::View;
@@ -43,10 +42,14 @@ pub(crate) enum Print {
 /// Follow a job until it ends, and show how it goes. The job as it ended.
 ///
 /// # Errors
-/// If the user stops it, there is no such job, or its hub is away for too long.
-pub(crate) async fn follow(service: &ServiceClient, id: &JobId, print: Print) -> anyhow::Result<Value> {
-    let stop = signals::stop()?;
-    tokio::pin!(stop);
+/// If the user has had enough, which `leave` tells, there is no such job, or its hub is away for too long.
+pub(crate) async fn follow(
+    service: &ServiceClient,
+    id: &JobId,
+    print: Print,
+    leave: impl Future<Output = ()>,
+) -> anyhow::Result<Value> {
+    tokio::pin!(leave);
     let mut follower = Follower::new(service, id).await?;
     let mut view = View::new(id);
     let mut ticks = tokio::time::interval(TICK);
@@ -70,7 +73,7 @@ pub(crate) async fn follow(service: &ServiceClient, id: &JobId, print: Print) ->
                     break;
                 }
                 _ = ticks.tick() => view.tick(),
-                () = &mut stop => {
+                () = &mut leave => {
                     view.close();
                     bail!("no longer watching; the job {id} goes on\nhint: latch job watch {id}, or latch job cancel {id}");
                 }

@@ -27,7 +27,7 @@ use crate::context::Context;
 use crate::engines::Engines;
 use crate::exit::EndedBadly;
 use crate::output::{cell, document, line, table};
-use crate::watch;
+use crate::{signals, watch};
 
 pub(super) async fn run(args: JobArgs, context: &Context) -> anyhow::Result<()> {
     let engine = args.engine;
@@ -245,7 +245,7 @@ fn made_up_id() -> anyhow::Result<JobId> {
 
 async fn follow(service: &ServiceClient, id: &JobId, print: watch::Print, context: &Context) -> anyhow::Result<()> {
     let print = if context.json { print } else { watch::Print::Nothing };
-    let job = watch::follow(service, id, print).await?;
+    let job = watch::follow(service, id, print, signals::stop()?).await?;
     match (context.json, print) {
         // The last change is the end.
         (true, watch::Print::Changes) => {}
