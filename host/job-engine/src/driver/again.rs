@@ -27,8 +27,8 @@ impl JobEngine {
     /// Make a job like another. Answers as it is then; it is durable when this returns.
     ///
     /// # Errors
-    /// 404002 if there is no such job, 409104 if the new one's id is taken, 412003 if no device of the job failed so, or
-    /// its list is still to come.
+    /// 404002 if there is no such job, 409104 if the new one's id is taken, 412003 if no device of the job failed so, its
+    /// list is still to come, or it is continuous and its list of those to leave out was uploaded.
     pub async fn clone_job(&self, source: &JobId, wanted: CloneRequest) -> Result<JobResponse, HubError> {
         let found = self.get(source).await?;
         if found.listed.is_some() {
@@ -40,6 +40,13 @@ impl JobEngine {
         let recurrence = found.request.recurrence.clone().filter(|recurrence| recurrence.schedule().is_some());
         let request = JobRequest { job_id: job_id.clone(), start_time, recurrence, ..found.request };
         let has_list = request.targets.as_ref().is_some_and(JobTargets::is_uploaded);
+        if failed.is_none() && has_list && request.is_continuous() && found.statistics.is_some() {
+            let text = format!(
+                "the job {source} is continuous and leaves out those of a list that was sent for it alone: make a new job, \
+                 with that list"
+            );
+            return Err(HubError::new(ErrorCode::JobRunPreconditionFailed, text));
+        }
         let (request, copied) = match failed {
             None if !has_list => {
                 self.create_like(request, Some(source)).await?;

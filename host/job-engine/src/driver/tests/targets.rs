@@ -177,7 +177,7 @@ async fn devices_that_come_join_a_continuous_job_once_and_excluded_ones_do_not()
         let mut commits = running.engine.commits();
         loop {
             let job = running.engine.get(&id).await.expect("the job");
-            assert_eq!(job.status, JobStatus::Running);
+            assert!(!job.status.is_terminal(), "{:?}", job.status);
             let counts = job.statistics.unwrap_or_default();
             if counts.succeeded_count >= count {
                 assert_eq!((counts.device_count, job.excluded), (count, Some(1)), "as at the beginning");
@@ -202,6 +202,9 @@ async fn devices_that_come_join_a_continuous_job_once_and_excluded_ones_do_not()
     let asked = fleet.asked();
     let expected = devices((0..21).filter(|number| ![1, 3, 5, 13].contains(number)));
     assert_eq!(asked, expected, "each once");
+    let again = CloneRequest { job_id: job_id("again"), start_time: None, failed: None };
+    let refused = running.engine.clone_job(&id, again).await.map_err(|error| error.code);
+    assert_eq!(refused.map(|job| job.status), Err(ErrorCode::JobRunPreconditionFailed), "its list is not another's");
     running.engine.command(&id, Command::Cancel).await.expect("cancelled");
     let job = running.engine.ended(&id).await.expect("its end");
     assert_eq!((job.status, job.continuous_until), (JobStatus::Cancelled, None));
