@@ -263,3 +263,22 @@ fn a_device_that_comes_while_the_host_is_away_joins_a_continuous_job() {
     let rows = by_device(&latch_json(data, &["job", "results", "j"]));
     assert!(rows.values().all(|row| row["latch"]["attempts"] == json!(1)), "{rows:#?}");
 }
+
+#[test]
+fn devices_that_connect_join_a_job_for_those_that_are_connected() {
+    let apart = Apart::new(2, &[]);
+    let hub = apart.hub_data.path();
+    let job = ["job", "method", "lockDoor", "--query", "connectionState = 'Connected'", "--id", "j", "--continuous"];
+    latch_ok(hub, &job);
+    wait_until("it has begun", JOB_BOUND, || {
+        (latch_json(hub, &["job", "show", "j"])["status"] == "running").then_some(())
+    });
+    let _host = apart.host();
+    let job = wait_until("both have their turn", JOB_BOUND, || {
+        let job = latch_json(hub, &["job", "show", "j"]);
+        let counts = &job["deviceJobStatistics"];
+        let ended = ["succeededCount", "failedCount"].map(|name| counts[name].as_u64().unwrap_or(0));
+        (ended.iter().sum::<u64>() == 2).then_some(job)
+    });
+    assert_eq!(job["deviceJobStatistics"]["succeededCount"], json!(2), "{job:#}");
+}
