@@ -120,8 +120,8 @@ fn progress_is_a_stream_that_can_be_taken_up_again() {
     latch_ok(data, &[&["job", "method", "lockDoor", "--id", "one"][..], LATER].concat());
     let reader = Reader::of(data);
     let mut one = reader.open("/jobs/v2/one/events", None);
-    let (first, kind, job) = one.next().expect("the job as it is");
-    assert_eq!((&*kind, &job["jobId"], &job["status"]), ("progress", &json!("one"), &json!("scheduled")), "{job:#}");
+    let (first, kind, job) = one.find(|job| job["status"] == "scheduled");
+    assert_eq!((&*kind, &job["jobId"]), ("progress", &json!("one")), "{job:#}");
     assert!(job["cloudToDeviceMethod"].is_null(), "what it does is no progress: {job:#}");
 
     let mut all = reader.open("/jobs/v2/query/events", None);
@@ -131,7 +131,7 @@ fn progress_is_a_stream_that_can_be_taken_up_again() {
     assert!(paused.0 > first);
     assert_eq!(all.find(is_paused), paused);
     latch_ok(data, &[&["job", "twin", "--desired", "{}", "--id", "two"][..], LATER].concat());
-    let two = all.find(|job| job["jobId"] == "two");
+    let two = all.find(|job| job["jobId"] == "two" && job["status"] == "scheduled");
     assert!(two.0 > paused.0);
 
     // A stop ends both, and is not held up by them.
@@ -201,7 +201,7 @@ fn whoever_watches_a_job_outlasts_its_hub_and_can_leave() {
     for watcher in [&stays, &leaves] {
         let line = watcher.wait_for_line("{", EVENT_BOUND);
         let job: Value = serde_json::from_str(&line).expect("JSON");
-        assert_eq!((&job["jobId"], &job["status"]), (&json!("one"), &json!("scheduled")));
+        assert_eq!(job["jobId"], json!("one"));
     }
     leaves.terminate();
     assert_eq!(leaves.wait(EVENT_BOUND).code(), Some(1));
@@ -240,9 +240,13 @@ fn a_host_that_runs_jobs_tells_of_them_over_its_socket() {
     let id = JobId::parse("one").expect("an id");
     let events = runtime.block_on(service.job_events(&id, None)).expect("a stream");
     let mut events = events.expect("the job goes on");
-    let first: Result<Option<(Option<String>, Value)>, ServiceError> = next(&mut events);
-    let (place, job) = first.expect("an event").expect("no end");
-    assert_eq!(job["status"], "scheduled", "{job:#}");
+    let place = loop {
+        let found: Result<Option<(Option<String>, Value)>, ServiceError> = next(&mut events);
+        let (place, job) = found.expect("an event").expect("no end");
+        if job["status"] == "scheduled" {
+            break place;
+        }
+    };
     // Its stop ends the stream.
     assert!(host.stop().success());
     assert_eq!(next(&mut events).ok().flatten(), None);
