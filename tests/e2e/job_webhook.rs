@@ -14,7 +14,7 @@ use chrono::Utc;
 use ring::hmac;
 use serde_json::{Value, json};
 
-use crate::harness::{FREE_PORTS, Latch, latch, latch_ok, wait_until};
+use crate::harness::{FREE_PORTS, Latch, Process, latch, latch_command, latch_ok, wait_until};
 
 /// Until an event has come, or come again.
 const EVENT_BOUND: Duration = Duration::from_secs(30);
@@ -188,6 +188,26 @@ fn a_receiver_that_fails_and_a_hub_that_is_killed_lose_no_event() {
     assert_eq!(events.each_ref().map(|event| &event["type"]), ["job.created", "job.started", "job.ended"]);
     let job = &events[2]["data"]["job"];
     assert_eq!((&job["jobId"], &job["deviceJobStatistics"]["failedCount"]), (&json!("two"), &json!(2)), "{job:#}");
+}
+
+#[test]
+fn a_host_that_runs_jobs_tells_of_them_by_what_the_environment_says() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [hub_data, data] = folders.each_ref().map(|folder| folder.path());
+    let _hub = Latch::start(hub_data, &[&["hub", "--devices", "2"], FREE_PORTS].concat());
+    let [connection, ca] = ["service.connstr", "ca.pem"].map(|name| hub_data.join(name));
+    let [connection, ca] = [&connection, &ca].map(|path| path.to_str().expect("a readable name"));
+    let receiver = Receiver::start();
+    let mut command = latch_command(data, &["run", "--jobs", "--hub", connection, "--ca", ca]);
+    command.env("LATCH_JOB_WEBHOOK", format!("http://{}/hook", receiver.address));
+    command.env("LATCH_JOB_WEBHOOK_SECRET", KEYS.join("\n"));
+    let host = Process::spawn("latch", &mut command);
+    host.wait_for_line("ready", EVENT_BOUND);
+    let create = ["job", "method", "lockDoor", "--id", "one", "--engine", "latch", "--hub", connection, "--ca", ca];
+    latch_ok(data, &[&create[..], LATER].concat());
+    assert_eq!(receiver.next().body["data"]["job"]["jobId"], json!("one"));
+    let alone = latch(data, &["run", "--job-webhook", "http://127.0.0.1:1/"]);
+    assert!(alone.code == Some(1) && alone.stderr.contains("give --jobs, too"), "{alone:?}");
 }
 
 #[test]

@@ -114,7 +114,9 @@ pub(crate) fn latch_json(data: &Path, args: &[&str]) -> Value {
 pub(crate) fn latch_command(data: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_latch"));
     command.args(args).arg("--data").arg(data).current_dir(repository()).env("NO_COLOR", "1");
-    for variable in ["LATCH_HUB", "LATCH_CA", "IOTHUB_CONNECTION_STRING"] {
+    for variable in
+        ["LATCH_HUB", "LATCH_CA", "IOTHUB_CONNECTION_STRING", "LATCH_JOB_WEBHOOK", "LATCH_JOB_WEBHOOK_SECRET"]
+    {
         command.env_remove(variable);
     }
     command

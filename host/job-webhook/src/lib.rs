@@ -132,6 +132,10 @@ impl Webhook {
                 sleep(PACE).await;
                 continue;
             };
+            let passed_over = event.number - told - 1;
+            if passed_over > 0 {
+                tracing::warn!(passed_over, "events are too old to be told, or their jobs are gone");
+            }
             self.deliver(&event, &jobs.event_id(&event)).await;
             told = event.number;
             jobs.told(NAME, told).await?;

@@ -24,6 +24,13 @@ use crate::webhook::{self, Telling};
 const DESCRIPTORS_OF_A_DEVICE: u64 = 1;
 
 pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> {
+    let webhook = match args.jobs {
+        true => webhook::wanted(&args.webhook)?,
+        false if args.webhook.job_webhook.is_some() => {
+            bail!("--job-webhook tells of jobs that this process runs\nhint: give --jobs, too")
+        }
+        false => None,
+    };
     let configuration = Configuration::read(&args.host)?;
     let source = if args.connections.is_some() { Connections::Flag } else { Connections::File };
     let devices = match (&args.connections, configuration.connect(&source).await?) {
@@ -33,13 +40,6 @@ pub(super) async fn run(args: RunArgs, context: &Context) -> anyhow::Result<()> 
         (None, _) => bail!(
             "no devices are named\nhint: give --connections PATH, or a configuration with [devices] by --config FILE"
         ),
-    };
-    let webhook = match args.jobs {
-        true => webhook::wanted(&args.webhook)?,
-        false if args.webhook.job_webhook.is_some() => {
-            bail!("--job-webhook tells of jobs that this process runs\nhint: give --jobs, too")
-        }
-        false => None,
     };
     let service = args.jobs.then(|| context.service()).transpose()?;
     check_descriptors(devices.len(), DESCRIPTORS_OF_A_DEVICE)?;
