@@ -143,8 +143,8 @@ pub trait Fleet: Send + Sync + 'static {
         None
     }
 
-    /// Tells of each device and module that was created or connected, was lost, or whose twin has changed, from now on and
-    /// once [`Fleet::select`] finds it so. `None` if the hub does not say: then a continuous job looks at all now and then.
+    /// Tells of each device and module that was created, has connected or disconnected, or whose twin has changed, from now
+    /// on and once [`Fleet::select`] finds it so. `None` if the hub does not say: then a continuous job looks at all now and then.
     fn changes(&self) -> Option<broadcast::Receiver<Address>> {
         None
     }

@@ -20,6 +20,9 @@ use super::{Engine, Found, Output, What, alike, push};
 const SOON: TimeDelta = TimeDelta::seconds(1);
 /// Changed devices that are remembered; if more have, all are looked at.
 const MOST: usize = 10_000;
+/// Continuous jobs that run at once; further ones stay queued. Each looks at every change of a twin, also while it has
+/// nothing to do and takes no other job's place.
+const MOST_JOBS: usize = 64;
 /// Between looks at all devices, where changes are told of and where they are not.
 const ALL_EVERY: TimeDelta = TimeDelta::minutes(10);
 const ALL_EVERY_UNTOLD: TimeDelta = TimeDelta::minutes(1);
@@ -166,6 +169,13 @@ impl Engine {
     /// Whether a job wants to hear which devices have changed, from before it asks for those that it begins with.
     pub fn gathers(&self) -> bool {
         self.active.iter().filter_map(|id| self.jobs.get(id)).any(|job| job.gathering.is_some() && !job.cancelling)
+    }
+
+    /// Whether a job may run beside those that run, as far as it is continuous.
+    pub(super) fn may_gather(&self) -> impl Fn(&JobId) -> bool {
+        let gathers = |id: &JobId| self.jobs.get(id).is_some_and(|job| job.gathering.is_some());
+        let is_full = self.active.iter().filter(|id| gathers(id)).count() >= MOST_JOBS;
+        move |id| !is_full || !gathers(id)
     }
 
     /// Whether the fleet tells which devices have changed. As long as nobody says so, it does not.

@@ -84,7 +84,8 @@ pub struct Limits {
     pub in_flight_per_job: usize,
     /// How many devices of all jobs together; those that want more take turns.
     pub in_flight: usize,
-    /// How many jobs run at once; further ones stay queued. Each running job keeps its unfinished devices in memory.
+    /// How many jobs run at once; further ones stay queued. Each running job keeps its unfinished devices in memory. Those
+    /// that wait for devices to join them do not count.
     pub concurrent_jobs: usize,
 }
 
@@ -391,7 +392,7 @@ impl Engine {
     /// When to call again at the latest.
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
         let active = self.active.iter().filter_map(|id| self.jobs.get(id)?.deadline());
-        let next = self.agenda.first().filter(|_| self.has_room()).map(|(start, _)| *start);
+        let next = self.next_start().filter(|_| self.has_room());
         active.chain(next).chain(self.next_occurrence()).min()
     }
 
@@ -500,8 +501,17 @@ impl Engine {
 
     /// Of the jobs whose time has come, one of the highest priority, and of those the one that waits longest.
     fn due(&self, now: DateTime<Utc>) -> Option<(DateTime<Utc>, JobId)> {
-        let due = self.agenda.iter().take_while(|(start, _)| *start <= now);
+        let may_gather = self.may_gather();
+        let due = self.agenda.iter().take_while(|(start, _)| *start <= now).filter(|(_, id)| may_gather(id));
         due.min_by_key(|(start, id)| (Reverse(self.priority(id)), *start)).cloned()
+    }
+
+    /// When the next job begins that may, if there is room.
+    fn next_start(&self) -> Option<DateTime<Utc>> {
+        let first = self.agenda.first()?;
+        let may_gather = self.may_gather();
+        let next = if may_gather(&first.1) { Some(first) } else { self.agenda.iter().find(|(_, id)| may_gather(id)) };
+        next.map(|(start, _)| *start)
     }
 
     fn priority(&self, id: &JobId) -> Priority {

@@ -337,3 +337,23 @@ fn a_process_that_is_asked_to_end_asks_nobody() {
     world.pass(2);
     assert!(world.gatherings.is_empty() && world.engine.take_record().is_none());
 }
+
+#[test]
+fn so_many_continuous_jobs_run_at_once_and_others_pass_those_that_wait() {
+    let mut world = World::new(0, Limits::default());
+    for number in 0..66 {
+        world.create(continuous(twin_job(&format!("j{number}"))));
+        world.settle();
+    }
+    world.create(twin_job("k"));
+    world.settle();
+    world.is("k", JobStatus::Completed, 0, 0);
+    world.is("j63", JobStatus::Running, 0, 0);
+    world.is("j64", JobStatus::Queued, 0, 0);
+    world.cancel("j7");
+    world.is("j64", JobStatus::Running, 0, 0);
+    world.is("j65", JobStatus::Queued, 0, 0);
+    world.pass(100);
+    world.is("j64", JobStatus::Completed, 0, 0);
+    world.is("j65", JobStatus::Running, 0, 0);
+}
