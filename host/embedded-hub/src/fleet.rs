@@ -8,9 +8,8 @@ use iothub_protocol::job::TwinUpdate;
 use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, Parts};
-use iothub_protocol::quota::tier::Sku;
 use iothub_protocol::twin::TwinPatch;
-use job_engine::{Fleet, LabelReader, Selected, Selection, Survey, Surveyed};
+use job_engine::{Fleet, LabelReader, Quota, Selected, Selection, Survey, Surveyed};
 use serde_json::json;
 use tokio::sync::{broadcast, mpsc};
 
@@ -67,8 +66,8 @@ impl Fleet for HubFleet {
         survey(&self.hub, asked, pages).await
     }
 
-    fn sku(&self) -> Option<Sku> {
-        self.hub.rehearsal().sku()
+    fn quota(&self) -> Option<Quota> {
+        self.hub.rehearsal().sku().map(Quota::Jobs)
     }
 
     async fn call_method(&self, address: &Address, method: &DirectMethod) -> Result<MethodResponse, HubError> {

@@ -22,7 +22,7 @@ use iothub_protocol::method::{DirectMethod, MethodResponse};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::{Condition, MAX_QUERY, Source};
 use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku};
-use job_engine::{Fleet, LabelReader, Selected, Selection, Survey, Surveyed};
+use job_engine::{Fleet, LabelReader, Quota, Selected, Selection, Survey, Surveyed};
 use reqwest::header::HeaderMap;
 use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc};
@@ -44,6 +44,7 @@ const QUEUE_MARGIN: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct RestFleet {
     service: ServiceClient,
+    sku: Option<Sku>,
     queries: Lane,
     methods: Lane,
     twin_updates: Lane,
@@ -69,6 +70,7 @@ impl RestFleet {
         let lane = |class: Class| Lane::new(class.name(), Pace::new(sku.map(|sku| sku.rate(class))));
         RestFleet {
             service,
+            sku,
             queries: lane(Class::Queries),
             methods: lane(Class::Methods),
             twin_updates: lane(Class::TwinUpdates),
@@ -158,6 +160,10 @@ impl Fleet for RestFleet {
         };
         self.named(&asked, among, each).await?;
         Ok(selected)
+    }
+
+    fn quota(&self) -> Option<Quota> {
+        self.sku.map(Quota::Calls)
     }
 
     async fn survey(&self, asked: &Survey, pages: &mpsc::Sender<Vec<Surveyed>>) -> Result<(), HubError> {

@@ -61,6 +61,15 @@ pub struct Standing {
     pub is_disabled: Option<bool>,
 }
 
+/// A tier, and which of its throttles jobs are under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quota {
+    /// That of the hub's own jobs.
+    Jobs(Sku),
+    /// Those of a back end's calls.
+    Calls(Sku),
+}
+
 /// Reads the labels of a selection from one twin after the other, and keeps one of each value: a million devices are in
 /// some hundred buildings.
 #[derive(Debug)]
@@ -132,8 +141,8 @@ pub trait Fleet: Send + Sync + 'static {
         pages: &mpsc::Sender<Vec<Surveyed>>,
     ) -> impl Future<Output = Result<(), HubError>> + Send;
 
-    /// The tier that the hub keeps to, if it does.
-    fn sku(&self) -> Option<Sku> {
+    /// The tier that the hub keeps to, if it is known to keep to one.
+    fn quota(&self) -> Option<Quota> {
         None
     }
 

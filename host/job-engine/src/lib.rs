@@ -23,6 +23,6 @@ mod testing;
 
 pub use driver::{CloneRequest, JobEngine, Listed, Settings};
 pub use engine::{Command, Limits};
-pub use fleet::{Fleet, LabelReader, Selected, Selection, Standing, Survey, Surveyed};
+pub use fleet::{Fleet, LabelReader, Quota, Selected, Selection, Standing, Survey, Surveyed};
 pub use journal::{JobEvent, JobFilter, MIGRATIONS, Page, Progress};
 pub use preview::Tally;

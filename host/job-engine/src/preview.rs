@@ -17,12 +17,12 @@ use iothub_protocol::job::policy::{AbortRule, JobPolicy, Stage};
 use iothub_protocol::job::targets::List;
 use iothub_protocol::job::{JobAction, JobRequest};
 use iothub_protocol::query::Condition;
-use iothub_protocol::quota::tier::{Class, Sku, Tier};
+use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku, Tier};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::engine::{Scope, includes};
-use crate::fleet::{Standing, Surveyed};
+use crate::fleet::{Quota, Standing, Surveyed};
 use estimate::{Pace, seconds};
 
 /// Devices of the sample: those that have their turn first.
@@ -58,7 +58,7 @@ pub(crate) struct Terms {
     /// How many devices of a job may be in flight.
     pub(crate) in_flight: usize,
     /// The tier that the hub keeps to.
-    pub(crate) own: Option<Sku>,
+    pub(crate) own: Option<Quota>,
 }
 
 /// Counts the targets of a job.
@@ -158,7 +158,8 @@ impl Counter {
         let tally = self.tally;
         let policy = request.policy.as_ref();
         let stages = stage_sizes(policy, &tally);
-        let pace = Pace { in_flight: terms.in_flight, devices: terms.own.map(devices_per_second) };
+        let devices = terms.own.map(|own| devices_per_second(request, own));
+        let pace = Pace { in_flight: terms.in_flight, devices };
         let (least, most) = seconds(request, &stages, pace);
         let mut shown = Map::new();
         for (name, count) in [
@@ -180,9 +181,9 @@ impl Counter {
         shown.insert("seconds".into(), json!({"least": least, "most": most}));
         let window = request.max_execution_time_in_seconds;
         shown.insert("continuousForSeconds".into(), json!(request.is_continuous().then_some(window)));
-        let azures = [Tier::S1, Tier::S3].into_iter().filter_map(|tier| Sku::new(tier, 1).ok());
-        let costs = terms.own.map(|sku| (sku, true)).into_iter().chain(azures.map(|sku| (sku, false)));
-        let costs = costs.map(|(sku, is_own)| cost_row(request, tally.targets, sku, is_own));
+        let azures = [Tier::S1, Tier::S3].into_iter().filter_map(|tier| Sku::new(tier, 1).ok().map(Quota::Jobs));
+        let costs = terms.own.map(|own| (own, true)).into_iter().chain(azures.map(|quota| (quota, false)));
+        let costs = costs.map(|(quota, is_own)| cost_row(request, tally.targets, quota, is_own));
         shown.insert("cost".into(), costs.collect());
         shown.insert("sample".into(), tally.sample.iter().map(|(_, id)| json!(id)).collect());
         shown.insert("warnings".into(), json!(warnings(request, &tally, least, terms)));
@@ -222,7 +223,7 @@ fn stage_row((stage, devices): (&Stage, &u64)) -> Value {
     };
     row["devices"] = json!(devices);
     let may_fail = u64::from(100 - stage.success_threshold.min(100));
-    if may_fail < 100 {
+    if may_fail < 100 && *devices > 0 {
         row["abortsAtFailures"] = json!(devices * may_fail / 100 + 1);
     }
     row
@@ -237,14 +238,14 @@ fn abort_row(rule: &AbortRule, targets: u64) -> Value {
     row
 }
 
-/// What the job takes of a tier: messages of the day's, and seconds at its pace of jobs.
-fn cost_row(request: &JobRequest, targets: u64, sku: Sku, is_own: bool) -> Value {
-    let devices = devices_per_second(sku);
+/// What the job takes of a tier: messages of the day's, and seconds at its pace.
+fn cost_row(request: &JobRequest, targets: u64, quota: Quota, is_own: bool) -> Value {
+    let (devices, sku) = (devices_per_second(request, quota), sku_of(quota));
     json!({
         "tier": sku.to_string(),
         "isOwn": is_own,
-        "devicesPerSecond": devices,
-        "seconds": (targets * actions(request).count() as u64).div_ceil(devices),
+        "devicesPerSecond": (devices * 100.0).round() / 100.0,
+        "seconds": (targets as f64 / devices).ceil() as u64,
         "messages": messages(request, targets, sku),
         "dailyMessages": sku.daily_messages(),
     })
@@ -262,9 +263,38 @@ fn messages(request: &JobRequest, targets: u64, sku: Sku) -> u64 {
     targets * actions(request).map(of_one).sum::<u64>()
 }
 
-fn devices_per_second(sku: Sku) -> u64 {
-    let rate = sku.rate(Class::JobDevices);
-    (rate.amount / rate.per.as_secs().max(1)).max(1)
+/// On how many devices everything can be done in a second.
+fn devices_per_second(request: &JobRequest, quota: Quota) -> f64 {
+    let seconds = |class: Class, amount: u64| {
+        let rate = sku_of(quota).rate(class);
+        amount as f64 * rate.per.as_secs_f64() / rate.amount.max(1) as f64
+    };
+    let of_one = match quota {
+        Quota::Jobs(_) => seconds(Class::JobDevices, actions(request).count() as u64),
+        Quota::Calls(_) => {
+            let steps = actions(request).filter_map(|action| match action {
+                JobAction::Method(method) => {
+                    Some((method.payload.to_string().len() as u64).div_ceil(METHOD_STEP).max(1))
+                }
+                JobAction::UpdateTwin(_) => None,
+            });
+            let updates = actions(request).filter(|action| matches!(action, JobAction::UpdateTwin(_))).count();
+            let methods = seconds(Class::Methods, steps.sum::<u64>() * METHOD_STEP);
+            methods.max(seconds(Class::TwinUpdates, updates as u64))
+        }
+    };
+    1.0 / of_one
+}
+
+fn sku_of(quota: Quota) -> Sku {
+    let (Quota::Jobs(sku) | Quota::Calls(sku)) = quota;
+    sku
+}
+
+/// The stages that [`Tally::stages`] counts.
+fn by_condition(request: &JobRequest) -> impl Iterator<Item = &Stage> {
+    let stages = request.policy.iter().flat_map(|policy| &policy.stages);
+    stages.filter(|stage| stage.condition.is_some())
 }
 
 /// What is done on each device.
@@ -292,7 +322,11 @@ fn warnings(request: &JobRequest, tally: &Tally, least: u64, terms: &Terms) -> V
     warn(start.is_some(), &|| "the start lies in the past: the job begins at once".into());
     let window = u64::from(request.max_execution_time_in_seconds);
     warn(least > window, &|| format!("the job takes {least} s at least, and its time is over after {window} s"));
-    if let Some(own) = terms.own {
+    for (stage, count) in by_condition(request).zip(&tally.stages) {
+        let condition = stage.condition.as_deref().unwrap_or_default();
+        warn(*count == 0 && targets > 0, &|| format!("no device is in the stage of {condition}"));
+    }
+    if let Some(own) = terms.own.map(sku_of) {
         let (messages, daily) = (messages(request, targets, own), own.daily_messages());
         warn(messages > daily, &|| format!("the job takes {messages} messages, and a hub of {own} has {daily} a day"));
     }

@@ -68,7 +68,7 @@ pub(super) async fn preview<F: Fleet>(
         }
         Some(List::Uploaded) => return Err(list_needed("latch.targets")),
     }
-    Ok(counter.finish(request, &Terms { now: Utc::now(), in_flight, own: fleet.sku() }))
+    Ok(counter.finish(request, &Terms { now: Utc::now(), in_flight, own: fleet.quota() }))
 }
 
 /// Count what a survey finds.

@@ -6,11 +6,11 @@ use iothub_protocol::job::{JobAction, JobRequest};
 use super::actions;
 
 /// What holds a job up beside its policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Pace {
     pub(super) in_flight: usize,
     /// Devices a second, if the hub keeps to a tier.
-    pub(super) devices: Option<u64>,
+    pub(super) devices: Option<f64>,
 }
 
 /// Whole seconds that a job over stages of such sizes takes: at least, if every device succeeds at once; and at most, if
@@ -22,7 +22,7 @@ pub(super) fn seconds(request: &JobRequest, stages: &[u64], pace: Pace) -> (u64,
     let (mut least, mut most, mut started) = (0.0, 0.0, 0);
     for (place, size) in stages.iter().enumerate() {
         let by_rate = rate.map_or(0.0, |rate| spread(rate, started, *size));
-        let by_tier = pace.devices.map_or(0.0, |devices| *size as f64 / devices.max(1) as f64);
+        let by_tier = pace.devices.map_or(0.0, |devices| *size as f64 / devices);
         let starts = by_rate.max(by_tier);
         started += size;
         let rounds = size.div_ceil(pace.in_flight.max(1) as u64);

@@ -1,10 +1,12 @@
 use iothub_protocol::job::policy::{GrowAfter, GrowingRate, OfflineEnd, OfflineRule, Rate};
+use iothub_protocol::job::steps::{Step, StepCondition};
 use iothub_protocol::job::targets::{Exclusion, JobTargets};
+use iothub_protocol::method::DirectMethod;
 
 use super::*;
 use crate::testing::{at, device, job_id, method_job, twin_job};
 
-fn terms(own: Option<Sku>) -> Terms {
+fn terms(own: Option<Quota>) -> Terms {
     Terms { now: at(1000), in_flight: 10, own }
 }
 
@@ -84,13 +86,14 @@ fn targets_are_counted_by_stage_and_standing_in_parts_as_at_once() {
 #[test]
 fn warnings_tell_what_will_not_go_well() {
     let warnings = |request: &JobRequest, tally: Tally, own| {
-        let (counter, _) = Counter::new(&Scope::default(), tally).expect("a counter");
+        let scope = Scope::new(request.targets.as_ref(), request.policy.as_ref()).expect("conditions");
+        let (counter, _) = Counter::new(&scope, tally).expect("a counter");
         counter.finish(request, &terms(own))["warnings"].to_string()
     };
     let many = || Tally { targets: 500_000, listening: Some(0), ..Tally::default() };
     let none = warnings(&twin_job("j"), Tally::default(), None);
     assert_eq!(none, r#"["no device is in the job"]"#);
-    let small = Sku::new(Tier::S1, 1).ok();
+    let small = Sku::new(Tier::S1, 1).ok().map(Quota::Jobs);
     let told = warnings(&method_job("j"), many(), small);
     for text in [
         "none of the devices listens",
@@ -100,6 +103,9 @@ fn warnings_tell_what_will_not_go_well() {
         assert!(told.contains(text), "{text}: {told}");
     }
     assert_eq!(warnings(&twin_job("j"), Tally { listening: Some(0), targets: 5, ..Tally::default() }, None), "[]");
+    let staged = JobRequest { policy: Some(policy()), max_execution_time_in_seconds: 1000, ..twin_job("j") };
+    let told = warnings(&staged, Tally { targets: 5, stages: vec![0], ..Tally::default() }, None);
+    assert_eq!(told, r#"["no device is in the stage of tags.ring = 'canary'"]"#);
     let list = Some(List::Uploaded);
     let scope = Scope { exclude_list: list, ..Scope::default() };
     assert!(Counter::new(&scope, Tally::default()).is_err_and(|error| error.message.contains("in parts")));
@@ -112,7 +118,7 @@ fn the_time_is_that_of_rates_pauses_tiers_and_answers() {
     let plain = JobRequest { max_execution_time_in_seconds: 100_000, ..method_job("j") };
     // A method waits 15 s for an answer and none for the connection, ten at a time.
     assert_eq!(seconds(&plain, &[100], pace(None)), (0, 150));
-    assert_eq!(seconds(&plain, &[100], pace(Some(10))), (10, 150));
+    assert_eq!(seconds(&plain, &[100], pace(Some(10.0))), (10, 150));
     assert_eq!(
         seconds(&JobRequest { max_execution_time_in_seconds: 70, ..plain.clone() }, &[100], pace(None)),
         (0, 70)
@@ -130,4 +136,30 @@ fn the_time_is_that_of_rates_pauses_tiers_and_answers() {
     let offline = OfflineRule { wait_in_seconds: 600, then: OfflineEnd::Skip };
     assert_eq!(seconds(&with(JobPolicy { offline, ..JobPolicy::default() }), &[10], pace(None)), (0, 615));
     assert_eq!(seconds(&plain, &[0], pace(None)), (0, 0));
+}
+
+#[test]
+fn a_job_by_calls_is_under_other_throttles_than_one_of_the_hubs() {
+    let sku = Sku::new(Tier::S1, 1).expect("a size");
+    let step = |action| Step { action, when: StepCondition::default() };
+    let large = || {
+        let JobAction::Method(method) = method_job("j").action else { panic!("it is a method's") };
+        JobAction::Method(DirectMethod { payload: json!("x".repeat(4096)), ..method })
+    };
+    let (method, update) = (method_job("j").action, twin_job("j").action);
+    for (first, then, by_jobs, by_calls) in [
+        (method.clone(), None, 10.0, 40.0),
+        (update.clone(), None, 10.0, 50.0),
+        (method.clone(), Some(update.clone()), 5.0, 40.0),
+        (update.clone(), Some(update), 5.0, 25.0),
+        // A little more than one step of the meter.
+        (method, Some(large()), 5.0, 13.33),
+    ] {
+        let request = JobRequest { action: first, then: then.into_iter().map(step).collect(), ..twin_job("j") };
+        for (quota, expected) in [(Quota::Jobs(sku), by_jobs), (Quota::Calls(sku), by_calls)] {
+            let row = cost_row(&request, 100, quota, true);
+            assert_eq!(row["devicesPerSecond"], json!(expected), "{request:?} {quota:?}");
+            assert_eq!(row["seconds"], json!((100.0_f64 / expected).ceil() as u64));
+        }
+    }
 }
