@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
-use super::figures::{peak, reset_peak, resident, verdict};
+use super::figures::{peak, processor_time, reset_peak, resident, verdict};
 use super::harness::{FREE_PORTS, Latch, latch_ok, plugin_folder, wait_until};
 use super::{client, direct_method};
 
@@ -59,7 +59,7 @@ pub(crate) fn connected(runtime: &Runtime, count: usize) {
     });
     println!("connected, from another process: {:.2?}", begun.elapsed());
     // The last of them subscribes.
-    runtime.block_on(sleep(Duration::from_secs(2)));
+    runtime.block_on(async { sleep(Duration::from_secs(2)).await });
     for (id, method, what) in [
         ("first", "unlockDoor", "the first, which changes nothing"),
         ("idle", "unlockDoor", "changes nothing"),
@@ -67,13 +67,15 @@ pub(crate) fn connected(runtime: &Runtime, count: usize) {
         ("again", "lockDoor", "changes nothing"),
     ] {
         let job = request(id, JobAction::Method(direct_method(method)), "*");
-        let took = runtime.block_on(async {
-            let begun = Instant::now();
+        let worked = || [hub.pid(), host.pid()].map(processor_time);
+        let (begun, before) = (Instant::now(), worked());
+        runtime.block_on(async {
             service.create_job(&job).await.expect("a job");
             ended(&service, id, count).await;
-            begun.elapsed()
         });
+        let (took, after) = (begun.elapsed(), worked());
         println!("job {method} ({what}), outcome of each durable: {}", pace(count, took, took <= CALLED));
+        println!("  processor time: hub {:.1}s, host {:.1}s", after[0] - before[0], after[1] - before[1]);
     }
     println!("resident memory: hub {:.0} MiB, host {:.0} MiB", resident(hub.pid()), resident(host.pid()));
     host.stop();
@@ -90,13 +92,14 @@ pub(crate) fn away(runtime: &Runtime, count: usize) {
     let before = resident(latch.pid());
     println!("{count} devices that are away; resident memory of the hub: {before:.1} MiB");
     let job = request("update", update(30), "*");
-    let begun = Instant::now();
+    let (begun, worked) = (Instant::now(), processor_time(latch.pid()));
     runtime.block_on(async {
         service.create_job(&job).await.expect("a job");
         ended(&service, "update", count).await;
     });
     let took = begun.elapsed();
     println!("job of desired properties, outcome of each durable: {}", pace(count, took, took <= UPDATED));
+    println!("  processor time of the hub: {:.1}s", processor_time(latch.pid()) - worked);
     let growth = peak(latch.pid()) - before;
     println!("resident memory: {growth:.0} MiB more at most{}", verdict(growth < GROWTH));
     println!("  and {:.0} MiB more once it has ended", resident(latch.pid()) - before);

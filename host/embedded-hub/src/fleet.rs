@@ -95,7 +95,7 @@ impl Fleet for HubFleet {
         let size = |section: &Option<_>| section.as_ref().map_or(0, |section| json!(section).to_string().len());
         self.hub.rehearsal().charge(|| size(&update.tags) + size(&update.desired));
         let patch = TwinPatch { tags: update.tags.clone(), desired: update.desired.clone() };
-        self.hub.request(Operation::PatchTwin { id: address.clone(), patch, if_match: None }).await?;
+        self.hub.request(Operation::MergeTwin { id: address.clone(), patch, if_match: None }).await?;
         Ok(())
     }
 

@@ -18,6 +18,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -180,7 +181,7 @@ pub enum Output<R> {
 #[derive(Debug, Clone)]
 pub enum Change {
     Identity(Identity),
-    Twin(Address, Box<Twin>),
+    Twin(Address, Arc<Twin>),
     Subscriptions(Address, Subscriptions),
     /// When it was last heard of, and the number of the last message that was queued for it.
     Activity(Address, Option<DateTime<Utc>>, u64),
@@ -200,7 +201,8 @@ pub type Subscriptions = BTreeMap<Subscription, Granted>;
 #[derive(Debug)]
 pub struct Entity {
     pub identity: Identity,
-    pub twin: Twin,
+    /// Shared with the writer until it is written.
+    pub twin: Arc<Twin>,
     /// Outlives the connection, and the hub, unless the session is a clean one.
     pub subscriptions: Subscriptions,
     /// Cloud-to-device messages. Outlive everything but the device; a module has none.
@@ -218,7 +220,7 @@ impl Entity {
     pub fn new(identity: Identity, twin: Twin, subscriptions: Subscriptions, queue: Queue) -> Entity {
         Entity {
             identity,
-            twin,
+            twin: Arc::new(twin),
             subscriptions,
             queue,
             modules: BTreeSet::new(),
@@ -406,7 +408,7 @@ impl<R> Hub<R> {
                 changes.push(Change::Identity(entity.identity.clone()));
             }
             if unwritten.twin {
-                changes.push(Change::Twin(id.clone(), Box::new(entity.twin.clone())));
+                changes.push(Change::Twin(id.clone(), Arc::clone(&entity.twin)));
             }
             if unwritten.subscriptions {
                 let kept = if entity.is_clean { Subscriptions::new() } else { entity.subscriptions.clone() };
@@ -451,12 +453,18 @@ impl<R> Hub<R> {
             Operation::GetIdentity(id) => self.entity(&id).map(|entity| Answer::Document(entity.identity_json())),
             Operation::Import(new) => self.import(now, *new),
             Operation::DeleteIdentity { id, if_match } => self.delete_identity(now, &id, if_match.as_deref()),
-            Operation::GetTwin(id) => self.entity(&id).map(|entity| Answer::Document(entity.twin_json())),
+            Operation::GetTwin(id) => self.twin(&id),
             Operation::PatchTwin { id, patch, if_match } => {
-                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated)
+                let changed = self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated);
+                changed.and_then(|()| self.twin(&id))
+            }
+            Operation::MergeTwin { id, patch, if_match } => {
+                let changed = self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Updated);
+                changed.map(|()| Answer::Done)
             }
             Operation::ReplaceTwin { id, patch, if_match } => {
-                self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Replaced)
+                let changed = self.change_twin(now, &id, if_match.as_deref(), &patch, TwinChange::Replaced);
+                changed.and_then(|()| self.twin(&id))
             }
             Operation::Configure { id, patch, marks, if_match } => {
                 self.configure(now, &id, &patch, marks, if_match.as_deref())
@@ -477,6 +485,10 @@ impl<R> Hub<R> {
             Operation::SettleFeedback { token, disposition } => self.settle_feedback(now, token, disposition),
         };
         self.gated.push_back(Output::Reply(reply, answer));
+    }
+
+    fn twin(&self, id: &Address) -> Result<Answer, HubError> {
+        self.entity(id).map(|entity| Answer::Document(entity.twin_json()))
     }
 
     fn entity(&self, id: &Address) -> Result<&Entity, HubError> {

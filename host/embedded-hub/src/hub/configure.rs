@@ -1,5 +1,7 @@
 //! What configurations do to a twin.
 
+use std::sync::Arc;
+
 use iothub_protocol::address::Address;
 use iothub_protocol::configuration::ConfigurationMarks;
 use iothub_protocol::error::HubError;
@@ -20,7 +22,7 @@ impl<R> Hub<R> {
     ) -> Result<Answer, HubError> {
         self.change_twin(now, id, if_match, patch, TwinChange::Updated)?;
         if let Some(entity) = self.entities.get_mut(id) {
-            entity.twin.configurations = marks;
+            Arc::make_mut(&mut entity.twin).configurations = marks;
         }
         Ok(Answer::Done)
     }

@@ -1,5 +1,7 @@
 //! Devices and modules connect, subscribe, publish and go.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use chrono::DateTime;
 use iothub_protocol::address::Address;
@@ -74,7 +76,7 @@ impl<R> Hub<R> {
         let had_subscriptions = !entity.subscriptions.is_empty();
         let has_new_model = request.model.is_some() && entity.twin.model_id != request.model;
         if has_new_model {
-            entity.twin.model_id = request.model;
+            Arc::make_mut(&mut entity.twin).model_id = request.model;
         }
         if request.clean_session {
             entity.subscriptions.clear();
@@ -181,7 +183,7 @@ impl<R> Hub<R> {
             Err(e) => Err(HubError::new(ErrorCode::ArgumentInvalid, format!("the reported patch is not JSON: {e}"))),
         };
         let result: Result<(u64, Value), HubError> = patch.and_then(|patch: Map<String, Value>| {
-            let version = entity.twin.report(&patch, expected, now.wall)?;
+            let version = Arc::make_mut(&mut entity.twin).report(&patch, expected, now.wall)?;
             Ok((version, entity.twin.reported_body(&patch)))
         });
         match result {

@@ -40,6 +40,12 @@ pub enum Operation {
         patch: TwinPatch,
         if_match: Option<String>,
     },
+    /// As [`Operation::PatchTwin`], for who changes very many: answered without the twin.
+    MergeTwin {
+        id: Address,
+        patch: TwinPatch,
+        if_match: Option<String>,
+    },
     ReplaceTwin {
         id: Address,
         patch: TwinPatch,
@@ -106,6 +112,7 @@ impl Operation {
             | Operation::PutIdentity { id, .. }
             | Operation::DeleteIdentity { id, .. }
             | Operation::PatchTwin { id, .. }
+            | Operation::MergeTwin { id, .. }
             | Operation::ReplaceTwin { id, .. }
             | Operation::Configure { id, .. }
             | Operation::CallMethod { id, .. }

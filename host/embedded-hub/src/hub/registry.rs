@@ -1,5 +1,7 @@
 //! Devices and modules come, change and go; back ends change twins.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::authentication::Authentication;
@@ -174,15 +176,15 @@ impl<R> Hub<R> {
         if_match: Option<&str>,
         patch: &TwinPatch,
         change: TwinChange,
-    ) -> Result<Answer, HubError> {
+    ) -> Result<(), HubError> {
         let entity = self.entities.get_mut(id).ok_or_else(|| not_found(id))?;
         if !entity.twin.matches(if_match) {
             return Err(etag_mismatch());
         }
         let version = entity.twin.version;
         let notice = match change {
-            TwinChange::Replaced => entity.twin.replace(patch, now.wall)?,
-            TwinChange::Updated | TwinChange::Reported => entity.twin.patch(patch, now.wall)?,
+            TwinChange::Replaced => Arc::make_mut(&mut entity.twin).replace(patch, now.wall)?,
+            TwinChange::Updated | TwinChange::Reported => Arc::make_mut(&mut entity.twin).patch(patch, now.wall)?,
         };
         if let (Some(notice), Some(link)) = (notice, entity.listening(Subscription::Desired)) {
             let topic = ToDevice::Desired { version: notice.version }.format();
@@ -196,9 +198,8 @@ impl<R> Hub<R> {
             };
             self.gated.push_back(Output::Event(HubEvent::twin(id.clone(), now.wall, change, &body)));
         }
-        let answer = Answer::Document(entity.twin_json());
         self.unwritten(id).twin = true;
-        Ok(answer)
+        Ok(())
     }
 }
 

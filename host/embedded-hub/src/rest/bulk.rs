@@ -91,7 +91,7 @@ async fn apply(state: &RestState, item: &Value) -> Result<(), HubError> {
             Twin::new(Utc::now()).patch(&patch, Utc::now())?;
             put(state, &id, item, None).await?;
             if patch != TwinPatch::default() {
-                state.hub.request(Operation::PatchTwin { id, patch, if_match: None }).await?;
+                state.hub.request(Operation::MergeTwin { id, patch, if_match: None }).await?;
             }
             Ok(())
         }
@@ -131,7 +131,7 @@ async fn delete(state: &RestState, id: Address, if_match: Option<String>) -> Res
 
 async fn patch_twin(state: &RestState, id: Address, item: &Value, if_match: Option<String>) -> Result<(), HubError> {
     let patch = twin_patch(item)?;
-    state.hub.request(Operation::PatchTwin { id, patch, if_match }).await?;
+    state.hub.request(Operation::MergeTwin { id, patch, if_match }).await?;
     Ok(())
 }
 

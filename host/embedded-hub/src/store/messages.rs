@@ -271,7 +271,7 @@ mod tests {
         let device = device.expect("it is there");
         let subscriptions: Vec<_> = device.subscriptions.values().copied().collect();
         assert_eq!((subscriptions, device.queue.len()), (vec![Granted::AtLeastOnce], 0));
-        assert_eq!(device.twin, twin(), "taken apart without a loss");
+        assert_eq!(*device.twin, twin(), "taken apart without a loss");
         store.close().await;
     }
 
@@ -303,7 +303,7 @@ mod tests {
         let found =
             store.read(move |connection| Ok((store::load(connection, &device)?, store::load(connection, &module)?)));
         let (Some(device), Some(module)) = found.await.expect("readable") else { panic!("both are there") };
-        assert_eq!((device.twin, module.identity.managed_by.as_deref()), (twin(), Some("ops")));
+        assert_eq!((&*device.twin, module.identity.managed_by.as_deref()), (&twin(), Some("ops")));
         store.write(|tx| store::apply(tx, &Change::Deleted(id().into()))).await.expect("written");
         let gone = store.read(move |connection| store::load(connection, &address)).await.expect("readable");
         assert!(gone.is_none(), "it went with its device");

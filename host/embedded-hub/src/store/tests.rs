@@ -72,7 +72,7 @@ async fn certificates_of_an_earlier_version_stay() {
     let shown = own.identity.authentication.to_json();
     assert_eq!((&shown["type"], own.identity.enabled), (&"selfSigned".into(), false));
     let expected = serde_json::json!({"primaryThumbprint": sha1, "secondaryThumbprint": sha256});
-    assert_eq!((&shown["x509Thumbprint"], own.twin), (&expected, Twin::new(DateTime::UNIX_EPOCH)));
+    assert_eq!((&shown["x509Thumbprint"], &*own.twin), (&expected, &Twin::new(DateTime::UNIX_EPOCH)));
     let signed = device(&store, "signed").await.identity;
     assert!(matches!(signed.authentication, Authentication::CertificateAuthority));
     let authorities = "SELECT name FROM authorities";

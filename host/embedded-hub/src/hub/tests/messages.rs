@@ -410,7 +410,7 @@ fn a_restarted_hub_goes_on_with_what_was_stored() {
         let stored = device.queue.messages().iter().map(|queued| {
             Queued::new(queued.sequence, queued.packet_id, queued.message.clone(), queued.enqueued, queued.expiry)
         });
-        Entity::new(device.identity, device.twin, device.subscriptions, Queue::restored(stored.collect()))
+        Entity::new(device.identity, Twin::clone(&device.twin), device.subscriptions, Queue::restored(stored.collect()))
     });
     let held = hub.hub.queued_bytes;
     hub.hub = Hub::new(vec![], devices.collect(), FeedbackQueue::default());

@@ -136,7 +136,7 @@ fn with_module(hub: &mut Fixture) -> (Entity, Entity) {
     hub.heard();
     let copy = |entity: &Entity| {
         let (subscriptions, queue) = (entity.subscriptions.clone(), Queue::default());
-        Entity::new(entity.identity.clone(), entity.twin.clone(), subscriptions, queue)
+        Entity::new(entity.identity.clone(), Twin::clone(&entity.twin), subscriptions, queue)
     };
     let (device, module) = (&hub.hub.entities[&id("a")], &hub.hub.entities[&id("a/m")]);
     (copy(device).with_modules(device.modules.clone()), copy(module))

@@ -314,10 +314,24 @@ impl Trial {
                 // A device can be found twice, since it can change during a search.
                 let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
                 devices.extend(twice);
-                Ok(Found { devices, excluded: dice.below(3) as u64, stages: Vec::new() })
+                let stages = self.stages_by_condition(&job, &devices, dice);
+                Ok(Found { devices, excluded: dice.below(3) as u64, stages })
             }
         };
         self.hand(Input::Selected { job, result })
+    }
+
+    /// Of each device the stage by condition that it is in.
+    fn stages_by_condition(&self, job: &JobId, devices: &[Selected], dice: &mut Dice) -> Vec<u32> {
+        let policy = self.model.decided.jobs[job].policy();
+        let count = policy.map_or(0, |policy| policy.stages.iter().filter(|stage| stage.condition.is_some()).count());
+        if count == 0 {
+            return Vec::new();
+        }
+        let seed = dice.next();
+        // The same for a device that is found twice.
+        let place = |device: &Selected| Dice(seed ^ device.address.rollout_place().1).below(count + 1) as u32;
+        devices.iter().map(place).collect()
     }
 
     fn change(&mut self, dice: &mut Dice) -> Check {
@@ -617,6 +631,14 @@ fn any_policy(dice: &mut Dice, is_method: bool) -> JobPolicy {
     let mut policy = JobPolicy::default();
     let shares: &[u8] = dice.one(&[&[][..], &[], &[100], &[40, 100], &[20, 50, 100]]);
     policy.stages = shares.iter().map(|percent| stage(dice, *percent)).collect();
+    if !shares.is_empty() && dice.percent(30) {
+        let by_condition = (0..dice.within(1..=2)).map(|ring| Stage {
+            percent: None,
+            condition: Some(format!("tags.ring = {ring}")),
+            ..stage(dice, 100)
+        });
+        policy.stages.splice(0..0, by_condition.collect::<Vec<_>>());
+    }
     policy.rate = match dice.below(6) {
         0 => Some(Rate::Constant(dice.one(&[1, 3, 50]))),
         1 => {

@@ -12,7 +12,7 @@ use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{
-    AbortRule, AnswerRule, FailureClass, InDoubt, JobPolicy, OfflineEnd, OfflineRule, OnAbort, PolicyOutcome,
+    AbortRule, AnswerRule, FailureClass, InDoubt, JobPolicy, OfflineEnd, OfflineRule, OnAbort, PolicyOutcome, Stage,
     SuccessRule,
 };
 use iothub_protocol::job::steps::Otherwise;
@@ -404,21 +404,32 @@ impl Model {
         if job.ended.is_some() || job.begun.is_some() {
             return;
         }
-        let Some(Found { devices: selected, excluded, .. }) = found else { return };
+        let Some(Found { devices: selected, excluded, stages }) = found else { return };
         let group = |labels: &[Option<Arc<str>>]| labels.first().cloned().flatten();
         let devices: BTreeMap<&Address, Option<Arc<str>>> =
             selected.iter().map(|selected| (&selected.address, group(&selected.labels))).collect();
+        let addresses = selected.iter().map(|selected| &selected.address);
+        let by_condition: BTreeMap<&Address, u32> =
+            addresses.zip(stages.iter().copied()).filter(|(_, stage)| *stage > 0).collect();
         let mut ranked: Vec<&Address> = devices.keys().copied().collect();
-        ranked.sort_by_key(|device| device.rollout_place());
+        ranked.sort_by_key(|device| {
+            let stage = by_condition.get(*device);
+            (stage.is_none(), stage, device.rollout_place())
+        });
         let count = ranked.len();
         let stage_of = |rank: usize, policy: &JobPolicy| {
-            let is_in = |percent: u8| rank < (count * usize::from(percent)).div_ceil(100);
-            1 + policy.stages.iter().filter(|stage| !stage.percent.is_some_and(is_in)).count() as u32
+            let is_in = |stage: &Stage| match stage.percent {
+                Some(percent) => rank < (count * usize::from(percent)).div_ceil(100),
+                None => false,
+            };
+            let by_percentage =
+                1 + policy.stages.iter().position(is_in).unwrap_or(policy.stages.len().max(1) - 1) as u32;
+            by_condition.get(ranked[rank]).copied().unwrap_or(by_percentage)
         };
-        let targets = ranked.into_iter().enumerate().map(|(rank, device)| BegunTarget {
-            device: device.clone(),
+        let targets = ranked.iter().enumerate().map(|(rank, device)| BegunTarget {
+            device: (*device).clone(),
             stage: job.policy().map(|policy| stage_of(rank, policy)),
-            group: devices[device].clone(),
+            group: devices[*device].clone(),
         });
         let what = What::Begun { targets: Arc::new(targets.collect()), excluded: *excluded };
         self.due.push(Due { job: id.clone(), what });
