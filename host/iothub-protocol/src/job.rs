@@ -145,8 +145,8 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
-    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, after its end, and
-    /// while it is paused.
+    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, while it is
+    /// paused, and once it is stopped or has ended.
     pub continuous_until: Option<DateTime<Utc>>,
     /// Of a series.
     pub series: Option<SeriesProgress>,
