@@ -40,3 +40,4 @@ mod scenarios;
 mod staged_rollout;
 mod swap;
 mod timers;
+mod times;

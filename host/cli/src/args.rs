@@ -32,7 +32,7 @@ pub(crate) use identity::{DeviceCommand, IdentityArgs, ModuleCommand};
 pub(crate) use message::{MessageCommand, SendArgs};
 #[cfg(test)]
 pub(crate) use policy::Retries;
-pub(crate) use policy::{AnswerArgs, PolicyArgs, ReportArgs, RolloutArgs, Stages, SuccessArgs};
+pub(crate) use policy::{AnswerArgs, End, PolicyArgs, ReportArgs, RolloutArgs, Stages, SuccessArgs};
 pub(crate) use recurrence::RecurrenceArgs;
 pub(crate) use rehearse::{BadDayArgs, RehearseCommand};
 pub(crate) use results::{AuditArgs, ResultsArgs, ResultsFormat};

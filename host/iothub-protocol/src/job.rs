@@ -4,11 +4,14 @@ mod attempt;
 mod extension;
 mod failures;
 pub mod label;
+mod moment;
 pub mod policy;
 pub mod recurrence;
 pub mod steps;
 pub mod targets;
 pub mod template;
+
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Map, Value, json};
@@ -22,7 +25,7 @@ pub use attempt::{AttemptId, DeviceAttempt, LateAnswer};
 pub use extension::EXTENSION_VERSION;
 use extension::{Described, Extension};
 pub use failures::FailureCounts;
-use policy::{FailureClass, JobPolicy};
+use policy::{EndThen, FailureClass, JobPolicy, WindowState};
 use recurrence::{Recurrence, SeriesProgress};
 use steps::Step;
 use targets::JobTargets;
@@ -145,11 +148,17 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
-    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, while it is
-    /// paused, and once it is stopped or has ended.
+    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, after its end, and
+    /// while it is paused.
     pub continuous_until: Option<DateTime<Utc>>,
     /// Of a series.
     pub series: Option<SeriesProgress>,
+    /// What is being done, or was, since the end came that its policy gives it.
+    pub ending: Option<EndThen>,
+    /// What its devices name as their time zones, each once; `None` stands for those that name none. Not on the wire.
+    pub zones: Vec<Option<Arc<str>>>,
+    /// How its maintenance windows are now, if it has any and devices wait for their turns.
+    pub window: Option<WindowState>,
 }
 
 /// The row of a job for one device or module.
@@ -554,6 +563,12 @@ impl JobResponse {
         if let Some(series) = &self.series {
             series.write(&mut progress);
         }
+        if let Some(then) = self.ending {
+            progress.insert("ending".into(), json!(then));
+        }
+        if let Some(window) = self.window {
+            progress.insert("window".into(), window.to_json());
+        }
         let failures = self.statistics.map(|statistics| statistics.failures).unwrap_or_default();
         if failures.total() > 0 {
             progress.insert("failures".into(), failures.to_json());
@@ -671,6 +686,9 @@ mod tests {
                 listed: None,
                 continuous_until: None,
                 series: None,
+                zones: Vec::new(),
+                window: None,
+                ending: None,
                 request,
             };
             let mut shown = response.to_json()["latch"].clone();

@@ -18,10 +18,11 @@ use iothub_protocol::job::targets::List;
 use iothub_protocol::job::{JobAction, JobRequest};
 use iothub_protocol::query::Condition;
 use iothub_protocol::quota::tier::{Class, METHOD_STEP, Sku, Tier};
+use iothub_protocol::time;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Scope, includes};
+use crate::engine::{Scope, includes, windows};
 use crate::fleet::{Quota, Standing, Surveyed};
 use estimate::{Pace, seconds};
 
@@ -55,6 +56,8 @@ pub struct Tally {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terms {
     pub(crate) now: DateTime<Utc>,
+    /// Of a series, when it first falls due.
+    pub(crate) first: Option<DateTime<Utc>>,
     /// How many devices of a job may be in flight.
     pub(crate) in_flight: usize,
     /// The tier that the hub keeps to.
@@ -160,7 +163,14 @@ impl Counter {
         let stages = stage_sizes(policy, &tally);
         let devices = terms.own.map(|own| devices_per_second(request, own));
         let pace = Pace { in_flight: terms.in_flight, devices };
+        let begins = terms.first.or(request.start_time).map_or(terms.now, |start| start.max(terms.now));
+        let rules = policy.map(|policy| policy.windows.as_slice()).unwrap_or_default();
+        // How those are that go by devices' own zones depends on the devices.
+        let opens = windows::first_opening(rules, begins);
+        let wait = opens.map_or(0, |opens| (opens - begins).num_seconds().unsigned_abs());
         let (least, most) = seconds(request, &stages, pace);
+        let whole = u64::from(request.max_execution_time_in_seconds);
+        let (least, most) = (least + wait, (most + wait).min(whole.max(least + wait)));
         let mut shown = Map::new();
         for (name, count) in [
             ("targets", Some(tally.targets)),
@@ -179,6 +189,10 @@ impl Counter {
         let overlaps = tally.overlaps.iter().map(|(job, devices)| json!({"jobId": job, "devices": devices}));
         shown.insert("overlaps".into(), overlaps.collect());
         shown.insert("seconds".into(), json!({"least": least, "most": most}));
+        if let Some(opens) = opens {
+            shown.insert("windowOpens".into(), json!(time::format(opens)));
+        }
+        shown.insert("firstOccurrence".into(), json!(terms.first.map(time::format)));
         let window = request.max_execution_time_in_seconds;
         shown.insert("continuousForSeconds".into(), json!(request.is_continuous().then_some(window)));
         let azures = [Tier::S1, Tier::S3].into_iter().filter_map(|tier| Sku::new(tier, 1).ok().map(Quota::Jobs));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::policy::{EndThen, FailureClass};
 use iothub_protocol::job::recurrence::PassedOver;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobRequest, JobStatistics, JobStatus};
 use iothub_protocol::method::MethodResponse;
@@ -105,6 +105,14 @@ pub enum What {
     },
     /// Nothing more is sent for the job; it ends with the last outcome in flight.
     Cancelling,
+    /// The end has come that the job's policy gives it. Unless it only stops, nothing more is sent.
+    Ending {
+        then: EndThen,
+    },
+    /// Every device of the job that has had no attempt is left out.
+    UnbegunEnded {
+        outcome: DeviceJobOutcome,
+    },
     /// The same, because the job's policy says so; it will end as failed.
     Aborting {
         reason: String,
@@ -133,6 +141,15 @@ pub struct BegunTarget {
     /// Counted from 1; `None` in a job without a policy.
     pub stage: Option<u32>,
     pub group: Option<Arc<str>>,
+    /// What it names as its time zone, in a job whose windows go by that.
+    pub zone: Option<Arc<str>>,
+}
+
+impl BegunTarget {
+    /// One of a job without a policy.
+    pub fn new(device: Address) -> BegunTarget {
+        BegunTarget { device, stage: None, group: None, zone: None }
+    }
 }
 
 /// An unfinished job as the journal has it.
@@ -145,6 +162,8 @@ pub struct SavedJob {
     /// When it began, once its targets are known.
     pub begun: Option<DateTime<Utc>>,
     pub cancelling: bool,
+    /// What is being done since the end has come that its policy gives it.
+    pub ending: Option<EndThen>,
     pub hold: Option<Hold>,
     /// For how long it was paused before.
     pub held_for: TimeDelta,
@@ -177,6 +196,7 @@ impl SavedJob {
             start,
             begun: None,
             cancelling: false,
+            ending: None,
             hold: None,
             held_for: TimeDelta::zero(),
             aborted: None,
@@ -228,6 +248,10 @@ pub struct SavedTarget {
     /// Counted from 1; 0 in a job without a policy.
     pub stage: u32,
     pub group: Option<Arc<str>>,
+    /// What it names as its time zone.
+    pub zone: Option<Arc<str>>,
+    /// When its first attempt began.
+    pub started: Option<DateTime<Utc>>,
     /// How long after the job's beginning it has joined.
     pub late: TimeDelta,
     /// The step that it is to do, counted from 0: the job's own action.

@@ -33,6 +33,7 @@ fn form<'s>(root: &'s Value, schema: &'s Value, value: &Value) -> &'s Value {
             value.as_object().is_some_and(|value| value.keys().all(|name| form["properties"].get(name).is_some()))
         }
         Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
         _ => value.is_number(),
     };
     forms.into_iter().find(has).unwrap_or_else(|| panic!("{value} has none of the forms"))
@@ -82,6 +83,9 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"plugin": "door", "soakInSeconds": 1, "timeoutInSeconds": 9},
         "offline": {"waitInSeconds": 0, "then": "fail"},
+        "windows": [{"cron": "0 2 * * *", "durationInSeconds": 60,
+            "timeZone": {"tag": "tags.zone", "default": "UTC"}}],
+        "end": {"afterInSeconds": 60, "then": "force"}, "deviceTimeoutInSeconds": 60,
     }, "targets": {"devices": ["a"], "exclude": {"condition": "tags.pilot = true", "devices": ["b"]}},
         "schedule": {"cron": "0 2 * * *", "timeZone": "Europe/Berlin", "from": "2026-12-24T18:00:00.000Z",
         "until": "2027-12-24T18:00:00.000Z", "count": 9, "missed": "run", "overlap": "skip"}});
@@ -96,9 +100,11 @@ fn full() -> [(Value, usize); 2] {
         "retry": [{"on": ["fault"], "retries": 3, "backoffInSeconds": 4, "maximumBackoffInSeconds": 5}],
         "succeed": {"statuses": [[200, 299]]},
         "offline": {"waitInSeconds": 60, "then": "skip"},
+        "windows": [{"cron": "0 2 * * *", "durationInSeconds": 60, "timeZone": "Europe/Berlin"}],
+        "end": {"at": "2026-12-24T18:00:00.000Z", "then": "cancel"}, "deviceTimeoutInSeconds": 60,
     }, "targets": {"continuous": true, "exclude": {"condition": "tags.pilot = true", "list": "upload"}}, "then": then,
         "series": {"job": "nightly", "queued": true}});
-    [(twin, 51), (method, 60)]
+    [(twin, 62), (method, 69)]
 }
 
 #[test]
@@ -143,8 +149,9 @@ fn agrees(full: &Value, way: &str, field: &Value) {
     }
     for choice in field["enum"].as_array().into_iter().flatten() {
         // Where there is a rule for devices that are offline, no other may name them.
-        let excluded: &[&str] = if is_twin { &["unknown", "version"] } else { &["unknown", "version", "offline"] };
-        let is_excluded = way.contains("/retry/") && excluded.iter().any(|name| choice == name);
+        let never = ["unknown", "version", "window"];
+        let is_never = never.iter().any(|name| choice == name) || choice == "offline" && !is_twin;
+        let is_excluded = way.contains("/retry/") && is_never;
         let is_for_methods = choice == "skip" && is_twin && way.contains("/offline/");
         let needs_a_pin = choice == "unpin" && !is_twin;
         let is_other_action = choice == "scheduleUpdateTwin";

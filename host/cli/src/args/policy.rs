@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::Args as ClapArgs;
 use iothub_protocol::job::label::TagPath;
-use iothub_protocol::job::policy::{FailureClass, GrowAfter, MAX_PRIORITY};
+use iothub_protocol::job::policy::{
+    EndThen, FailureClass, GrowAfter, MAX_PRIORITY, MaintenanceWindow, WindowZone, ZoneTag,
+};
 
+use super::recurrence::moment;
 use super::{EngineChoice, ScheduleArgs};
 use crate::units::duration;
 
@@ -77,6 +81,20 @@ pub(crate) struct PolicyArgs {
     /// [default: 5]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_PRIORITY)), help_heading = POLICY)]
     pub(crate) priority: Option<u8>,
+    /// Begin devices only in a maintenance window, several times for several: when it opens, as a pattern of cron, how long
+    /// it is open, and whose clock that is: '0 2 * * * 2h' for UTC, '0 2 * * * 2h Europe/Berlin', or each device's own,
+    /// by its tag: '0 2 * * * 2h tags.zone', with =ZONE after it for devices that have none
+    #[arg(long, value_name = "PATTERN TIME [ZONE]", value_parser = window, help_heading = POLICY)]
+    pub(crate) window: Vec<MaintenanceWindow>,
+    /// When the job ends: a time such as 2026-12-24T18:00:00Z, or so long after it began, such as 8h
+    #[arg(long, value_name = "TIME", value_parser = end, help_heading = POLICY)]
+    pub(crate) end: Option<End>,
+    /// What then: stop begins no other device, cancel waits only for answers that are out, force for none [default: stop]
+    #[arg(long, value_name = "WHAT", value_parser = end_then, requires = "end", help_heading = POLICY)]
+    pub(crate) end_then: Option<EndThen>,
+    /// How long a device may take from its first attempt on, with all that follows
+    #[arg(long, value_name = "TIME", value_parser = seconds, help_heading = POLICY)]
+    pub(crate) device_timeout: Option<u32>,
     /// If the hub ends while a device is asked, the device has failed, instead of being asked again
     #[arg(long, help_heading = POLICY)]
     pub(crate) fail_in_doubt: bool,
@@ -101,6 +119,14 @@ pub(crate) struct AnswerArgs {
 pub(crate) enum Stages {
     Percent(Vec<u8>),
     Query(String),
+}
+
+/// When a job ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    At(DateTime<Utc>),
+    /// So many seconds after it began.
+    After(u32),
 }
 
 /// Failures after which a device is tried again, and how often.
@@ -188,6 +214,36 @@ fn retries(text: &str) -> Result<Retries, String> {
     Ok(Retries { on, retries: count.parse().map_err(|_| wrong())? })
 }
 
+/// `0 2 * * * 2h Europe/Berlin`: a pattern has no word that is a time.
+fn window(text: &str) -> Result<MaintenanceWindow, String> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let wrong = || {
+        "a window is a pattern of cron, how long it is open, and a zone or a tag: '0 2 * * * 2h Europe/Berlin', \
+         '0 2 * * * 2h tags.zone'"
+            .to_owned()
+    };
+    let place = words.iter().position(|word| seconds(word).is_ok()).ok_or_else(wrong)?;
+    let time_zone = match words[place + 1..] {
+        [] => WindowZone::default(),
+        [zone] if zone.starts_with("tags.") => {
+            let (tag, default) = zone.split_once('=').map_or((zone, None), |(tag, default)| (tag, Some(default)));
+            WindowZone::Tag(ZoneTag { tag: TagPath::parse(tag)?, default: default.map(str::to_owned) })
+        }
+        [zone] => WindowZone::Zone(zone.to_owned()),
+        _ => return Err(wrong()),
+    };
+    Ok(MaintenanceWindow { cron: words[..place].join(" "), duration_in_seconds: seconds(words[place])?, time_zone })
+}
+
+fn end(text: &str) -> Result<End, String> {
+    let wrong = || "an end is a time such as 2026-12-24T18:00:00Z, or so long after the beginning: 8h".to_owned();
+    seconds(text).map(End::After).or_else(|_| moment(text).map(End::At)).map_err(|_| wrong())
+}
+
+fn end_then(text: &str) -> Result<EndThen, String> {
+    EndThen::by_name(text).ok_or_else(|| "at its end, a job can stop, cancel or force".to_owned())
+}
+
 /// `started:100` or `succeeded:100`.
 fn growth(text: &str) -> Result<GrowAfter, String> {
     let wrong = || "a rate grows after started:N or succeeded:N".to_owned();
@@ -240,6 +296,24 @@ mod tests {
         assert!(["100", "failed:1", "started:"].iter().all(|text| growth(text).is_err()));
         assert_eq!((statuses("200-299"), statuses("409")), (Ok([200, 299]), Ok([409, 409])));
         assert!(["", "299-200", "-5", "x"].iter().all(|text| statuses(text).is_err()));
+        let zone = |text: &str| window(text).map(|window| (window.cron, window.duration_in_seconds, window.time_zone));
+        let of = |seconds, zone| Ok(("0 2 * * 1-5".to_owned(), seconds, zone));
+        assert_eq!(zone("0 2 * * 1-5 2h"), of(7200, WindowZone::default()));
+        assert_eq!(zone("0 2 * * 1-5  90s Asia/Tokyo"), of(90, WindowZone::Zone("Asia/Tokyo".to_owned())));
+        let tag = |default: Option<&str>| {
+            WindowZone::Tag(ZoneTag {
+                tag: TagPath::parse("tags.zone").expect("a tag"),
+                default: default.map(str::to_owned),
+            })
+        };
+        assert_eq!(zone("0 2 * * 1-5 2h tags.zone"), of(7200, tag(None)));
+        assert_eq!(zone("0 2 * * 1-5 2h tags.zone=UTC"), of(7200, tag(Some("UTC"))));
+        assert!(
+            ["", "0 2 * * *", "0 2 * * * 2h UTC now", "0 2 * * * 2h tags."].iter().all(|text| window(text).is_err())
+        );
+        let christmas = moment("2026-12-24T18:00:00Z").expect("a time");
+        assert_eq!((end("8h"), end("2026-12-24T18:00:00Z")), (Ok(End::After(28_800)), Ok(End::At(christmas))));
+        assert!(end("tomorrow").is_err() && end_then("never").is_err() && end_then("force") == Ok(EndThen::Force));
         assert_eq!(plugin_name("plugin:lock-door"), Ok("lock-door".to_owned()));
         assert!(plugin_name("lock-door").is_err() && plugin_name("plugin:").is_err());
     }

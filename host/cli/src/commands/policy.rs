@@ -3,11 +3,11 @@
 use anyhow::bail;
 use iothub_protocol::job::policy::{
     AbortRule, AnswerRule, DEFAULT_ABORT_MINIMUM, DEFAULT_BACKOFF, DEFAULT_LONGEST_BACKOFF, DEFAULT_RATE_FACTOR,
-    DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowingRate, InDoubt, JobPolicy, MAX_RATE, OfflineEnd,
+    DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, EndRule, GrowingRate, InDoubt, JobPolicy, MAX_RATE, OfflineEnd,
     OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 
-use crate::args::{AnswerArgs, PolicyArgs, ReportArgs, Stages};
+use crate::args::{AnswerArgs, End, PolicyArgs, ReportArgs, Stages};
 
 /// Of a method job, as the options say; `None` if they say nothing. The hub checks the whole.
 pub(super) fn of_methods(args: &PolicyArgs, answer: &AnswerArgs) -> Option<JobPolicy> {
@@ -84,8 +84,19 @@ fn common(args: &PolicyArgs) -> JobPolicy {
         on_abort: if args.pause_on_abort { OnAbort::Pause } else { OnAbort::Keep },
         group_by: args.group_by.clone(),
         priority: args.priority.map(Priority).unwrap_or_default(),
+        windows: args.window.clone(),
+        end: args.end.map(|end| end_of(end, args)),
+        device_timeout_in_seconds: args.device_timeout,
         ..JobPolicy::default()
     }
+}
+
+fn end_of(end: End, args: &PolicyArgs) -> EndRule {
+    let (at, after_in_seconds) = match end {
+        End::At(at) => (Some(at), None),
+        End::After(seconds) => (None, Some(seconds)),
+    };
+    EndRule { at, after_in_seconds, then: args.end_then.unwrap_or_default() }
 }
 
 fn stages_of(args: &PolicyArgs) -> Vec<Stage> {

@@ -81,6 +81,9 @@ pub(super) fn show(preview: &Value) -> anyhow::Result<()> {
         row(name, cell(&preview[member]));
     }
     row("takes", format!("{} s to {} s", preview["seconds"]["least"], preview["seconds"]["most"]));
+    if !preview["windowOpens"].is_null() {
+        row("its window opens", cell(&preview["windowOpens"]));
+    }
     if let Some(first) = preview["firstOccurrence"].as_str() {
         row("recurs", format!("first at {first}, for the devices that there are then"));
     }

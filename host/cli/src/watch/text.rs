@@ -67,6 +67,15 @@ pub(super) fn state(job: &Value, now: DateTime<Utc>) -> String {
     if let Some(wait) = wait(job, now) {
         return format!("{status}: {wait}");
     }
+    if let Some(then) = progress["ending"].as_str() {
+        return format!("{status}: its end has come ({then})");
+    }
+    if progress["window"]["open"] == false && count(job, "runningCount") == 0 {
+        return match progress["window"]["opensAt"].as_str() {
+            Some(opens) => format!("{status}: waits for its window, which opens at {opens}"),
+            None => format!("{status}: waits for its window, which does not open again"),
+        };
+    }
     let until = continuous(&progress["continuousUntil"]).map(|until| format!(", {until}")).unwrap_or_default();
     let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
     match number.checked_sub(1).and_then(|place| job["latch"]["policy"]["stages"].get(place)) {
@@ -192,6 +201,19 @@ mod tests {
             (
                 json!({"status": "running", "latch": {"progress": {"paused": {"by": "approval", "reason": "well"}}}}),
                 "waits for approval: well".to_owned(),
+            ),
+            (
+                json!({"status": "running", "latch": {"progress": {"ending": "stop", "window": {"open": false}}}}),
+                "running: its end has come (stop)".to_owned(),
+            ),
+            (
+                json!({"status": "running", "latch": {"progress": {"window": {"open": false, "opensAt": start}}}}),
+                format!("running: waits for its window, which opens at {start}"),
+            ),
+            (
+                json!({"status": "running", "deviceJobStatistics": {"runningCount": 1},
+                    "latch": {"progress": {"window": {"open": false, "opensAt": start}}}}),
+                "running".to_owned(),
             ),
         ] {
             assert_eq!(state(&job, now()), expected);

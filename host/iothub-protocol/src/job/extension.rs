@@ -68,6 +68,13 @@ impl Extension {
                 "latch.schedule and an uploaded list do not go together: the list is of one job".into(),
             ));
         }
+        let has_end = policy.as_ref().is_some_and(|policy| policy.end.is_some_and(|end| end.at.is_some()));
+        if given("schedule").is_some() && has_end {
+            return Err(invalid(
+                "latch.schedule and policy.end.at do not go together: end each job afterInSeconds, and the series until"
+                    .into(),
+            ));
+        }
         Ok(Extension { policy, targets, then, recurrence })
     }
 }

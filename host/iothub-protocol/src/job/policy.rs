@@ -4,6 +4,7 @@ mod failure;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -21,6 +22,7 @@ pub use rules::{
     DEFAULT_REPORT_TIMEOUT, DEFAULT_SUCCESS_THRESHOLD, GrowAfter, GrowingRate, InDoubt, MAX_PRIORITY, OfflineEnd,
     OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
+pub use times::{EndRule, EndThen, MAX_WINDOW, MaintenanceWindow, WindowState, WindowZone, ZoneTag};
 
 /// Fastest rate, in devices a second. Beyond it no rate is the plainer wish.
 pub const MAX_RATE: u32 = 10_000;
@@ -53,6 +55,15 @@ pub struct JobPolicy {
     pub group_by: Option<TagPath>,
     #[serde(skip_serializing_if = "Priority::is_default")]
     pub priority: Priority,
+    /// Devices are begun only while one of these is open; at any time if there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<MaintenanceWindow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end: Option<EndRule>,
+    /// Seconds that a device may take from its first attempt on, all that follows and all waiting included, 1 to
+    /// [`MAX_MAX_EXECUTION`]. The job's pauses do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_timeout_in_seconds: Option<u32>,
 }
 
 impl JobPolicy {
@@ -74,12 +85,20 @@ impl JobPolicy {
             on_abort: part(fields, "onAbort")?.unwrap_or_default(),
             group_by: part(fields, "groupBy")?,
             priority: part(fields, "priority")?.unwrap_or_default(),
+            windows: part(fields, "windows")?.unwrap_or_default(),
+            end: part(fields, "end")?,
+            device_timeout_in_seconds: part(fields, "deviceTimeoutInSeconds")?,
         };
         policy.check(action).map_err(|text| invalid(format!("latch.policy.{text}")))?;
         let shortest = policy.shortest();
         if shortest >= u64::from(window) {
             return Err(invalid(format!(
                 "maxExecutionTimeInSeconds is {window}, and latch.policy alone pauses and soaks for {shortest} seconds"
+            )));
+        }
+        if let Some(seconds) = policy.end.and_then(|end| end.after_in_seconds).filter(|seconds| *seconds >= window) {
+            return Err(invalid(format!(
+                "maxExecutionTimeInSeconds is {window}, so that latch.policy.end.afterInSeconds {seconds} never comes"
             )));
         }
         Ok(policy)
@@ -127,6 +146,9 @@ impl JobPolicy {
         }
         self.rate.map_or(Ok(()), |rate| rate.check())?;
         self.priority.check()?;
+        times::check_windows(&self.windows)?;
+        self.end.map_or(Ok(()), |end| end.check()).map_err(|text| format!("end.{text}"))?;
+        range("deviceTimeoutInSeconds", self.device_timeout_in_seconds.unwrap_or(1), 1, MAX_MAX_EXECUTION)?;
         if self.abort.len().max(self.retry.len()) > MAX_RULES {
             return Err(format!("abort and retry have at most {MAX_RULES} rules each"));
         }
@@ -208,5 +230,18 @@ fn part<T: DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> Result<
     T::deserialize(value).map(Some).map_err(|error| invalid(format!("latch.policy.{name}: {error}")))
 }
 
-const FIELDS: &[&str] =
-    &["stages", "rate", "abort", "retry", "succeed", "offline", "inDoubt", "onAbort", "groupBy", "priority"];
+const FIELDS: &[&str] = &[
+    "stages",
+    "rate",
+    "abort",
+    "retry",
+    "succeed",
+    "offline",
+    "inDoubt",
+    "onAbort",
+    "groupBy",
+    "priority",
+    "windows",
+    "end",
+    "deviceTimeoutInSeconds",
+];

@@ -1,12 +1,11 @@
 //! Jobs that come again and again: a series has a schedule, and for each of its occurrences there is an ordinary job.
 
-use chrono::{DateTime, SubsecRound as _, Utc};
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::extension::invalid;
-use super::{JobRequest, JobStatus};
+use super::{JobRequest, JobStatus, moment};
 use crate::error::HubError;
 use crate::id::{IdError, JobId};
 use crate::time;
@@ -36,10 +35,10 @@ pub struct Schedule {
     #[serde(default = "default_time_zone")]
     pub time_zone: String,
     /// No occurrence before that, and none before the job's `startTime`. To the millisecond.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write", deserialize_with = "read")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
     pub from: Option<DateTime<Utc>>,
     /// No occurrence after that. To the millisecond.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "write", deserialize_with = "read")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
     pub until: Option<DateTime<Utc>>,
     /// After so many jobs the series is over, at least 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -248,21 +247,6 @@ impl PassedOver {
 
 fn default_time_zone() -> String {
     DEFAULT_TIME_ZONE.to_owned()
-}
-
-#[expect(clippy::ref_option, reason = "serde hands it so")]
-fn write<S: Serializer>(time: &Option<DateTime<Utc>>, serializer: S) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => serializer.collect_str(&time::format(*time)),
-        None => serializer.serialize_none(),
-    }
-}
-
-fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DateTime<Utc>>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-    let wrong =
-        || D::Error::custom(format!("{text:?} is not an ISO 8601 time with a zone, such as 2026-11-24T08:40:04Z"));
-    time::parse(&text).map(|time| Some(time.trunc_subsecs(3))).ok_or_else(wrong)
 }
 
 #[cfg(test)]

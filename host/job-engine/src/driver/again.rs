@@ -8,7 +8,7 @@ use iothub_protocol::job::targets::{JobTargets, List};
 use iothub_protocol::job::{JobRequest, JobResponse};
 use tokio::sync::oneshot;
 
-use super::{JobEngine, Message, stopped, store_error};
+use super::{JobEngine, Message, check_times, stopped, store_error};
 use crate::audit;
 use crate::journal::{self, Again, Copied};
 
@@ -60,6 +60,7 @@ impl JobEngine {
         let (answer, answered) = oneshot::channel();
         let (messages, job) = (self.messages.clone(), source.clone());
         let note = self.audit_creation(&request, Some(source));
+        check_times(&request, note.at, None)?;
         self.store.write_then(
             move |tx| {
                 let made = journal::insert_copy(tx, &job, request, &copied, note.at)?;

@@ -4,7 +4,7 @@ use chrono::{TimeDelta, Utc};
 use iothub_protocol::error::HubError;
 use iothub_protocol::id::JobId;
 
-use super::{JobEngine, not_found, store_error};
+use super::{JobEngine, foretold, not_found, store_error};
 use crate::journal::{self, JobEvent, Progress};
 
 impl JobEngine {
@@ -15,7 +15,7 @@ impl JobEngine {
     pub async fn progress(&self, id: &JobId) -> Result<Progress, HubError> {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::progress(connection, &job)).await;
-        found.map_err(|error| store_error(&error))?.ok_or_else(|| not_found(id))
+        found.map_err(|error| store_error(&error))?.map(told).ok_or_else(|| not_found(id))
     }
 
     /// Jobs that have changed after that change, in the order of their last; with `unfinished`, only those that have not
@@ -23,7 +23,7 @@ impl JobEngine {
     /// so.
     pub async fn changed(&self, after: u64, unfinished: bool, limit: usize) -> Result<Vec<Progress>, HubError> {
         let found = self.store.read(move |connection| journal::changed(connection, after, unfinished, limit));
-        found.await.map_err(|error| store_error(&error))
+        Ok(found.await.map_err(|error| store_error(&error))?.into_iter().map(told).collect())
     }
 
     /// The number of the last change of any job.
@@ -55,4 +55,8 @@ impl JobEngine {
     pub fn event_id(&self, event: &JobEvent) -> String {
         self.audit.name(&format!("event {} {}", event.number, event.at.timestamp_millis()))
     }
+}
+
+fn told(progress: Progress) -> Progress {
+    Progress { job: foretold(progress.job, Utc::now()), ..progress }
 }

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Note};
-use crate::engine::{Command, Engine, Limits, Obedience};
+use crate::engine::{Command, Engine, Limits, Obedience, windows};
 use crate::fleet::Fleet;
 use crate::journal::{self, JobFilter, Page, Position};
 use crate::plan::Plan;
@@ -42,9 +42,9 @@ use task::Task;
 const AUDIT_HISTORY: TimeDelta = TimeDelta::days(366);
 /// Who acts where nobody else is named.
 const HOST: &str = "host";
-const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How many occurrences of a series are shown before they come.
 const FORETOLD: usize = 5;
+const PRUNE_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
@@ -143,7 +143,7 @@ impl JobEngine {
     ///
     /// # Errors
     /// 409104 if its id is taken by another; as at Azure by any, for a job as at Azure. 400004 for a schedule by which
-    /// nothing comes.
+    /// nothing comes, and for windows and an end between which no device could begin.
     pub async fn create(&self, request: JobRequest) -> Result<(), HubError> {
         self.create_like(request, None).await
     }
@@ -153,6 +153,7 @@ impl JobEngine {
         let job = request.job_id.clone();
         let note = self.audit_creation(&request, source);
         let first = first_occurrence(&request, note.at)?;
+        check_times(&request, note.at, first)?;
         let (answer, answered) = oneshot::channel();
         let messages = self.messages.clone();
         self.store.write_then(
@@ -196,11 +197,9 @@ impl JobEngine {
     pub async fn get(&self, id: &JobId) -> Result<JobResponse, HubError> {
         let job = id.clone();
         let found = self.store.read(move |connection| journal::job(connection, &job)).await;
-        let mut found = found.map_err(|error| store_error(&error))?;
-        if let Some(job) = &mut found {
-            foretell(job);
-        }
-        found.ok_or_else(|| not_found(id))
+        let found = found.map_err(|error| store_error(&error))?;
+        let told = found.map(|job| foretold(job, Utc::now()));
+        told.ok_or_else(|| not_found(id))
     }
 
     /// Have a command carried out; it is durable when this returns. A job that is cancelled before it was sent anything
@@ -245,7 +244,9 @@ impl JobEngine {
     ) -> Result<Page<JobResponse>, HubError> {
         let page =
             self.store.read(move |connection| journal::jobs(connection, &filter, limit, continuation.as_deref()));
-        page.await.map_err(|error| store_error(&error))
+        let Page { items, continuation } = page.await.map_err(|error| store_error(&error))?;
+        let now = Utc::now();
+        Ok(Page { items: items.into_iter().map(|job| foretold(job, now)).collect(), continuation })
     }
 
     /// The rows of `FROM devices.jobs` that match. A page can be short and have a continuation all the same.
@@ -379,13 +380,34 @@ fn first_occurrence(request: &JobRequest, now: DateTime<Utc>) -> Result<Option<D
     Ok(Some(first))
 }
 
-/// Add the occurrences after the next one, which is all that the journal knows.
-fn foretell(job: &mut JobResponse) {
-    let Some(schedule) = job.request.recurrence.as_ref().and_then(Recurrence::schedule) else { return };
-    let (Some(series), Ok(plan)) = (&mut job.series, Plan::new(schedule, job.request.start_time)) else { return };
-    if let Some(next) = series.next.first() {
+/// What of a job's policy depends on when it begins: its first occurrence is then, if it is a series.
+///
+/// # Errors
+/// 400004 if its windows do not open in its time, or the end comes before its beginning.
+fn check_times(request: &JobRequest, now: DateTime<Utc>, first: Option<DateTime<Utc>>) -> Result<(), HubError> {
+    let Some(policy) = &request.policy else { return Ok(()) };
+    let start = first.or(request.start_time).map_or(now, |start| start.max(now));
+    if policy.end.and_then(|end| end.at).is_some_and(|at| at <= start) {
+        let text = "latch.policy.end.at is not after the job's beginning".to_owned();
+        return Err(HubError::new(ErrorCode::ArgumentInvalid, text));
+    }
+    windows::check(&policy.windows, start, request.max_execution_time_in_seconds)
+        .map_err(|text| HubError::new(ErrorCode::ArgumentInvalid, format!("latch.policy.{text}")))
+}
+
+/// With what the journal does not know: the occurrences after the next one, and how windows are now that devices wait for.
+fn foretold(mut job: JobResponse, now: DateTime<Utc>) -> JobResponse {
+    if let Some(schedule) = job.request.recurrence.as_ref().and_then(Recurrence::schedule)
+        && let (Some(series), Ok(plan)) = (&mut job.series, Plan::new(schedule, job.request.start_time))
+        && let Some(next) = series.next.first()
+    {
         series.next = plan.upcoming(*next, FORETOLD);
     }
+    let pending = job.statistics.filter(|_| !job.status.is_terminal()).map_or(0, |statistics| statistics.pending_count);
+    if let Some(policy) = job.request.policy.as_ref().filter(|_| pending > 0) {
+        job.window = windows::state(&policy.windows, now, job.zones.iter().cloned());
+    }
+    job
 }
 
 /// What the audit trail says of a command.

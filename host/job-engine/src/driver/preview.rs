@@ -9,11 +9,10 @@ use iothub_protocol::error::HubError;
 use iothub_protocol::job::JobRequest;
 use iothub_protocol::job::targets::List;
 use iothub_protocol::query::{Condition, Source};
-use iothub_protocol::time;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{JobEngine, Message, first_occurrence, stopped, store_error};
+use super::{JobEngine, Message, check_times, first_occurrence, stopped, store_error};
 use crate::engine::Scope;
 use crate::fleet::{Fleet, Survey};
 use crate::journal;
@@ -29,15 +28,13 @@ impl JobEngine {
     /// member `tally` of the answer to the one before.
     ///
     /// # Errors
-    /// 400004 if a condition or a schedule is none or a list is not there; else what the fleet says.
+    /// 400004 if a condition or a schedule is none, a list is not there, or the job's times do not fit each other; else what
+    /// the fleet says.
     pub async fn preview(&self, request: JobRequest, tally: Tally) -> Result<Value, HubError> {
-        let first = first_occurrence(&request, Utc::now())?;
         let (reply, replied) = oneshot::channel();
         let message = Message::Preview { request: Box::new(request), tally, reply };
         self.messages.send(message).map_err(|_| stopped())?;
-        let mut preview = replied.await.unwrap_or_else(|_| Err(stopped()))?;
-        preview["firstOccurrence"] = json!(first.map(time::format));
-        Ok(preview)
+        replied.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
@@ -48,6 +45,9 @@ pub(super) async fn preview<F: Fleet>(
     tally: Tally,
     in_flight: usize,
 ) -> Result<Value, HubError> {
+    let now = Utc::now();
+    let first = first_occurrence(request, now)?;
+    check_times(request, now, first)?;
     let condition = Condition::parse_job(&request.query_condition)?;
     let scope = Scope::new(request.targets.as_ref(), request.policy.as_ref())?;
     let (mut counter, marks) = Counter::new(&scope, tally)?;
@@ -68,7 +68,7 @@ pub(super) async fn preview<F: Fleet>(
         }
         Some(List::Uploaded) => return Err(list_needed("latch.targets")),
     }
-    Ok(counter.finish(request, &Terms { now: Utc::now(), in_flight, own: fleet.quota() }))
+    Ok(counter.finish(request, &Terms { now, first, in_flight, own: fleet.quota() }))
 }
 
 /// Count what a survey finds.

@@ -1,6 +1,7 @@
 //! Where a job with a policy stands: its stages, its rate, and whether it goes well enough to go on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
@@ -10,6 +11,7 @@ use iothub_protocol::job::{DeviceJobOutcome, JobAction};
 
 use super::awaited::Awaited;
 use super::watch::{Group, Watch};
+use super::windows::{ZoneName, zone_tag};
 use crate::fleet::Selected;
 use crate::record::{BegunTarget, SavedEnd};
 
@@ -58,6 +60,9 @@ struct Count {
     succeeded: u64,
     failed: u64,
 }
+
+/// The group that a device is in, and its time zone.
+type Labels = (Group, ZoneName);
 
 /// What comes after a device's failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,9 +116,16 @@ impl Course {
         self.offline_until = (seconds > 0).then_some(until);
     }
 
-    /// The tag by which devices are told apart.
-    pub(super) fn group_by(&self) -> Option<&TagPath> {
-        self.policy.group_by.as_ref()
+    /// When that end comes that the policy gives the job; one after so many seconds does not come while it is paused.
+    pub(super) fn ends(&self, begun: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+        let rule = self.policy.end?;
+        let after = rule.after_in_seconds.map(|seconds| TimeDelta::seconds(seconds.into()));
+        rule.at.or_else(|| Some(begun? + after?))
+    }
+
+    /// The tags that are looked at: that by which devices are told apart, and that of their time zones.
+    pub(super) fn labels(&self) -> Vec<TagPath> {
+        self.policy.group_by.iter().chain(zone_tag(&self.policy.windows)).cloned().collect()
     }
 
     pub(super) fn policy(&self) -> &JobPolicy {
@@ -184,7 +196,7 @@ impl Course {
     /// Put devices in the order in which every rollout takes them, each with its stage, counted from 1. Given are those
     /// of the stages by condition, which come first; 0 is none of them. A stage by percentage has at least the first
     /// device, however few there are.
-    pub(super) fn arrange(&self, mut devices: Vec<(Address, Group, u32)>) -> Vec<(Address, Group, u32)> {
+    pub(super) fn arrange(&self, mut devices: Vec<(Address, Labels, u32)>) -> Vec<(Address, Labels, u32)> {
         let by_condition = |stage: u32| if stage == 0 { u32::MAX } else { stage };
         devices.sort_by_cached_key(|(device, _, stage)| (by_condition(*stage), device.rollout_place(), device.clone()));
         devices.dedup_by(|(one, ..), (other, ..)| one == other);
@@ -199,8 +211,8 @@ impl Course {
         }
         let stage_of = |rank: usize| ends.iter().take_while(|end| **end <= rank).count();
         let ranked = devices.into_iter().enumerate();
-        let with_stage = |(rank, (device, group, _))| {
-            (device, group, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX).saturating_add(1))
+        let with_stage = |(rank, (device, labels, _))| {
+            (device, labels, u32::try_from(stage_of(rank)).unwrap_or(u32::MAX).saturating_add(1))
         };
         ranked.map(with_stage).collect()
     }
@@ -220,17 +232,22 @@ impl Course {
     /// condition, as [`Course::arrange`] takes them; it is empty if there are no such stages.
     pub(super) fn begin_with(&mut self, devices: Vec<Selected>, stages: Vec<u32>) -> Vec<BegunTarget> {
         let stages = stages.into_iter().chain(std::iter::repeat(0));
-        let with_group = |(Selected { address, labels }, stage): (Selected, u32)| {
-            let group = self.group(labels.into_iter().next().flatten());
-            (address, group, stage)
-        };
+        let with_group =
+            |(Selected { address, labels }, stage): (Selected, u32)| (address, self.labelled(labels), stage);
         let devices = devices.into_iter().zip(stages).map(with_group).collect();
         let arranged = self.arrange(devices).into_iter();
-        let target = |(device, group, stage)| {
+        let target = |(device, (group, zone), stage)| {
             self.add(stage, &group);
-            BegunTarget { device, stage: Some(stage), group }
+            BegunTarget { device, stage: Some(stage), group, zone }
         };
         arranged.map(target).collect()
+    }
+
+    /// What a device's values of [`Course::labels`] make of it.
+    fn labelled(&mut self, labels: Box<[Option<Arc<str>>]>) -> Labels {
+        let mut labels = labels.into_iter();
+        let group = self.policy.group_by.is_some().then(|| labels.next()).flatten().flatten();
+        (self.group(group), labels.next().flatten())
     }
 
     /// Devices that come while the job runs, with stages as in [`Course::begin_with`]: each is in its stage by condition
@@ -243,10 +260,10 @@ impl Course {
         devices.dedup_by(|(one, _), (other, _)| one.address == other.address);
         let last = u32::try_from(self.stages.len()).unwrap_or(u32::MAX);
         let target = |(Selected { address: device, labels }, by_condition): (Selected, u32)| {
-            let group = self.group(labels.into_iter().next().flatten());
+            let (group, zone) = self.labelled(labels);
             let stage = if by_condition > self.stage() { by_condition } else { last };
             self.add(stage, &group);
-            BegunTarget { device, stage: Some(stage), group }
+            BegunTarget { device, stage: Some(stage), group, zone }
         };
         devices.into_iter().map(target).collect()
     }

@@ -227,8 +227,10 @@ impl Engine {
             gathering.seen(now, is_told, !targets.is_empty());
         }
         if !targets.is_empty() {
-            job.join(now, &targets);
+            let late = job.join(now, targets.len());
+            let joined = targets.iter().map(|target| (target.clone(), late)).collect();
             push(&mut self.changes, now, id, What::Joined { targets });
+            self.line_up_joined(now, id, joined);
             self.judge(now, id);
             self.fill(now, id);
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::{FailureClass, Priority};
+use iothub_protocol::job::policy::{EndThen, FailureClass, OfflineEnd, PolicyOutcome, Priority};
 use iothub_protocol::job::recurrence::{Occurrence, Recurrence};
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
@@ -12,10 +12,11 @@ use iothub_protocol::method::MethodResponse;
 use iothub_protocol::query::{Condition, QueryError};
 
 use super::course::Course;
-use super::fresh::Fresh;
+use super::fresh::{Fresh, Turn};
 use super::gathering::Gathering;
 use super::steps::Steps;
 use super::watch::Group;
+use super::windows::{Place, Windows};
 use super::{BegunTarget, SavedJob, SavedTarget, Scope, Waits};
 use crate::fleet::Selection;
 
@@ -36,6 +37,10 @@ pub(super) struct Job {
     pub(super) begun: Option<DateTime<Utc>>,
     /// When the window ends, once the job has begun and while it is not paused.
     pub(super) ends: Option<DateTime<Utc>>,
+    /// When that end comes that its policy gives it.
+    pub(super) rule_ends: Option<DateTime<Utc>>,
+    /// What is being done as it has come.
+    pub(super) ending: Option<EndThen>,
     /// It does not go on.
     pub(super) hold: Option<Hold>,
     /// For how long it was paused before: the window and the wait for devices are longer by that.
@@ -60,6 +65,9 @@ pub(super) struct Job {
     pub(super) fresh: Fresh,
     /// Devices to try again, by when. Those in [`State::Later`].
     later: BTreeSet<(DateTime<Utc>, Address)>,
+    /// By when devices have to have ended that have begun, the job's pauses not counted.
+    pub(super) expiries: BTreeSet<(DateTime<Utc>, Address)>,
+    pub(super) windows: Option<Box<Windows>>,
     /// How many devices are starting or sent.
     pub(super) in_flight: usize,
 }
@@ -92,7 +100,11 @@ pub(super) struct Target {
     /// Counted from 1; 0 without a policy.
     stage: u32,
     group: Group,
-    /// How long after its job's beginning it has joined.
+    /// Of its windows.
+    pub(super) zone: Place,
+    /// Its place in the job's expiries.
+    pub(super) expires: Option<DateTime<Utc>>,
+    /// How long after its job's beginning it has joined, or its window has opened first since.
     late: TimeDelta,
     /// The step that it does, counted from 0: the job's own action.
     pub(super) step: u32,
@@ -157,6 +169,8 @@ impl Target {
             has_arrived: false,
             stage,
             group,
+            zone: 0,
+            expires: None,
             late: TimeDelta::zero(),
             step: 0,
             answered: None,
@@ -206,6 +220,7 @@ impl Target {
 impl Job {
     pub(super) fn new(saved: SavedJob, is_loaded: bool) -> Job {
         let priority = saved.request.policy.as_ref().map(|policy| policy.priority).unwrap_or_default();
+        let windows = saved.request.policy.as_ref().and_then(|policy| Windows::new(&policy.windows));
         let condition = &saved.request.query_condition;
         let gathering = saved.request.is_continuous().then(|| Gathering::new(condition, saved.start));
         let course = saved.request.policy.map(|policy| Box::new(Course::new(policy, &saved.request.action)));
@@ -221,6 +236,8 @@ impl Job {
             window: TimeDelta::seconds(i64::from(saved.request.max_execution_time_in_seconds)),
             begun: None,
             ends: None,
+            rule_ends: None,
+            ending: saved.ending,
             hold: saved.hold,
             held_for: saved.held_for,
             is_loaded,
@@ -234,6 +251,8 @@ impl Job {
             ready: VecDeque::new(),
             fresh: Fresh::default(),
             later: BTreeSet::new(),
+            expiries: BTreeSet::new(),
+            windows,
             in_flight: 0,
         }
     }
@@ -253,6 +272,7 @@ impl Job {
         let counts_from = self.begun.filter(|_| self.hold.is_none()).map(|begun| begun + self.held_for);
         self.ends = counts_from.map(|from| from + self.window);
         if let Some(course) = &mut self.course {
+            self.rule_ends = course.ends(counts_from);
             course.begin(counts_from);
         }
         self.bound_waits();
@@ -276,6 +296,21 @@ impl Job {
         }
     }
 
+    /// How long after the job's beginning the time of a device begins that has joined so long after it: with its window.
+    fn late_in(&self, zone: Place, late: TimeDelta) -> TimeDelta {
+        let (Some(windows), Some(begun)) = (&self.windows, self.begun) else { return late };
+        late + windows.opens_after(zone, begun, late)
+    }
+
+    /// What stops it, if anything does.
+    pub(super) fn stopped_by(&self) -> PolicyOutcome {
+        match (&self.aborted, self.ending) {
+            (Some(_), _) => PolicyOutcome::JobAborted,
+            (None, Some(EndThen::Cancel | EndThen::Force)) => PolicyOutcome::JobEnded,
+            (None, Some(EndThen::Stop) | None) => PolicyOutcome::JobCancelled,
+        }
+    }
+
     /// Whether nothing new begins. While it waits for approval, its stage goes on.
     pub(super) fn is_held(&self) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.cause != HoldCause::Approval)
@@ -283,17 +318,20 @@ impl Job {
 
     /// Take a device that has not ended when the process did. Gives it back if it has not had a turn, with how long after
     /// the job's beginning it has joined.
-    pub(super) fn add_waiting(&mut self, saved: SavedTarget) -> Option<(BegunTarget, TimeDelta)> {
-        let SavedTarget { device, attempt, failures, last, until, stage, group, late, step, answered, .. } = saved;
+    pub(super) fn add_waiting(&mut self, saved: SavedTarget, place: Place) -> Option<(BegunTarget, TimeDelta)> {
+        let SavedTarget { device, attempt, failures, last, until, stage, group, zone, late, .. } = saved;
+        let SavedTarget { step, answered, started, .. } = saved;
         if let Some(course) = &mut self.course {
             course.add(stage, &group);
         }
         if attempt == 0 {
-            return Some((BegunTarget { device, stage: self.course.is_some().then_some(stage), group }, late));
+            let stage = self.course.is_some().then_some(stage);
+            return Some((BegunTarget { device, stage, group, zone }, late));
         }
         let mut target = Target::new(attempt, stage, group, State::Ready);
         target.awaits_connection = last.is_none() && until.is_some();
-        (target.late, target.step, target.answered) = (late, step, answered.map(Box::new));
+        (target.zone, target.late) = (place, self.late_in(place, late));
+        (target.step, target.answered) = (step, answered.map(Box::new));
         (target.failures, target.last) = (failures, last.map(Box::new));
         match until {
             Some(until) => {
@@ -302,24 +340,22 @@ impl Job {
             }
             None => self.ready.push_back(device.clone()),
         }
-        self.targets.insert(device, target);
+        self.targets.insert(device.clone(), target);
+        self.limit_again(&device, started);
         None
     }
 
-    /// Devices come while the job runs.
-    pub(super) fn join(&mut self, now: DateTime<Utc>, targets: &[BegunTarget]) {
-        let late = self.begun.map_or(TimeDelta::zero(), |begun| (now - begun).max(TimeDelta::zero()));
-        for target in targets {
-            self.fresh.join(target.clone(), late);
-        }
-        let count = targets.len() as u64;
-        self.statistics.device_count += count;
-        self.statistics.pending_count += count;
+    /// So many devices come while the job runs. Answers how long after its beginning that is.
+    pub(super) fn join(&mut self, now: DateTime<Utc>, count: usize) -> TimeDelta {
+        self.statistics.device_count += count as u64;
+        self.statistics.pending_count += count as u64;
+        self.begun.map_or(TimeDelta::zero(), |begun| (now - begun).max(TimeDelta::zero()))
     }
 
     /// Whether devices can come to it yet, which keeps it from its end.
     pub(super) fn gathers(&self, now: DateTime<Utc>) -> bool {
-        let is_over = self.cancelling || self.ends.is_some_and(|ends| ends <= now);
+        let is_stopped = self.cancelling || self.ending.is_some();
+        let is_over = is_stopped || self.ends.is_some_and(|ends| ends <= now);
         self.phase == Phase::Running && self.gathering.is_some() && !is_over
     }
 
@@ -335,13 +371,16 @@ impl Job {
     pub(super) fn selection(&self) -> Result<(Selection, Scope), QueryError> {
         let condition = Condition::parse_job(&self.condition)?;
         let scope = Scope::new(self.scope.as_ref(), self.course.as_deref().map(Course::policy))?;
-        let labels = self.course.as_ref().and_then(|course| course.group_by()).into_iter().cloned().collect();
+        let labels = self.course.as_ref().map(|course| course.labels()).unwrap_or_default();
         Ok((Selection { condition, among: None, labels }, scope))
     }
 
     pub(super) fn clock_set(&mut self, by: TimeDelta) {
         let since = self.hold.as_mut().map(|hold| &mut hold.since);
-        for at in [self.begun.as_mut(), self.ends.as_mut(), since].into_iter().flatten() {
+        // An end at a time of day stays.
+        let counted = self.course.as_ref().and_then(|course| course.policy().end?.after_in_seconds);
+        let rule_ends = self.rule_ends.as_mut().filter(|_| counted.is_some());
+        for at in [self.begun.as_mut(), self.ends.as_mut(), since, rule_ends].into_iter().flatten() {
             *at += by;
         }
         self.steps.clock_set(by);
@@ -349,6 +388,11 @@ impl Job {
             if let State::Later(at) = &mut target.state {
                 *at += by;
             }
+            target.expires = target.expires.map(|at| at + by);
+        }
+        self.expiries = std::mem::take(&mut self.expiries).into_iter().map(|(at, device)| (at + by, device)).collect();
+        if let Some(windows) = &mut self.windows {
+            windows.clock_set();
         }
         self.later = std::mem::take(&mut self.later).into_iter().map(|(at, device)| (at + by, device)).collect();
         if let Some(course) = &mut self.course {
@@ -365,7 +409,7 @@ impl Job {
     }
 
     pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty() || self.fresh.has_next(self.stage())
+        !self.ready.is_empty() || self.has_fresh()
     }
 
     /// Whether the job's rate counts the next device: it is one of devices, and those that have begun go on. `None` if
@@ -373,8 +417,13 @@ impl Job {
     pub(super) fn counts_next(&self) -> Option<bool> {
         match self.ready.front() {
             Some(device) => Some(self.targets.get(device).is_none_or(|target| target.step == 0)),
-            None => self.fresh.has_next(self.stage()).then_some(true),
+            None => self.has_fresh().then_some(true),
         }
+    }
+
+    /// Whether a device that has not had a turn can have it, as its window is open.
+    fn has_fresh(&self) -> bool {
+        self.fresh.has_next(self.stage(), |place| self.windows.as_ref().is_none_or(|windows| windows.is_open(place)))
     }
 
     /// Take the next device, to start it.
@@ -382,10 +431,30 @@ impl Job {
         if let Some(device) = self.ready.pop_front() {
             return Some(device);
         }
-        let (BegunTarget { device, stage, group }, late) = self.fresh.pop(self.stage())?;
-        let target = Target::new(0, stage.unwrap_or_default(), group, State::Ready);
-        self.targets.insert(device.clone(), Target { late, ..target });
+        let windows = self.windows.as_ref();
+        let is_open = |place| windows.is_none_or(|windows| windows.is_open(place));
+        let stage = self.course.as_ref().map_or(0, |course| course.stage());
+        let Turn { target, late, place } = self.fresh.pop(stage, is_open)?;
+        let device = target.device.clone();
+        self.take_in(target, late, place);
         Some(device)
+    }
+
+    /// A device that has its first turn.
+    /// It has joined so long after the job's beginning.
+    pub(super) fn take_in(&mut self, target: BegunTarget, late: TimeDelta, zone: Place) {
+        let BegunTarget { device, stage, group, .. } = target;
+        let target = Target::new(0, stage.unwrap_or_default(), group, State::Ready);
+        let late = self.late_in(zone, late);
+        self.targets.insert(device, Target { zone, late, ..target });
+    }
+
+    /// A device that began before the process did has its time as it had. What the job was paused before that counts for
+    /// it as well, as nobody knows which pauses were.
+    fn limit_again(&mut self, device: &Address, started: Option<DateTime<Utc>>) {
+        if let Some(started) = started {
+            self.limit(device, started, TimeDelta::zero());
+        }
     }
 
     /// The stage under way, counted from 1.
@@ -401,13 +470,15 @@ impl Job {
         device: Address,
         (attempt, stage, group): (u32, u32, Group),
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
+        started: Option<DateTime<Utc>>,
     ) {
         let Some(course) = &mut self.course else { return };
         course.add(stage, &group);
         if let Some(awaited) = &mut course.awaited {
             awaited.add(now, device.clone(), since, at_least);
         }
-        self.targets.insert(device, Target::new(attempt, stage, group, State::Awaited));
+        self.targets.insert(device.clone(), Target::new(attempt, stage, group, State::Awaited));
+        self.limit_again(&device, started);
     }
 
     /// Take a device whose twin was waited for when the process ended, before one of its steps.
@@ -417,13 +488,15 @@ impl Job {
         saved: SavedTarget,
         (since, at_least): (DateTime<Utc>, DateTime<Utc>),
     ) {
-        let SavedTarget { device, attempt, stage, group, late, step, answered, failures, .. } = saved;
+        let SavedTarget { device, attempt, stage, group, late, step, answered, failures, started, .. } = saved;
         if let Some(course) = &mut self.course {
             course.add(stage, &group);
         }
         self.steps.wait(now, device.clone(), step, (since, at_least));
         let target = Target::new(attempt, stage, group, State::Awaited);
-        self.targets.insert(device, Target { late, step, failures, answered: answered.map(Box::new), ..target });
+        let target = Target { late, step, failures, answered: answered.map(Box::new), ..target };
+        self.targets.insert(device.clone(), target);
+        self.limit_again(&device, started);
     }
 
     /// A sent device waits for its twin before its next step; it is in nobody's way.
@@ -502,8 +575,12 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<DateTime<Utc>> {
         let retry = self.later.first().map(|(at, _)| *at);
         let course = self.course.as_ref().and_then(|course| course.deadline());
-        let gathering = self.gathering.as_ref().filter(|_| !self.cancelling).and_then(Gathering::deadline);
-        self.ends.into_iter().chain(retry).chain(course).chain(self.steps.deadline()).chain(gathering).min()
+        let window =
+            self.windows.as_ref().and_then(|windows| windows.deadline(|place| self.fresh.waits(self.stage(), place)));
+        let gathers = !self.cancelling && self.ending.is_none();
+        let gathering = self.gathering.as_ref().filter(|_| gathers).and_then(Gathering::deadline);
+        let ends = [self.ends, self.end_deadline(), self.expiry(), gathering];
+        ends.into_iter().flatten().chain(retry).chain(course).chain(window).chain(self.steps.deadline()).min()
     }
 
     /// Devices whose wait is over are ready again. Answers those that are waited for no longer.
@@ -609,6 +686,9 @@ impl Job {
     /// A device has its end. Counted by the state that it was in.
     pub(super) fn end(&mut self, now: DateTime<Utc>, device: &Address, end: End) {
         let Some(target) = self.targets.remove(device) else { return };
+        if let Some(at) = target.expires {
+            self.expiries.remove(&(at, device.clone()));
+        }
         self.steps.remove(device, target.step);
         if let Some(course) = &mut self.course {
             if let Some(awaited) = &mut course.awaited {
@@ -636,15 +716,42 @@ impl Job {
 
     /// All devices that are pending have their end.
     pub(super) fn end_pending(&mut self, end: End) {
-        self.targets.retain(|_, target| matches!(target.state, State::Starting | State::Sent | State::Awaited));
+        let is_pending = |target: &Target| !matches!(target.state, State::Starting | State::Sent | State::Awaited);
+        for (device, target) in self.targets.extract_if(|_, target| is_pending(target)) {
+            if let Some(at) = target.expires {
+                self.expiries.remove(&(at, device));
+            }
+        }
         self.ready.clear();
         self.fresh.clear();
         self.later.clear();
+        if let Some(windows) = &mut self.windows {
+            windows.stop();
+        }
         if let Some(course) = &mut self.course {
             course.stop();
         }
         let pending = std::mem::take(&mut self.statistics.pending_count);
         self.count(end, pending);
+    }
+
+    /// All devices that have not begun are left out. Those that have go on.
+    pub(super) fn end_unbegun(&mut self) {
+        let targets = self.targets.len();
+        self.targets.retain(|_, target| target.attempt > 0);
+        let count = (targets - self.targets.len() + self.fresh.len()) as u64;
+        self.fresh.clear();
+        self.statistics.pending_count = self.statistics.pending_count.saturating_sub(count);
+        self.count(End::LeftOut, count);
+    }
+
+    /// Devices that a rule waits for and leaves out if they do not come, in a job whose windows are over.
+    pub(super) fn away_from_windows(&self) -> Vec<Address> {
+        let leaves_out = self.course.as_ref().is_some_and(|course| course.offline().then == OfflineEnd::Skip);
+        let is_away =
+            |target: &Target| target.awaits_connection && !matches!(target.state, State::Starting | State::Sent);
+        let targets = self.targets.iter().filter(|_| leaves_out && self.windows.is_some());
+        targets.filter(|(_, target)| is_away(target)).map(|(device, _)| device.clone()).collect()
     }
 
     pub(super) fn in_state(&self, state: State) -> Vec<Address> {

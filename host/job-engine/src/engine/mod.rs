@@ -10,6 +10,8 @@
 //! - The window counts from when the job really began. When it ends, devices that were never sent anything fail with
 //!   `JobRunPreconditionFailed`, as Azure's do; those whose answer is still out with `GatewayTimeout`.
 //! - A paused job keeps its status. What is out is waited for, nothing new begins, and its time stands still.
+//! - Maintenance windows say when a device is begun or tried again. One that has come through the first of several steps
+//!   goes on with the others, open or closed: half a job is worse than a late one.
 //! - Cancelling a running job keeps it `running` until the answers that are out have come; they are kept. The devices
 //!   not yet sent to are `canceled` at once.
 //!
@@ -23,6 +25,7 @@
 
 mod awaited;
 mod course;
+mod ends;
 mod fresh;
 mod gathering;
 mod hold;
@@ -37,6 +40,7 @@ mod targets;
 mod tests;
 mod turns;
 mod watch;
+pub(crate) mod windows;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -46,7 +50,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::{FailureClass, Priority};
+use iothub_protocol::job::policy::{FailureClass, PolicyOutcome, Priority};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction, JobStatistics, JobStatus};
 use iothub_protocol::plugin_report::PinState;
 use iothub_protocol::query::Condition;
@@ -54,10 +58,9 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget, What};
-use fresh::Fresh;
 use job::{End, Job, Lack, Phase, State};
 use outcome::{error_outcome, failed};
-use policy::{asked_again, ended_unknown, failing, in_doubt, skipped, succeeded};
+use policy::{asked_again, end_offline, ended_unknown, failing, in_doubt, skipped, succeeded};
 use series::Series;
 pub use targets::{Found, Scope, includes};
 use turns::Turns;
@@ -431,7 +434,7 @@ impl Engine {
             saved.reached.iter().for_each(|device| course.reach(device));
         }
         let fails_in_doubt = job.course.as_ref().is_some_and(|course| course.fails_in_doubt());
-        let (mut lost, mut fresh) = (Vec::new(), Vec::new());
+        let (mut lost, mut fresh, mut zoneless) = (Vec::new(), Vec::new(), Vec::new());
         for mut target in targets {
             if let Some(since) = target.awaited {
                 let at_least = now + RECONNECT_GRACE;
@@ -440,7 +443,7 @@ impl Engine {
                     continue;
                 }
                 let place = (target.attempt, target.stage, target.group);
-                job.add_awaited(now, target.device, place, (since, at_least));
+                job.add_awaited(now, target.device, place, (since, at_least), target.started);
                 continue;
             }
             if target.in_doubt {
@@ -458,9 +461,18 @@ impl Engine {
                     }
                 }
             }
-            fresh.extend(job.add_waiting(target));
+            let zone = job.zone(now, target.zone.clone());
+            // One that has not had a turn is seen to with all others like it.
+            if let Err(reason) = &zone
+                && target.attempt > 0
+            {
+                zoneless.push((target.device.clone(), reason.clone()));
+            }
+            fresh.extend(job.add_waiting(target, zone.unwrap_or_default()));
         }
-        job.fresh = Fresh::again(fresh);
+        let (mut list, joined): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|(_, late)| late.is_zero());
+        list.sort_by_key(|(target, _)| target.stage);
+        let list = list.into_iter().map(|(target, _)| target).collect();
         job.bound_waits();
         if let Some(gathering) = &mut job.gathering {
             gathering.resume(now);
@@ -471,9 +483,15 @@ impl Engine {
         }
         self.active.insert(id.clone());
         self.jobs.insert(id.clone(), job);
+        self.line_up(now, &id, &Arc::new(list));
+        self.line_up_joined(now, &id, joined);
+        for (device, reason) in zoneless {
+            self.fail_without_zone(now, &id, &device, reason);
+        }
         if self.jobs.get(&id).is_some_and(|job| job.cancelling) {
             self.stop_sending(now, &id);
         }
+        self.end_by_rule(now, &id);
         self.judge(now, &id);
         self.end_if_done(now, &id);
         self.fill(now, &id);
@@ -525,6 +543,9 @@ impl Engine {
             self.end_window(now, id);
             return;
         }
+        self.end_by_rule(now, id);
+        self.expire(now, id);
+        let Some(job) = self.jobs.get_mut(id) else { return };
         let given_up = job.wake(now);
         self.give_up(now, id, given_up);
         self.look(now, id);
@@ -562,11 +583,13 @@ impl Engine {
         let count = targets.len() as u64;
         job.statistics = JobStatistics { device_count: count, pending_count: count, ..JobStatistics::default() };
         let targets = Arc::new(targets);
-        job.fresh = Fresh::new(Arc::clone(&targets));
+        let list = Arc::clone(&targets);
         push(&mut self.changes, now, id, What::Begun { targets, excluded });
         if job.course.is_some() {
             push(&mut self.changes, now, id, What::Stage { number: 1 });
         }
+        self.line_up(now, id, &list);
+        self.end_by_rule(now, id);
         self.judge(now, id);
         self.end_if_done(now, id);
         self.fill(now, id);
@@ -673,7 +696,12 @@ impl Engine {
     /// Cancel whatever has not been sent, and wait for no report any more.
     fn stop_sending(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let outcome = job.aborted.as_ref().map(|_| skipped());
+        let outcome = match (&job.aborted, job.stopped_by()) {
+            (Some(_), _) => Some(skipped()),
+            (None, PolicyOutcome::JobEnded) => Some(ends::not_begun()),
+            (None, _) => None,
+        };
+        let by = job.stopped_by();
         let unsent: Vec<Address> = job.in_state(State::Starting);
         for device in &unsent {
             job.end(now, device, End::LeftOut);
@@ -681,12 +709,12 @@ impl Engine {
             push(&mut self.changes, now, id, What::Ended { device: device.clone(), status, outcome });
         }
         let mut unknown = job.in_state(State::Awaited);
-        if job.aborted.is_some() {
+        if outcome.is_some() {
             unknown.extend(job.tried_and_pending());
         }
         for device in unknown {
             job.end(now, &device, End::LeftOut);
-            push(&mut self.changes, now, id, ended_unknown(&device, job.aborted.is_some()));
+            push(&mut self.changes, now, id, ended_unknown(&device, by));
         }
         job.end_pending(End::LeftOut);
         push(&mut self.changes, now, id, What::PendingEnded { status: DeviceJobStatus::Canceled, outcome });
@@ -699,11 +727,15 @@ impl Engine {
     fn end_window(&mut self, now: DateTime<Utc>, id: &JobId) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let unsent = job.in_state(State::Starting);
+        for device in job.away_from_windows() {
+            let what = end_offline(now, job, &device);
+            push(&mut self.changes, now, id, what);
+        }
         for (device, outcome) in job.begun_targets() {
             job.end(now, &device, End::Failed(FailureClass::of_outcome(&outcome)));
             push(&mut self.changes, now, id, failed(&device, outcome));
         }
-        let outcome = Lack::Start.outcome();
+        let outcome = if job.windows.is_some() { windows::missed() } else { Lack::Start.outcome() };
         job.end_pending(End::Failed(FailureClass::of_outcome(&outcome)));
         let (status, outcome) = (DeviceJobStatus::Failed, Some(outcome));
         push(&mut self.changes, now, id, What::PendingEnded { status, outcome });
@@ -725,7 +757,11 @@ impl Engine {
         }
         let (status, reason) = match (&job.aborted, job.cancelling) {
             (Some(reason), _) => (JobStatus::Failed, Some(reason.clone())),
-            (None, true) => (JobStatus::Cancelled, None),
+            (None, true) => {
+                let by_rule = job.stopped_by() == PolicyOutcome::JobEnded;
+                let reason = by_rule.then(|| "the end came that its policy gives it".to_owned());
+                (JobStatus::Cancelled, reason)
+            }
             (None, false) => (JobStatus::Completed, None),
         };
         self.finish(now, id, status, reason);
@@ -747,7 +783,7 @@ fn alike(mut devices: Vec<Selected>) -> Vec<BegunTarget> {
         devices.sort_by(|one, other| one.address.cmp(&other.address));
         devices.dedup_by(|one, other| one.address == other.address);
     }
-    devices.into_iter().map(|selected| BegunTarget { device: selected.address, stage: None, group: None }).collect()
+    devices.into_iter().map(|selected| BegunTarget::new(selected.address)).collect()
 }
 
 fn push(changes: &mut Vec<Change>, at: DateTime<Utc>, job: &JobId, what: What) {

@@ -67,7 +67,8 @@ impl Engine {
         if job.phase != Phase::Running || job.cancelling {
             return;
         }
-        let is_paused = job.hold.is_some();
+        // One whose end has come goes on to no other stage either.
+        let is_paused = job.hold.is_some() || job.ending.is_some();
         let Some(course) = &mut job.course else { return };
         match course.judge(now, is_paused) {
             Judgement::GoOn => {}
@@ -157,7 +158,7 @@ pub(super) fn succeeded(now: DateTime<Utc>, job: &mut Job, device: &Address, out
     }
     if job.cancelling && job.succeeds_by_report() {
         job.end(now, device, End::LeftOut);
-        return ended_unknown(device, job.aborted.is_some());
+        return ended_unknown(device, job.stopped_by());
     }
     let outcome = job.answer_of(device, outcome);
     job.end(now, device, End::Succeeded);
@@ -196,12 +197,15 @@ pub(super) fn fail(now: DateTime<Utc>, job: &mut Job, device: &Address, outcome:
 }
 
 /// A device that was not connected is not waited for, or no longer.
-fn end_offline(now: DateTime<Utc>, job: &mut Job, device: &Address) -> What {
+pub(super) fn end_offline(now: DateTime<Utc>, job: &mut Job, device: &Address) -> What {
     let Some(rule) = job.course.as_ref().map(|course| course.offline()) else {
         return fail(now, job, device, error_outcome(ErrorCode::DeviceNotOnline, "the device is not connected"));
     };
     let when = match rule.wait_in_seconds {
         0 => "when its turn came".to_owned(),
+        seconds if job.windows.is_some() => {
+            format!("within {seconds} s of the first opening of its maintenance window, and while one was open")
+        }
         seconds if job.late(device).is_zero() => format!("within {seconds} s of the job's beginning"),
         seconds => format!("within {seconds} s since it is in the job"),
     };
@@ -233,10 +237,11 @@ pub(super) fn skipped() -> DeviceJobOutcome {
 }
 
 /// Something was sent to the device, but nobody waits any more for what comes of it.
-pub(super) fn ended_unknown(device: &Address, is_aborted: bool) -> What {
-    let (outcome, how) = match is_aborted {
-        true => (PolicyOutcome::JobAborted, "aborted"),
-        false => (PolicyOutcome::JobCancelled, "cancelled"),
+pub(super) fn ended_unknown(device: &Address, outcome: PolicyOutcome) -> What {
+    let how = match outcome {
+        PolicyOutcome::JobAborted => "aborted",
+        PolicyOutcome::JobEnded => "ended by its policy",
+        _ => "cancelled",
     };
     let text = format!("the job was {how} after the device's turn had begun, and before its outcome was known");
     let (status, outcome) = (DeviceJobStatus::Canceled, Some(policy_outcome(outcome, text)));

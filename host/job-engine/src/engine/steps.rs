@@ -147,7 +147,7 @@ impl Engine {
         let next = job.steps.after(target.step, outcome);
         if next != Next::Finish && job.cancelling {
             job.end(now, device, End::LeftOut);
-            push(&mut self.changes, now, id, ended_unknown(device, job.aborted.is_some()));
+            push(&mut self.changes, now, id, ended_unknown(device, job.stopped_by()));
             return true;
         }
         match next {

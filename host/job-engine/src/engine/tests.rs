@@ -1,3 +1,4 @@
+mod ends;
 mod gathering;
 mod hold;
 mod ledger;
@@ -8,6 +9,7 @@ mod series;
 mod steps;
 mod targets;
 mod turns;
+mod windows;
 
 use std::collections::BTreeMap;
 

@@ -39,6 +39,7 @@ impl Engine {
         if let Some(course) = &mut job.course {
             course.unthrottle();
         }
+        job.look_at_windows(now);
         while self.wants_more(id) {
             if self.busy.len() >= self.limits.in_flight || !self.turns.line.is_empty() {
                 self.wait_for_turn(id);
@@ -78,10 +79,15 @@ impl Engine {
         })
     }
 
-    /// Begin one device. `false` if there is none that could: all are busy, or the rate does not allow it yet.
+    /// Begin one device. `false` if there is none that could: all are busy, or the rate or their windows do not allow it
+    /// yet.
     fn begin_one(&mut self, now: DateTime<Utc>, id: &JobId) -> bool {
         let Some(mut job) = self.jobs.get_mut(id) else { return false };
+        job.look_at_windows(now);
         while let Some(counts) = job.counts_next() {
+            if job.closes_out_next() {
+                continue;
+            }
             if counts && job.course.as_mut().is_some_and(|course| !course.may_start(now)) {
                 return false;
             }
@@ -101,6 +107,10 @@ impl Engine {
             }
             target.begin_attempt();
             let attempt = target.attempt;
+            if attempt == 1 {
+                let held = job.held(now);
+                job.limit(&device, now, held);
+            }
             job.started();
             if let Some(course) = job.course.as_mut().filter(|_| counts) {
                 course.started(now, attempt);

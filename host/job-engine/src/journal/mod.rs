@@ -200,6 +200,13 @@ pub const MIGRATIONS: &[&str] = &[
         told INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    r"
+    -- What is being done since the end has come that a job's policy gives it; and what its devices name as their time
+    -- zones, each of those once for the job, as JSON.
+    ALTER TABLE jobs ADD COLUMN ending TEXT;
+    ALTER TABLE jobs ADD COLUMN zones TEXT;
+    ALTER TABLE device_jobs ADD COLUMN zone TEXT;
+",
 ];
 
 /// Some of a list, and where the next page begins.

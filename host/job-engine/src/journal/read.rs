@@ -8,7 +8,7 @@ use durable_store::sql::types::Value;
 use durable_store::sql::{self, Connection, OptionalExtension, Row, params, params_from_iter};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::FailureClass;
+use iothub_protocol::job::policy::{EndThen, FailureClass};
 use iothub_protocol::job::recurrence::{OccurrenceStatus, PassedOver, Recurrence, SeriesProgress};
 use iothub_protocol::job::{
     DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, HoldCause, JobRequest, JobResponse,
@@ -77,7 +77,7 @@ pub(super) fn saved(connection: &Connection, id: &JobId) -> sql::Result<Option<S
 
 fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJob> {
     let NumberedJob { number, response, start, begun, cancelling, held_for, forgiven, .. } = job;
-    let JobResponse { request, status, statistics, failure_reason, stage, hold, series, .. } = response;
+    let JobResponse { request, status, statistics, failure_reason, stage, hold, series, ending, .. } = response;
     let (mut statistics, targets) = (statistics.unwrap_or_default(), unfinished_targets(connection, number, begun)?);
     if statistics.failures.total() != statistics.failed_count {
         // It began before they were counted by class.
@@ -90,6 +90,7 @@ fn with_targets(connection: &Connection, job: NumberedJob) -> sql::Result<SavedJ
         start,
         begun,
         cancelling,
+        ending,
         hold,
         held_for,
         // A job that has not ended has a reason only if its policy stops it.
@@ -197,10 +198,9 @@ fn unfinished_targets(
     job: i64,
     begun: Option<DateTime<Utc>>,
 ) -> sql::Result<Vec<SavedTarget>> {
-    let mut groups = HashSet::new();
-    let query =
-        "SELECT device, attempt, status, created, stage, grp, step, awaited, failures, until, answer, payload, error,
-                 description FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
+    let (mut groups, mut zones) = (HashSet::new(), HashSet::new());
+    let query = "SELECT device, attempt, status, created, stage, grp, zone, started, step, awaited, failures, until,
+                 answer, payload, error, description FROM device_jobs WHERE job = ?1 AND ended IS NULL ORDER BY device";
     let mut statement = connection.prepare_cached(query)?;
     let targets = statement.query_map([job], |row| {
         let status: String = row.get("status")?;
@@ -223,7 +223,9 @@ fn unfinished_targets(
             until,
             awaited,
             stage,
-            group: group(row, &mut groups)?,
+            group: shared(row, "grp", &mut groups)?,
+            zone: shared(row, "zone", &mut zones)?,
+            started: time(row, "started")?,
             late: time(row, "created")?.zip(begun).map_or(TimeDelta::zero(), |(created, begun)| created - begun),
             step,
             answered,
@@ -263,7 +265,7 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
             false => Some(failure_class(row)?),
         };
         let at = time(row, "ended")?.unwrap_or_default();
-        Ok(SavedEnd { stage, at, failure, group: group(row, &mut groups)? })
+        Ok(SavedEnd { stage, at, failure, group: shared(row, "grp", &mut groups)? })
     })?;
     let ended = ended.collect::<sql::Result<_>>()?;
     let query = "SELECT device FROM device_jobs WHERE job = ?1 AND attempt > 0 ORDER BY device";
@@ -275,7 +277,7 @@ fn course(connection: &Connection, job: i64, stage: u32, forgiven: Option<DateTi
 pub(super) const SELECT_JOB: &str =
     "SELECT id, request, status, number, created, start, begun, ended, cancelling, reason,
     devices, pending, running, succeeded, failed, failures, stage, hold, hold_reason, held_since, held_for, forgiven,
-    excluded, listed, listing, changed, series.* FROM jobs LEFT JOIN series ON job = number";
+    ending, zones, excluded, listed, listing, changed, series.* FROM jobs LEFT JOIN series ON job = number";
 
 pub(super) struct NumberedJob {
     number: i64,
@@ -314,14 +316,15 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         stage: row.get("stage")?,
         hold: hold(row)?,
         series,
+        ending: row.get::<_, Option<String>>("ending")?.and_then(|name| EndThen::by_name(&name)),
+        zones: zones(row)?,
+        window: None,
         excluded: begun.map(|_| count(row, "excluded")).transpose()?,
         listed: time(row, "listing")?.map(|_| count(row, "listed")).transpose()?,
         continuous_until: None,
     };
     let held_for = TimeDelta::milliseconds(row.get("held_for")?);
-    let cancelling: bool = row.get("cancelling")?;
-    let gathers_from = begun.filter(|_| !cancelling).map(|begun| begun + held_for);
-    let continuous_until = gathers_from.and_then(|from| response.gathers_until(from));
+    let continuous_until = begun.and_then(|begun| response.gathers_until(begun + held_for));
     let response = JobResponse { continuous_until, ..response };
     Ok(NumberedJob {
         number: row.get("number")?,
@@ -329,7 +332,7 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         response,
         start,
         begun,
-        cancelling,
+        cancelling: row.get("cancelling")?,
         held_for,
         forgiven: time(row, "forgiven")?,
     })
@@ -344,9 +347,16 @@ fn hold(row: &Row<'_>) -> sql::Result<Option<Hold>> {
     }))
 }
 
-/// One text for all rows of a group.
-fn group(row: &Row<'_>, known: &mut HashSet<Arc<str>>) -> sql::Result<Option<Arc<str>>> {
-    let Some(name) = row.get::<_, Option<String>>("grp")? else { return Ok(None) };
+/// What a job's devices named as their time zones.
+fn zones(row: &Row<'_>) -> sql::Result<Vec<Option<Arc<str>>>> {
+    let Some(text) = row.get::<_, Option<String>>("zones")? else { return Ok(vec![None]) };
+    let names: Vec<Option<String>> = serde_json::from_str(&text).map_err(|error| unreadable(0, error))?;
+    Ok(names.into_iter().map(|name| name.map(Into::into)).collect())
+}
+
+/// One text for all rows that have the same.
+fn shared(row: &Row<'_>, column: &str, known: &mut HashSet<Arc<str>>) -> sql::Result<Option<Arc<str>>> {
+    let Some(name) = row.get::<_, Option<String>>(column)? else { return Ok(None) };
     let name = known.get(name.as_str()).cloned().unwrap_or_else(|| name.into());
     known.insert(Arc::clone(&name));
     Ok(Some(name))

@@ -22,7 +22,7 @@ fn write<T>(connection: &mut Connection, write: impl FnOnce(&sql::Transaction<'_
 }
 
 fn target(device: Address) -> BegunTarget {
-    BegunTarget { device, stage: None, group: None }
+    BegunTarget::new(device)
 }
 
 /// Two jobs over five devices each; in the first, each device has another end.
@@ -143,7 +143,7 @@ fn how_far_a_job_with_a_policy_has_come_reads_back() {
     assert_eq!(unfinished(&connection).expect("jobs")[0].course, None, "it has not begun");
     let target = |number| {
         let group = (number != 3).then(|| format!("b{}", number % 2).into());
-        BegunTarget { device: device(number), stage: Some(1 + number as u32 / 2), group }
+        BegunTarget { device: device(number), stage: Some(1 + number as u32 / 2), group, zone: None }
     };
     let targets = (0..5).map(target).collect();
     change(&mut connection, "p", What::Begun { targets: Arc::new(targets), excluded: 0 });
@@ -209,6 +209,8 @@ fn a_device_that_is_tried_again_reads_back_with_its_last_failure() {
         awaited: None,
         stage: 0,
         group: None,
+        zone: None,
+        started: Some(at(2)),
         late: TimeDelta::zero(),
         step: 0,
         answered: None,

@@ -1,14 +1,16 @@
 //! What changes in the journal.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use durable_store::sql::{self, Connection, OptionalExtension, Transaction, params};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
+use iothub_protocol::job::policy::EndThen;
 use iothub_protocol::job::recurrence;
 use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobRequest, JobStatistics, JobStatus};
+use serde_json::json;
 
 use super::{events, list, millis};
 use crate::audit;
@@ -253,6 +255,17 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.execute(row, params![job, held_for.num_milliseconds(), is_forgiven, at]).map(drop)
         }
         What::Cancelling => tx.execute("UPDATE jobs SET cancelling = 1 WHERE number = ?1", [job]).map(drop),
+        What::Ending { then } => {
+            let row = "UPDATE jobs SET ending = ?2, cancelling = max(cancelling, ?3) WHERE number = ?1";
+            tx.execute(row, params![job, then.name(), *then != EndThen::Stop]).map(drop)
+        }
+        What::UnbegunEnded { outcome } => {
+            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4, error = ?5, description = ?6
+                        WHERE job = ?1 AND status = ?2 AND attempt = 0";
+            let (pending, canceled) = (DeviceJobStatus::Pending.name(), DeviceJobStatus::Canceled.name());
+            let Outcome { error, description, .. } = columns(Some(outcome));
+            tx.execute(rows, params![job, pending, canceled, at, error, description]).map(drop)
+        }
         What::Aborting { reason } => {
             let row = "UPDATE jobs SET cancelling = 1, reason = ?2 WHERE number = ?1";
             tx.execute(row, params![job, reason]).map(drop)
@@ -288,14 +301,27 @@ fn begin(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget], exclu
 }
 
 fn insert_targets(tx: &Transaction<'_>, job: i64, at: i64, targets: &[BegunTarget]) -> sql::Result<()> {
-    let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage, grp)
-               VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6)";
+    let row = "INSERT INTO device_jobs (job, device, status, created, updated, stage, grp, zone)
+               VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?6, ?7)";
     let mut insert = tx.prepare_cached(row)?;
-    for BegunTarget { device, stage, group } in targets {
+    let mut zones = BTreeSet::new();
+    for BegunTarget { device, stage, group, zone } in targets {
         let status = DeviceJobStatus::Pending.name();
-        insert.execute(params![job, device.to_string(), status, at, stage, group.as_deref()])?;
+        insert.execute(params![job, device.to_string(), status, at, stage, group.as_deref(), zone.as_deref()])?;
+        zones.insert(zone.as_deref());
+    }
+    // Where no device names any, one that names none stands for all.
+    if zones.iter().any(Option::is_some) {
+        add_zones(tx, job, &zones)?;
     }
     Ok(())
+}
+
+/// Note what devices name as their time zones, beside those of before.
+fn add_zones(tx: &Transaction<'_>, job: i64, zones: &BTreeSet<Option<&str>>) -> sql::Result<()> {
+    let row = "UPDATE jobs SET zones = (SELECT json_group_array(value) FROM
+               (SELECT value FROM json_each(coalesce(zones, '[]')) UNION SELECT value FROM json_each(?2))) WHERE number = ?1";
+    tx.prepare_cached(row)?.execute(params![job, json!(zones).to_string()]).map(drop)
 }
 
 /// Keep what came of a device's attempt, as its row is to tell of the next one.

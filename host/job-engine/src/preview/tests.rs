@@ -7,7 +7,7 @@ use super::*;
 use crate::testing::{at, device, job_id, method_job, twin_job};
 
 fn terms(own: Option<Quota>) -> Terms {
-    Terms { now: at(1000), in_flight: 10, own }
+    Terms { now: at(1000), first: None, in_flight: 10, own }
 }
 
 fn surveyed(number: usize, marks: u32, standing: Standing) -> Surveyed {

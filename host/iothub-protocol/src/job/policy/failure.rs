@@ -27,10 +27,12 @@ pub enum FailureClass {
     Unknown,
     /// The device reports that the plugin version fails on it, or did not report in time that it runs it.
     Version,
+    /// Its maintenance window was not open for its turn, or it has no time zone that says when it is.
+    Window,
 }
 
 impl FailureClass {
-    pub const ALL: [FailureClass; 9] = [
+    pub const ALL: [FailureClass; 10] = [
         FailureClass::Offline,
         FailureClass::Timeout,
         FailureClass::Throttled,
@@ -40,6 +42,7 @@ impl FailureClass {
         FailureClass::Answer,
         FailureClass::Unknown,
         FailureClass::Version,
+        FailureClass::Window,
     ];
 
     /// The wire's name.
@@ -54,6 +57,7 @@ impl FailureClass {
             FailureClass::Answer => "answer",
             FailureClass::Unknown => "unknown",
             FailureClass::Version => "version",
+            FailureClass::Window => "window",
         }
     }
 
@@ -114,10 +118,18 @@ pub enum PolicyOutcome {
     JobCancelled,
     /// The device's answer or twin was not, or not in time, as the job's next step wants it.
     StepConditionNotMet,
+    /// The job's time was over before the device's turn came within its maintenance window.
+    WindowMissed,
+    /// The tag that names the device's time zone is not there, or names none.
+    NoTimeZone,
+    /// The device took longer than the policy gives it, with all its attempts.
+    DeviceTimedOut,
+    /// The end that the policy gives the job came before the device's turn, or before its outcome was known.
+    JobEnded,
 }
 
 impl PolicyOutcome {
-    const ALL: [PolicyOutcome; 7] = [
+    const ALL: [PolicyOutcome; 11] = [
         PolicyOutcome::PluginVersionFailed,
         PolicyOutcome::PluginVersionNotReported,
         PolicyOutcome::AttemptInDoubt,
@@ -125,6 +137,10 @@ impl PolicyOutcome {
         PolicyOutcome::JobAborted,
         PolicyOutcome::JobCancelled,
         PolicyOutcome::StepConditionNotMet,
+        PolicyOutcome::WindowMissed,
+        PolicyOutcome::NoTimeZone,
+        PolicyOutcome::DeviceTimedOut,
+        PolicyOutcome::JobEnded,
     ];
 
     /// The error's code in a device's row.
@@ -137,6 +153,10 @@ impl PolicyOutcome {
             PolicyOutcome::JobAborted => "JobAborted",
             PolicyOutcome::JobCancelled => "JobCancelled",
             PolicyOutcome::StepConditionNotMet => "StepConditionNotMet",
+            PolicyOutcome::WindowMissed => "MaintenanceWindowMissed",
+            PolicyOutcome::NoTimeZone => "DeviceHasNoTimeZone",
+            PolicyOutcome::DeviceTimedOut => "DeviceExecutionTimedOut",
+            PolicyOutcome::JobEnded => "JobEnded",
         }
     }
 
@@ -150,9 +170,12 @@ impl PolicyOutcome {
             PolicyOutcome::PluginVersionFailed | PolicyOutcome::PluginVersionNotReported => FailureClass::Version,
             PolicyOutcome::DeviceWasOffline => FailureClass::Offline,
             PolicyOutcome::StepConditionNotMet => FailureClass::Answer,
-            PolicyOutcome::AttemptInDoubt | PolicyOutcome::JobAborted | PolicyOutcome::JobCancelled => {
-                FailureClass::Unknown
-            }
+            PolicyOutcome::WindowMissed | PolicyOutcome::NoTimeZone => FailureClass::Window,
+            PolicyOutcome::DeviceTimedOut => FailureClass::Timeout,
+            PolicyOutcome::AttemptInDoubt
+            | PolicyOutcome::JobAborted
+            | PolicyOutcome::JobCancelled
+            | PolicyOutcome::JobEnded => FailureClass::Unknown,
         }
     }
 }
@@ -190,6 +213,9 @@ mod tests {
             ("SomethingNew", FailureClass::Fault),
             ("PluginVersionFailed", FailureClass::Version),
             ("AttemptInDoubt", FailureClass::Unknown),
+            ("MaintenanceWindowMissed", FailureClass::Window),
+            ("DeviceHasNoTimeZone", FailureClass::Window),
+            ("DeviceExecutionTimedOut", FailureClass::Timeout),
         ] {
             let outcome = DeviceJobOutcome::Error { code: code.to_owned(), description: String::new() };
             assert_eq!(FailureClass::of_outcome(&outcome), class, "{code}");

@@ -371,6 +371,9 @@ impl RetryRule {
         if self.on.contains(&FailureClass::Unknown) {
             return Err("on cannot name unknown: inDoubt says what becomes of those devices".into());
         }
+        if self.on.contains(&FailureClass::Window) {
+            return Err("on cannot name window: a device waits for its maintenance window anyway".into());
+        }
         range("retries", self.retries, 1, MAX_RETRIES)?;
         range("backoffInSeconds", self.backoff_in_seconds, 1, MAX_MAX_EXECUTION)?;
         let least = self.backoff_in_seconds;

@@ -165,6 +165,17 @@ fn what_is_not_known_or_not_possible_is_refused_with_its_place() {
             "maxExecutionTimeInSeconds is 1000, and latch.policy alone pauses and soaks for 1000 seconds",
         ),
         (r#"{"onAbort": "explode"}"#, "latch.policy.onAbort: unknown variant `explode`"),
+        (r#"{"retry": [{"on": ["window"], "retries": 1}]}"#, "retry[0].on cannot name window"),
+        (r#"{"windows": [{"cron": "* * * * *"}]}"#, "latch.policy.windows: missing field `durationInSeconds`"),
+        (
+            r#"{"windows": [{"cron": "* * * * *", "durationInSeconds": 604801}]}"#,
+            "latch.policy.windows[0].durationInSeconds must be within [1; 604800]",
+        ),
+        (r#"{"end": {}}"#, "latch.policy.end.at or afterInSeconds must be there"),
+        (r#"{"end": {"afterInSeconds": 0}}"#, "latch.policy.end.afterInSeconds must be within [1;"),
+        (r#"{"end": {"afterInSeconds": 1000}}"#, "so that latch.policy.end.afterInSeconds 1000 never comes"),
+        (r#"{"end": {"afterInSeconds": 1, "then": "wait"}}"#, "latch.policy.end: unknown variant `wait`"),
+        (r#"{"deviceTimeoutInSeconds": 0}"#, "latch.policy.deviceTimeoutInSeconds must be within [1; 2592000]"),
         (r#"{"onAbort": "unpin"}"#, "onAbort \"unpin\" needs succeed"),
     ] {
         let refused = read(policy, &pin()).expect_err(policy);

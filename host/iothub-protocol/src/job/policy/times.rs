@@ -2,15 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::range;
+use super::{MAX_RULES, range};
 use crate::job::label::TagPath;
 use crate::job::{MAX_MAX_EXECUTION, moment};
+use crate::time;
 
 /// Longest maintenance window, in seconds: a week.
 pub const MAX_WINDOW: u32 = 7 * 24 * 3600;
 
-/// When devices can be begun. What has begun goes on after it.
+/// When devices can be begun, and tried again. One that has come through its first step goes on after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MaintenanceWindow {
@@ -23,6 +25,7 @@ pub struct MaintenanceWindow {
     pub time_zone: WindowZone,
 }
 
+/// Whose clock a window's pattern is of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "timeZone is a zone such as \"Europe/Berlin\", or an object with tag and default")]
 pub enum WindowZone {
@@ -49,14 +52,14 @@ pub struct EndRule {
     /// A time of day, to the millisecond.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "moment")]
     pub at: Option<DateTime<Utc>>,
-    /// Seconds from when the job began, at least 1.
+    /// Seconds from when the job began, 1 to less than it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_in_seconds: Option<u32>,
     #[serde(default)]
     pub then: EndThen,
 }
 
-/// What is done then.
+/// What is done then. The names are the wire's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum EndThen {
@@ -67,6 +70,22 @@ pub enum EndThen {
     Cancel,
     /// Nothing is waited for.
     Force,
+}
+
+/// How the windows of a job are at a moment, those of all its devices together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowState {
+    /// Whether that of any device is open.
+    pub is_open: bool,
+    /// When the next one opens of those that are not; `None` if none does.
+    pub opens_at: Option<DateTime<Utc>>,
+}
+
+impl WindowState {
+    /// `latch.progress.window`.
+    pub(in crate::job) fn to_json(self) -> Value {
+        json!({"open": self.is_open, "opensAt": self.opens_at.map(time::format)})
+    }
 }
 
 impl Default for WindowZone {
@@ -89,18 +108,37 @@ impl MaintenanceWindow {
     }
 }
 
+impl EndThen {
+    const ALL: [EndThen; 3] = [EndThen::Stop, EndThen::Cancel, EndThen::Force];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            EndThen::Stop => "stop",
+            EndThen::Cancel => "cancel",
+            EndThen::Force => "force",
+        }
+    }
+
+    pub fn by_name(name: &str) -> Option<EndThen> {
+        EndThen::ALL.into_iter().find(|then| then.name() == name)
+    }
+}
+
 impl EndRule {
     pub(super) fn check(&self) -> Result<(), String> {
         match (self.at, self.after_in_seconds) {
             (Some(_), None) => Ok(()),
-            (None, Some(seconds)) => range("afterInSeconds", seconds, 1, MAX_MAX_EXECUTION),
-            _ => Err("end needs either at or afterInSeconds".to_owned()),
+            (None, Some(seconds)) => range("afterInSeconds", seconds, 1, MAX_MAX_EXECUTION - 1),
+            _ => Err("at or afterInSeconds must be there, and not both".to_owned()),
         }
     }
 }
 
 /// A job's windows: all tags are the same, so that a device has one zone.
 pub(super) fn check_windows(windows: &[MaintenanceWindow]) -> Result<(), String> {
+    if windows.len() > MAX_RULES {
+        return Err(format!("windows has more than {MAX_RULES} of them"));
+    }
     for (number, window) in windows.iter().enumerate() {
         window.check().map_err(|text| format!("windows[{number}].{text}"))?;
     }
@@ -113,8 +151,6 @@ pub(super) fn check_windows(windows: &[MaintenanceWindow]) -> Result<(), String>
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     #[test]

@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 use durable_store::sql::Connection;
 use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::policy::{
-    AbortRule, AnswerRule, GrowAfter, GrowingRate, InDoubt, JobPolicy, OfflineEnd, OfflineRule, OnAbort, Priority,
-    Rate, ReportRule, RetryRule, Stage, SuccessRule,
+    AbortRule, AnswerRule, EndRule, EndThen, GrowAfter, GrowingRate, InDoubt, JobPolicy, OfflineEnd, OfflineRule,
+    OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
 };
 use iothub_protocol::job::steps::{Otherwise, Step, StepCondition, TwinWait};
 use iothub_protocol::job::targets::JobTargets;
@@ -43,7 +43,7 @@ const WRITTEN: usize = 40;
 const MOST_JOBS: usize = 12;
 const MOST_UNFINISHED: usize = 5;
 /// Kinds of decisions; each is seen at least once in a thousand steps.
-const KINDS: usize = 17;
+const KINDS: usize = 19;
 /// Windows, in seconds. The shortest is longer than all pauses and soaks of a policy.
 const SHORTEST_WINDOW: u32 = 13;
 const LONGEST_WINDOW: u32 = 40;
@@ -353,8 +353,7 @@ impl Trial {
                 devices.retain(|one| !self.recorded.jobs[&job].rows.contains_key(&one.address) && dice.percent(50));
                 let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
                 devices.extend(twice);
-                let stages = self.stages_by_condition(&job, &devices, dice);
-                Ok(Found { devices, excluded: 0, stages })
+                Ok(devices.into())
             }
         };
         self.hand(Input::Gathered { job, result })
@@ -601,7 +600,7 @@ fn request(dice: &mut Dice, now: DateTime<Utc>, fleet: usize) -> JobRequest {
         return request;
     }
     let is_method = matches!(request.action, JobAction::Method(_));
-    let mut policy = any_policy(dice, is_method);
+    let mut policy = any_policy(dice, is_method, now);
     if is_method || !request.then.is_empty() || dice.percent(50) {
         return JobRequest { policy: Some(policy), ..request };
     }
@@ -628,7 +627,7 @@ fn steps(dice: &mut Dice, first: &JobAction) -> Vec<Step> {
     steps
 }
 
-fn any_policy(dice: &mut Dice, is_method: bool) -> JobPolicy {
+fn any_policy(dice: &mut Dice, is_method: bool, now: DateTime<Utc>) -> JobPolicy {
     let mut policy = JobPolicy::default();
     let shares: &[u8] = dice.one(&[&[][..], &[], &[100], &[40, 100], &[20, 50, 100]]);
     policy.stages = shares.iter().map(|percent| stage(dice, *percent)).collect();
@@ -683,6 +682,15 @@ fn any_policy(dice: &mut Dice, is_method: bool) -> JobPolicy {
     }
     policy.priority = dice.one(&[Priority::default(), Priority(2), Priority(9)]);
     policy.in_doubt = dice.one(&[InDoubt::Again, InDoubt::Again, InDoubt::Fail]);
+    if dice.percent(30) {
+        let then = dice.one(&[EndThen::Stop, EndThen::Cancel, EndThen::Force]);
+        let after = dice.within(1..=SHORTEST_WINDOW - 1);
+        let (at, after_in_seconds) = match dice.percent(50) {
+            true => (Some(now + seconds(after)), None),
+            false => (None, Some(after)),
+        };
+        policy.end = Some(EndRule { at, after_in_seconds, then });
+    }
     policy
 }
 
@@ -744,6 +752,8 @@ fn kind(what: &What) -> &'static str {
         What::Paused { .. } => "paused",
         What::Resumed { .. } => "resumed",
         What::Cancelling => "cancelling",
+        What::Ending { .. } => "ending",
+        What::UnbegunEnded { .. } => "unbegun ended",
         What::Aborting { .. } => "aborting",
         What::Recurred { .. } => "recurred",
         What::Finished { .. } => "finished",

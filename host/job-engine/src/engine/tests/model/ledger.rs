@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
 use iothub_protocol::id::JobId;
-use iothub_protocol::job::policy::{FailureClass, JobPolicy, Priority, ReportRule, SuccessRule};
+use iothub_protocol::job::policy::{EndThen, FailureClass, JobPolicy, Priority, ReportRule, SuccessRule};
 use iothub_protocol::job::{
     DeviceJob, DeviceJobOutcome, DeviceJobStatus, FailureCounts, Hold, JobAction, JobRequest, JobStatistics, JobStatus,
 };
@@ -31,6 +31,7 @@ pub(super) struct JobRow {
     pub(super) begun: Option<DateTime<Utc>>,
     pub(super) ended: Option<DateTime<Utc>>,
     pub(super) cancelling: bool,
+    pub(super) ending: Option<EndThen>,
     pub(super) hold: Option<Hold>,
     pub(super) held_for: TimeDelta,
     /// Until when its failures are forgiven.
@@ -70,6 +71,7 @@ impl Ledger {
             begun: None,
             ended: None,
             cancelling: false,
+            ending: None,
             hold: None,
             held_for: TimeDelta::zero(),
             forgiven: None,
@@ -148,6 +150,17 @@ impl Ledger {
                 }
             }
             What::Cancelling => job.cancelling = true,
+            What::Ending { then } => {
+                job.ending = Some(*then);
+                job.cancelling |= *then != EndThen::Stop;
+            }
+            What::UnbegunEnded { outcome } => {
+                let is_unbegun = |row: &&mut Row| row.status == DeviceJobStatus::Pending && row.attempt == 0;
+                for row in job.rows.values_mut().filter(is_unbegun) {
+                    row.updated = *at;
+                    row.end(*at, DeviceJobStatus::Canceled, Some(outcome.clone()));
+                }
+            }
             What::Aborting { reason } => (job.cancelling, job.reason) = (true, Some(reason.clone())),
             What::Finished { status, reason } => {
                 (job.status, job.ended, job.reason, job.hold) = (*status, Some(*at), reason.clone(), None);
@@ -268,6 +281,8 @@ impl JobRow {
             awaited: row.awaited,
             stage: row.stage.unwrap_or_default(),
             group: row.group.clone(),
+            zone: None,
+            started: row.started,
             late: self.late(row),
             step: row.step,
             answered: row.answered().cloned(),
@@ -279,6 +294,7 @@ impl JobRow {
             start: self.start,
             begun: self.begun,
             cancelling: self.cancelling,
+            ending: self.ending,
             hold: self.hold.clone(),
             held_for: self.held_for,
             aborted: self.reason.clone(),

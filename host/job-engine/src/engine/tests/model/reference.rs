@@ -12,8 +12,8 @@ use iothub_protocol::address::Address;
 use iothub_protocol::error::{ErrorCode, HubError};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::{
-    AbortRule, AnswerRule, FailureClass, InDoubt, JobPolicy, OfflineEnd, OfflineRule, OnAbort, PolicyOutcome, Stage,
-    SuccessRule,
+    AbortRule, AnswerRule, EndThen, FailureClass, InDoubt, JobPolicy, OfflineEnd, OfflineRule, OnAbort, PolicyOutcome,
+    Stage, SuccessRule,
 };
 use iothub_protocol::job::steps::Otherwise;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, HoldCause, JobStatus};
@@ -211,9 +211,11 @@ impl Model {
             What::PendingEnded { status, outcome } => {
                 let found = (*status, code(outcome.as_ref()));
                 let over = (DeviceJobStatus::Failed, Some("JobRunPreconditionFailed".to_owned()));
-                let aborted = job.reason.as_ref().and(name(PolicyOutcome::JobAborted));
                 let is_over = self.is_over(job) && found == over;
-                hold!(is_over || job.cancelling && found == (DeviceJobStatus::Canceled, aborted), "the job goes on");
+                hold!(
+                    is_over || job.cancelling && found == (DeviceJobStatus::Canceled, unsent(job)),
+                    "the job goes on"
+                );
             }
             What::Paused { cause, .. } => {
                 let is_possible = job.hold.is_none() && !job.cancelling;
@@ -225,6 +227,14 @@ impl Model {
                 hold!(*held_for == job.held_for + held, "it was paused for {held}");
             }
             What::Cancelling => hold!(job.begun.is_some() && !job.cancelling, "there is nothing to cancel"),
+            What::Ending { then } => {
+                let end = job.policy().and_then(|policy| policy.end).filter(|_| is_at_end(job, self.now));
+                hold!(job.ending.is_none() && end.is_some_and(|end| end.then == *then), "its end has not come");
+            }
+            What::UnbegunEnded { outcome } => {
+                let found = code(Some(outcome));
+                hold!(job.ending == Some(EndThen::Stop) && found == name(PolicyOutcome::JobEnded), "the job goes on");
+            }
             What::Aborting { .. } => {
                 let is_bad = self.breaks_a_rule(job) || fails_its_stage(job);
                 hold!(!job.cancelling && is_bad && !pauses(job), "it goes well, or is to be paused");
@@ -343,13 +353,21 @@ impl Model {
         let may_go_on = is_open || self.is_open(job) || self.has_to_unpin(id, job);
         hold!(may_go_on, "all devices have ended, and the job has not");
         hold!(!is_open || !self.is_over(job), "its time is over, and it has not ended");
+        let is_at_end = is_at_end(job, self.now);
+        hold!(!is_open || !is_at_end || job.ending.is_some(), "its end has come, and nothing is done");
+        let is_fresh = |row: &Row| row.status == DeviceJobStatus::Pending && row.attempt == 0;
+        let unbegun = job.rows.iter().find(|(_, row)| job.ending.is_some() && is_fresh(row));
+        hold!(unbegun.is_none(), "its end has come, and there is {unbegun:?}");
+        let waits = job.rows.iter().find(|(_, row)| job.ending == Some(EndThen::Force) && !row.status.is_terminal());
+        hold!(waits.is_none(), "it was ended by force, and there is {waits:?}");
         if job.cancelling || !is_open && !self.is_open(job) {
             return Ok(());
         }
         hold!(job.stage.is_some() == job.policy().is_some(), "its first stage has not begun");
         let has_just_ended = self.life.ends.get(id).is_some_and(|(moment, _)| *moment == self.moment);
         let is_bad = has_just_ended && self.breaks_a_rule(job) || fails_its_stage(job);
-        hold!(!is_bad || pauses(job) && job.hold.is_some(), "a rule is broken, or a stage fails");
+        let is_at_rest = job.hold.is_some() || job.ending.is_some();
+        hold!(!is_bad || pauses(job) && is_at_rest, "a rule is broken, or a stage fails");
         self.judge(id)?;
         let job = &self.decided.jobs[id];
         // One whose next try was due before, or during a pause, has that.
@@ -430,6 +448,7 @@ impl Model {
             device: (*device).clone(),
             stage: job.policy().map(|policy| stage_of(rank, policy)),
             group: devices[*device].clone(),
+            zone: None,
         });
         let what = What::Begun { targets: Arc::new(targets.collect()), excluded: *excluded };
         self.due.push(Due { job: id.clone(), what });
@@ -437,7 +456,7 @@ impl Model {
 
     /// Whether devices can come to a job.
     fn is_open(&self, job: &JobRow) -> bool {
-        let is_running = job.begun.is_some() && job.ended.is_none() && !job.cancelling;
+        let is_running = job.begun.is_some() && job.ended.is_none() && !job.cancelling && job.ending.is_none();
         job.request.is_continuous() && is_running && !self.is_over(job)
     }
 
@@ -455,19 +474,15 @@ impl Model {
     fn gather(&mut self, id: &JobId, found: Option<&Found>) {
         self.life.gathering.remove(id);
         let job = &self.decided.jobs[id];
-        let Some(Found { devices, stages, .. }) = found.filter(|_| self.is_open(job)) else { return };
-        let addresses = devices.iter().map(|selected| &selected.address);
-        let by_condition: BTreeMap<&Address, u32> = addresses.zip(stages.iter().copied()).collect();
-        let stage_of = |device: &Address, policy: &JobPolicy| match by_condition.get(device).copied() {
-            Some(stage) if Some(stage) > job.stage => stage,
-            _ => policy.stages.len().max(1) as u32,
-        };
+        let Some(Found { devices, .. }) = found.filter(|_| self.is_open(job)) else { return };
         let new = devices.iter().map(|selected| (&selected.address, selected.labels.first().cloned().flatten()));
         let new: BTreeMap<&Address, Option<Arc<str>>> = new.collect();
         let targets = new.into_iter().map(|(device, group)| BegunTarget {
             device: device.clone(),
-            stage: job.policy().map(|policy| stage_of(device, policy)),
+            // The last one.
+            stage: job.policy().map(|policy| policy.stages.len().max(1) as u32),
             group,
+            zone: None,
         });
         let targets: Vec<BegunTarget> = targets.collect();
         if !targets.is_empty() {
@@ -758,10 +773,12 @@ impl Model {
             ends.push((DeviceJobStatus::Failed, code));
         }
         if job.cancelling && is_starting {
-            let aborted = job.reason.as_ref().and(name(PolicyOutcome::JobAborted));
-            ends.push((DeviceJobStatus::Canceled, aborted));
+            ends.push((DeviceJobStatus::Canceled, unsent(job)));
         }
-        if job.cancelling && (row.awaited.is_some() || job.reason.is_some() && is_pending && row.attempt > 0) {
+        if job.ending == Some(EndThen::Force) && is_sent {
+            ends.push((DeviceJobStatus::Canceled, name(unknown(job))));
+        }
+        if job.cancelling && (row.awaited.is_some() || unsent(job).is_some() && is_pending && row.attempt > 0) {
             ends.push((DeviceJobStatus::Canceled, name(unknown(job))));
         }
         if row.is_offline() && self.offline_until(job, row).is_some_and(|until| until <= self.now) {
@@ -845,6 +862,7 @@ impl Model {
             hold!(self.is_asked(id, |command| matches!(command, Command::Approve { .. })), "nobody approved");
             return Ok(());
         }
+        hold!(job.ending.is_none(), "its end has come");
         self.is_stage_over(id, job, before)
     }
 
@@ -868,7 +886,7 @@ impl Model {
         let (Some(stage), Some(policy)) = (job.stage, job.policy()) else { return Ok(()) };
         let (tally, is_last) = (Tally::of(job, stage), stage as usize >= policy.stages.len());
         // The pause begins anew after one of the job.
-        let is_good = tally.is_good(job, stage) && job.hold.is_none();
+        let is_good = tally.is_good(job, stage) && job.hold.is_none() && job.ending.is_none();
         let judged = self.life.judged.entry(id.clone()).or_default();
         if judged.last().is_none_or(|(before, _, was_good)| (*before, *was_good) != (stage, is_good)) {
             judged.push((stage, self.now, is_good));
@@ -966,7 +984,24 @@ fn offline_end(job: &JobRow) -> DeviceJobStatus {
 
 /// How a device ends that was perhaps reached when its job was stopped.
 fn unknown(job: &JobRow) -> PolicyOutcome {
-    if job.reason.is_some() { PolicyOutcome::JobAborted } else { PolicyOutcome::JobCancelled }
+    match (&job.reason, job.ending) {
+        (Some(_), _) => PolicyOutcome::JobAborted,
+        (None, Some(EndThen::Cancel | EndThen::Force)) => PolicyOutcome::JobEnded,
+        (None, _) => PolicyOutcome::JobCancelled,
+    }
+}
+
+/// And one whose turn had not come: of a job that somebody cancelled it has nothing.
+fn unsent(job: &JobRow) -> Option<String> {
+    Some(unknown(job)).filter(|outcome| *outcome != PolicyOutcome::JobCancelled).and_then(name)
+}
+
+/// Whether the end has come that the policy gives it.
+fn is_at_end(job: &JobRow, now: DateTime<Utc>) -> bool {
+    let Some(end) = job.policy().and_then(|policy| policy.end) else { return false };
+    let after = job.counts_from().zip(end.after_in_seconds).map(|(from, after)| from + seconds(after));
+    let matters = job.begun.is_some() && (!job.cancelling || end.then == EndThen::Force);
+    matters && end.at.or(after).is_some_and(|at| at <= now)
 }
 
 fn error(outcome: PolicyOutcome) -> Option<DeviceJobOutcome> {
