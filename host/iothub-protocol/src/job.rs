@@ -148,8 +148,8 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
-    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, after its end, and
-    /// while it is paused.
+    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, while it is
+    /// paused, and once it is stopped or has ended.
     pub continuous_until: Option<DateTime<Utc>>,
     /// Of a series.
     pub series: Option<SeriesProgress>,
@@ -274,6 +274,15 @@ impl JobRequest {
             then,
             recurrence,
         })
+    }
+
+    /// When it ends, if its time begins then and it is not paused: by its policy, or with the time that it may take.
+    pub fn ends(&self, from: DateTime<Utc>) -> DateTime<Utc> {
+        let after = |seconds: u32| from + TimeDelta::seconds(seconds.into());
+        let rule = self.policy.as_ref().and_then(|policy| policy.end);
+        let by_rule = rule.and_then(|end| end.at.or(end.after_in_seconds.map(after)));
+        let window = after(self.max_execution_time_in_seconds);
+        by_rule.map_or(window, |end| end.min(window))
     }
 
     /// Whether devices that come to match its condition while it runs are in it, too.
@@ -520,8 +529,8 @@ impl JobResponse {
 
     /// Until when devices can come to a continuous job that runs, if its time began then, its pauses not counted.
     pub fn gathers_until(&self, from: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let is_open = self.request.is_continuous() && self.status == JobStatus::Running && self.hold.is_none();
-        is_open.then(|| from + TimeDelta::seconds(self.request.max_execution_time_in_seconds.into()))
+        let is_running = self.status == JobStatus::Running && self.hold.is_none() && self.ending.is_none();
+        (self.request.is_continuous() && is_running).then(|| self.request.ends(from))
     }
 
     /// How far it is, without what it does: for those who follow it.

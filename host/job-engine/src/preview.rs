@@ -193,8 +193,9 @@ impl Counter {
             shown.insert("windowOpens".into(), json!(time::format(opens)));
         }
         shown.insert("firstOccurrence".into(), json!(terms.first.map(time::format)));
-        let window = request.max_execution_time_in_seconds;
-        shown.insert("continuousForSeconds".into(), json!(request.is_continuous().then_some(window)));
+        let begins = request.start_time.map_or(terms.now, |start| start.max(terms.now));
+        let lasts = (request.ends(begins) - begins).num_seconds().max(0);
+        shown.insert("continuousForSeconds".into(), json!(request.is_continuous().then_some(lasts)));
         let azures = [Tier::S1, Tier::S3].into_iter().filter_map(|tier| Sku::new(tier, 1).ok().map(Quota::Jobs));
         let costs = terms.own.map(|own| (own, true)).into_iter().chain(azures.map(|quota| (quota, false)));
         let costs = costs.map(|(quota, is_own)| cost_row(request, tally.targets, quota, is_own));

@@ -168,7 +168,7 @@ fn every(is_told: bool) -> TimeDelta {
 impl Engine {
     /// Whether a job wants to hear which devices have changed, from before it asks for those that it begins with.
     pub fn gathers(&self) -> bool {
-        self.active.iter().filter_map(|id| self.jobs.get(id)).any(|job| job.gathering.is_some() && !job.cancelling)
+        self.active.iter().filter_map(|id| self.jobs.get(id)).any(|job| job.gathering.is_some() && !job.is_stopped())
     }
 
     /// Whether a job may run beside those that run, as far as it is continuous.

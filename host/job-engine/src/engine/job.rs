@@ -354,9 +354,13 @@ impl Job {
 
     /// Whether devices can come to it yet, which keeps it from its end.
     pub(super) fn gathers(&self, now: DateTime<Utc>) -> bool {
-        let is_stopped = self.cancelling || self.ending.is_some();
-        let is_over = is_stopped || self.ends.is_some_and(|ends| ends <= now);
+        let is_over = self.is_stopped() || self.ends.is_some_and(|ends| ends <= now);
         self.phase == Phase::Running && self.gathering.is_some() && !is_over
+    }
+
+    /// Nobody else is to begin in it.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.cancelling || self.ending.is_some()
     }
 
     /// All its devices have ended, and it waits for others.
@@ -577,8 +581,7 @@ impl Job {
         let course = self.course.as_ref().and_then(|course| course.deadline());
         let window =
             self.windows.as_ref().and_then(|windows| windows.deadline(|place| self.fresh.waits(self.stage(), place)));
-        let gathers = !self.cancelling && self.ending.is_none();
-        let gathering = self.gathering.as_ref().filter(|_| gathers).and_then(Gathering::deadline);
+        let gathering = self.gathering.as_ref().filter(|_| !self.is_stopped()).and_then(Gathering::deadline);
         let ends = [self.ends, self.end_deadline(), self.expiry(), gathering];
         ends.into_iter().flatten().chain(retry).chain(course).chain(window).chain(self.steps.deadline()).min()
     }

@@ -1,7 +1,7 @@
 //! Jobs that devices join while they run.
 
 use iothub_protocol::job::label::TagPath;
-use iothub_protocol::job::policy::{AbortRule, JobPolicy, OfflineEnd, OfflineRule, Stage};
+use iothub_protocol::job::policy::{AbortRule, EndRule, EndThen, JobPolicy, OfflineEnd, OfflineRule, Stage};
 use iothub_protocol::job::targets::JobTargets;
 
 use super::*;
@@ -234,6 +234,7 @@ fn a_cancelled_or_aborted_job_takes_nobody_in() {
             world.cancel("j");
             assert!(!world.engine.gathers());
             world.is("j", JobStatus::Running, 1, 0);
+            assert_eq!(world.job("j").continuous_until, None);
         }
         world.gather(found(&[7], Vec::new()));
         world.change(&[8]);
@@ -356,4 +357,39 @@ fn so_many_continuous_jobs_run_at_once_and_others_pass_those_that_wait() {
     world.pass(100);
     world.is("j64", JobStatus::Completed, 0, 0);
     world.is("j65", JobStatus::Running, 0, 0);
+}
+
+#[test]
+fn nobody_joins_after_the_end_that_the_policy_gives_a_job() {
+    for (then, status) in [
+        (EndThen::Stop, JobStatus::Completed),
+        (EndThen::Cancel, JobStatus::Cancelled),
+        (EndThen::Force, JobStatus::Cancelled),
+    ] {
+        for is_busy in [false, true] {
+            let mut world = World::new(1, Limits::default());
+            let end = Some(EndRule { at: None, after_in_seconds: Some(50), then });
+            let policy = JobPolicy { end, ..JobPolicy::default() };
+            world.create(continuous(JobRequest { policy: Some(policy), ..method_job("j") }));
+            world.settle();
+            assert_eq!(world.job("j").continuous_until, Some(at(50)));
+            let answer = Ok(DeviceJobOutcome::Method(MethodResponse { status: 200, payload: json!(null) }));
+            world.answer_all(&answer);
+            if is_busy {
+                world.come(3);
+            }
+            world.change(&[4]);
+            world.pass(50 - world.now);
+            assert_eq!((world.job("j").continuous_until, world.engine.gathers()), (None, false), "{then:?}");
+            world.gatherings.clear();
+            world.engine.handle(at(50), Input::Gathered { job: job_id("j"), result: Ok(found(&[4], Vec::new())) });
+            world.settle();
+            if is_busy && then != EndThen::Force {
+                assert_eq!(world.job("j").status, JobStatus::Running);
+                world.answer_all(&answer);
+            }
+            let job = world.job("j");
+            assert_eq!((job.status, world.count("j")), (status, 1 + u64::from(is_busy)), "{then:?} {is_busy}");
+        }
+    }
 }

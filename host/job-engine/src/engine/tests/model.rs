@@ -353,7 +353,8 @@ impl Trial {
                 devices.retain(|one| !self.recorded.jobs[&job].rows.contains_key(&one.address) && dice.percent(50));
                 let twice: Vec<Selected> = devices.iter().filter(|_| dice.percent(10)).cloned().collect();
                 devices.extend(twice);
-                Ok(devices.into())
+                let stages = self.stages_by_condition(&job, &devices, dice);
+                Ok(Found { devices, excluded: 0, stages })
             }
         };
         self.hand(Input::Gathered { job, result })

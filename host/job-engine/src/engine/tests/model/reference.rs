@@ -474,13 +474,18 @@ impl Model {
     fn gather(&mut self, id: &JobId, found: Option<&Found>) {
         self.life.gathering.remove(id);
         let job = &self.decided.jobs[id];
-        let Some(Found { devices, .. }) = found.filter(|_| self.is_open(job)) else { return };
+        let Some(Found { devices, stages, .. }) = found.filter(|_| self.is_open(job)) else { return };
+        let addresses = devices.iter().map(|selected| &selected.address);
+        let by_condition: BTreeMap<&Address, u32> = addresses.zip(stages.iter().copied()).collect();
+        let stage_of = |device: &Address, policy: &JobPolicy| match by_condition.get(device).copied() {
+            Some(stage) if Some(stage) > job.stage => stage,
+            _ => policy.stages.len().max(1) as u32,
+        };
         let new = devices.iter().map(|selected| (&selected.address, selected.labels.first().cloned().flatten()));
         let new: BTreeMap<&Address, Option<Arc<str>>> = new.collect();
         let targets = new.into_iter().map(|(device, group)| BegunTarget {
             device: device.clone(),
-            // The last one.
-            stage: job.policy().map(|policy| policy.stages.len().max(1) as u32),
+            stage: job.policy().map(|policy| stage_of(device, policy)),
             group,
             zone: None,
         });
