@@ -148,8 +148,8 @@ pub struct JobResponse {
     pub excluded: Option<u64>,
     /// How many devices have been listed for it, as long as its list is not whole.
     pub listed: Option<u64>,
-    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, after its end, and
-    /// while it is paused.
+    /// Until when devices that come to match its condition are in it, too. `None` before it has begun, while it is
+    /// paused, and once it is stopped or has ended.
     pub continuous_until: Option<DateTime<Utc>>,
     /// Of a series.
     pub series: Option<SeriesProgress>,
@@ -520,7 +520,8 @@ impl JobResponse {
 
     /// Until when devices can come to a continuous job that runs, if its time began then, its pauses not counted.
     pub fn gathers_until(&self, from: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let is_open = self.request.is_continuous() && self.status == JobStatus::Running && self.hold.is_none();
+        let is_going_on = self.status == JobStatus::Running && self.hold.is_none() && self.ending.is_none();
+        let is_open = self.request.is_continuous() && is_going_on;
         is_open.then(|| from + TimeDelta::seconds(self.request.max_execution_time_in_seconds.into()))
     }
 

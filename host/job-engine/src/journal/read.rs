@@ -324,7 +324,9 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         continuous_until: None,
     };
     let held_for = TimeDelta::milliseconds(row.get("held_for")?);
-    let continuous_until = begun.and_then(|begun| response.gathers_until(begun + held_for));
+    let cancelling: bool = row.get("cancelling")?;
+    let gathers_from = begun.filter(|_| !cancelling).map(|begun| begun + held_for);
+    let continuous_until = gathers_from.and_then(|from| response.gathers_until(from));
     let response = JobResponse { continuous_until, ..response };
     Ok(NumberedJob {
         number: row.get("number")?,
@@ -332,7 +334,7 @@ pub(super) fn read_job(row: &Row<'_>) -> sql::Result<NumberedJob> {
         response,
         start,
         begun,
-        cancelling: row.get("cancelling")?,
+        cancelling,
         held_for,
         forgiven: time(row, "forgiven")?,
     })

@@ -234,6 +234,7 @@ fn a_cancelled_or_aborted_job_takes_nobody_in() {
             world.cancel("j");
             assert!(!world.engine.gathers());
             world.is("j", JobStatus::Running, 1, 0);
+            assert_eq!(world.job("j").continuous_until, None);
         }
         world.gather(found(&[7], Vec::new()));
         world.change(&[8]);
