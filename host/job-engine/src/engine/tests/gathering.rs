@@ -1,7 +1,9 @@
 //! Jobs that devices join while they run.
 
 use iothub_protocol::job::label::TagPath;
-use iothub_protocol::job::policy::{AbortRule, EndRule, EndThen, JobPolicy, OfflineEnd, OfflineRule, Stage};
+use iothub_protocol::job::policy::{
+    AbortRule, EndRule, EndThen, JobPolicy, MaintenanceWindow, OfflineEnd, OfflineRule, Stage, WindowZone, ZoneTag,
+};
 use iothub_protocol::job::targets::JobTargets;
 
 use super::*;
@@ -391,5 +393,49 @@ fn nobody_joins_after_the_end_that_the_policy_gives_a_job() {
             let job = world.job("j");
             assert_eq!((job.status, world.count("j")), (status, 1 + u64::from(is_busy)), "{then:?} {is_busy}");
         }
+    }
+}
+
+#[test]
+fn who_comes_begins_in_its_maintenance_window() {
+    for is_restarted in [false, true] {
+        let mut world = World::new(4, Limits::default());
+        let tag = TagPath::parse("tags.zone").expect("a tag");
+        let time_zone = WindowZone::Tag(ZoneTag { tag, default: None });
+        let window = MaintenanceWindow { cron: "0 2 * * *".to_owned(), duration_in_seconds: 7200, time_zone };
+        let policy = JobPolicy { windows: vec![window], ..JobPolicy::default() };
+        let job = JobRequest { policy: Some(policy), max_execution_time_in_seconds: 100_000, ..method_job("j") };
+        world.create(continuous(job));
+        world.pump();
+        let zoned = |zones: &[(usize, Option<&str>)]| {
+            let devices = zones.iter().map(|(number, zone)| {
+                let labels = [zone.map(Into::into)];
+                Selected { address: device(*number), labels: labels.into() }
+            });
+            Found { devices: devices.collect(), excluded: 0, stages: Vec::new() }
+        };
+        let (job, _) = world.selections.pop().expect("a selection");
+        let result = Ok(zoned(&[(0, Some("Europe/Berlin"))]));
+        world.engine.handle(at(0), Input::Selected { job, result });
+        world.settle();
+        world.change(&[1, 2, 3]);
+        world.pass(1);
+        assert_eq!(world.gatherings[0].1.labels.len(), 1, "the zone is asked for");
+        world.gather(zoned(&[(1, Some("Europe/Berlin")), (2, None), (3, Some("Asia/Tokyo"))]));
+        assert_eq!((world.row("j", 2).status, world.calls.len()), (DeviceJobStatus::Failed, 0));
+        if is_restarted {
+            world.restart();
+            world.settle();
+        }
+        // In 1970 Berlin is one hour ahead, and Tokyo nine.
+        world.pass(3599 - world.now);
+        assert!(world.calls.is_empty());
+        world.pass(1);
+        let called: BTreeSet<Address> = world.calls.iter().map(|(_, device, _)| device.clone()).collect();
+        assert_eq!(called, BTreeSet::from([device(0), device(1)]));
+        world.answer_all(&Ok(DeviceJobOutcome::Method(MethodResponse { status: 200, payload: json!(null) })));
+        world.pass(17 * 3600 - world.now);
+        assert_eq!(world.calls.len(), 1);
+        world.is("j", JobStatus::Running, 2, 1);
     }
 }
