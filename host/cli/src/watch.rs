@@ -13,7 +13,7 @@ use anyhow::bail;
 use iothub_protocol::id::JobId;
 use iothub_service::{JobEvents, ServiceClient, ServiceError};
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::output::line;
 use text::has_ended;
@@ -28,6 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const RETURN_PAUSE: Duration = Duration::from_secs(1);
 /// How long a hub may be away.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long a stream may tell of no change, until the job is looked at all the same: that a maintenance window has closed
+/// is none.
+const LOOK_EVERY: Duration = Duration::from_secs(20);
 /// Between two looks at the clock.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -121,8 +124,9 @@ impl Follower<'_> {
                 Err(ServiceError::Hub(_)) => self.source = Source::Looks,
                 Err(error) => return self.missed(error).await,
             },
-            Source::Stream(events) => match events.next().await {
-                Ok(Some((seen, news))) => {
+            Source::Stream(events) => match timeout(LOOK_EVERY, events.next()).await {
+                Err(_) => return self.look().await,
+                Ok(Ok(Some((seen, news)))) => {
                     self.last = seen.or(self.last.take());
                     merge(&mut self.job, &news);
                     if has_ended(&self.job) {
@@ -131,7 +135,7 @@ impl Follower<'_> {
                     }
                 }
                 // A hub that stops ends its streams, as does one that is overburdened.
-                Ok(None) | Err(_) => {
+                Ok(Ok(None) | Err(_)) => {
                     self.source = Source::Events;
                     sleep(RETURN_PAUSE).await;
                     return Ok(());

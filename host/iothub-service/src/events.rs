@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::Response;
 use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Problem, ServiceError};
 
@@ -26,14 +27,16 @@ pub struct JobEvents {
     host: String,
     response: Response,
     parser: Parser,
+    /// When the hub last said something.
+    heard: Instant,
 }
 
 impl JobEvents {
     pub(crate) fn new(host: String, response: Response) -> JobEvents {
-        JobEvents { host, response, parser: Parser::default() }
+        JobEvents { host, response, parser: Parser::default(), heard: Instant::now() }
     }
 
-    /// The next event: its id and a job as it is then. `None` at the end.
+    /// The next event: its id and a job as it is then. `None` at the end. Nothing is lost if nobody waits for it to its end.
     ///
     /// # Errors
     /// If the connection is lost, or what comes is no stream of events.
@@ -44,9 +47,10 @@ impl JobEvents {
                 return Ok(Some((event.id, job)));
             }
             let lost = |problem| ServiceError::Transport { host: self.host.clone(), problem };
-            let chunk = tokio::time::timeout(SILENCE, self.response.chunk()).await;
+            let chunk = timeout_at(self.heard + SILENCE, self.response.chunk()).await;
             let chunk = chunk.map_err(|_| lost(Problem::TimedOut))?.map_err(|error| lost(Problem::of(&error)))?;
             let Some(chunk) = chunk else { return Ok(None) };
+            self.heard = Instant::now();
             self.parser.feed(&chunk);
             if self.parser.size() > MAX_EVENT {
                 return Err(self.unreadable("an event is too long"));
