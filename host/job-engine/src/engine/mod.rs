@@ -214,6 +214,8 @@ pub struct Engine {
     calendar: BTreeSet<(DateTime<Utc>, JobId)>,
     /// Of each series its jobs that have not ended, the oldest first. The series itself may be over.
     lines: HashMap<JobId, VecDeque<JobId>>,
+    /// Jobs of series that were cancelled while they were being recorded: they are not to begin.
+    unwanted: HashSet<JobId>,
     /// Jobs that select or run.
     active: BTreeSet<JobId>,
     /// The call of each device that has one: there is one at a time, over all jobs.
@@ -247,6 +249,7 @@ impl Engine {
             series: HashMap::new(),
             calendar: BTreeSet::new(),
             lines: HashMap::new(),
+            unwanted: HashSet::new(),
             active: BTreeSet::new(),
             busy: HashMap::new(),
             blocked: HashMap::new(),
@@ -604,6 +607,9 @@ impl Engine {
                     for request in jobs {
                         let start = request.start_time.unwrap_or(now);
                         self.admit(now, SavedJob::new(request.clone(), start), false);
+                        if self.unwanted.remove(&request.job_id) {
+                            self.cancel(now, &request.job_id);
+                        }
                     }
                 }
                 What::Finished { .. } => {

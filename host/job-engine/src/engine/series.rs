@@ -79,8 +79,10 @@ impl Engine {
         self.end_series(now, id, JobStatus::Cancelled, None);
         let line = self.lines.get(id).cloned().unwrap_or_default();
         for job in line {
-            if self.jobs.get(&job).is_some_and(|job| job.phase == Phase::Waiting) {
-                self.cancel(now, &job);
+            match self.jobs.get(&job).map(|job| job.phase) {
+                Some(Phase::Waiting) => self.cancel(now, &job),
+                Some(_) => {}
+                None => _ = self.unwanted.insert(job),
             }
         }
     }

@@ -318,6 +318,14 @@ fn cancelling_a_series_leaves_what_has_begun() {
     world.live(0);
     world.live(HOUR);
     assert_eq!(world.statuses(), [JobStatus::Completed, JobStatus::Cancelled]);
+    // So is one whose creation is being recorded.
+    let mut world = World::starting("2026-11-24T08:59:30Z", 1);
+    world.create_series(Schedule::new("* * * * *"));
+    world.now += 30;
+    world.engine.handle(at(world.now), Input::Tick);
+    assert_eq!(world.cancel("s"), Obedience::Begun);
+    assert_eq!((world.job("s").status, world.statuses()), (JobStatus::Cancelled, vec![JobStatus::Cancelled]));
+    assert_eq!(world.engine.deadline(), None);
     // A job of a series can be cancelled by itself, too, and makes room for the next.
     let mut world = World::starting("2026-11-24T08:59:30Z", 1);
     world.create_series(Schedule::new("* * * * *"));
