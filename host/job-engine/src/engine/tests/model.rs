@@ -15,8 +15,8 @@ use std::ops::RangeInclusive;
 use durable_store::sql::Connection;
 use iothub_protocol::job::label::TagPath;
 use iothub_protocol::job::policy::{
-    AbortRule, AnswerRule, EndRule, EndThen, GrowAfter, GrowingRate, InDoubt, JobPolicy, OfflineEnd, OfflineRule,
-    OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule,
+    AbortRule, AnswerRule, EndRule, EndThen, GrowAfter, GrowingRate, InDoubt, JobPolicy, MaintenanceWindow, OfflineEnd,
+    OfflineRule, OnAbort, Priority, Rate, ReportRule, RetryRule, Stage, SuccessRule, WindowZone,
 };
 use iothub_protocol::job::steps::{Otherwise, Step, StepCondition, TwinWait};
 use iothub_protocol::job::targets::JobTargets;
@@ -45,8 +45,10 @@ const MOST_UNFINISHED: usize = 5;
 /// Kinds of decisions; each is seen at least once in a thousand steps.
 const KINDS: usize = 19;
 /// Windows, in seconds. The shortest is longer than all pauses and soaks of a policy.
-const SHORTEST_WINDOW: u32 = 13;
-const LONGEST_WINDOW: u32 = 40;
+const SHORTEST_WINDOW: u32 = 24;
+const LONGEST_WINDOW: u32 = 50;
+/// Maintenance windows open every ten seconds, for so many.
+const OPEN: u32 = 4;
 
 type Check = Result<(), String>;
 type Act = fn(&mut Trial, &mut Dice) -> Check;
@@ -681,6 +683,13 @@ fn any_policy(dice: &mut Dice, is_method: bool, now: DateTime<Utc>) -> JobPolicy
     if is_method && dice.percent(30) {
         policy.succeed = Some(SuccessRule::Answer(AnswerRule { statuses: vec![[200, 299]] }));
     }
+    if dice.percent(25) {
+        // Open for the first seconds of each ten.
+        let cron = "*/10 * * * * *".to_owned();
+        let (duration_in_seconds, time_zone) = (OPEN, WindowZone::default());
+        policy.windows.push(MaintenanceWindow { cron, duration_in_seconds, time_zone });
+    }
+    policy.device_timeout_in_seconds = dice.percent(25).then(|| dice.within(1..=8));
     policy.priority = dice.one(&[Priority::default(), Priority(2), Priority(9)]);
     policy.in_doubt = dice.one(&[InDoubt::Again, InDoubt::Again, InDoubt::Fail]);
     if dice.percent(30) {

@@ -5,6 +5,7 @@ use iothub_protocol::job::policy::{
     JobPolicy, MaintenanceWindow, OfflineEnd, OfflineRule, Rate, RetryRule, Stage, WindowState, WindowZone, ZoneTag,
 };
 use iothub_protocol::job::steps::{Step, StepCondition};
+use iothub_protocol::job::targets::JobTargets;
 use iothub_protocol::time;
 use proptest::prelude::*;
 
@@ -186,6 +187,43 @@ fn each_device_has_its_own_clock_and_one_without_fails_with_the_reason() {
     world.select_with(&[None]);
     world.until_wanted(HOUR);
     assert_eq!(world.called(), [0]);
+}
+
+#[test]
+fn a_device_that_joins_a_continuous_job_waits_for_its_own_window() {
+    let mut world = World::new(3, Limits::default());
+    let rule = OfflineRule { wait_in_seconds: 600, then: OfflineEnd::Skip };
+    let policy = JobPolicy { windows: vec![own(None)], offline: rule, ..JobPolicy::default() };
+    let request = job(policy);
+    let targets = Some(JobTargets { continuous: true, ..JobTargets::default() });
+    world.create(JobRequest { targets, ..request });
+    world.select_with(&[Some("Europe/Berlin")]);
+    world.until_wanted(3 * HOUR);
+    world.answer("j", 0, answered());
+    let (job, selection) = world.gatherings.remove(0);
+    assert_eq!(selection.labels.len(), 1, "whoever comes has a clock, too");
+    let found = [(1, Some("Asia/Tokyo")), (2, None)]
+        .map(|(number, zone)| Selected { address: device(number), labels: Box::new([zone.map(Into::into)]) });
+    let result = Ok(found.to_vec().into());
+    world.engine.handle(at(world.now), Input::Gathered { job, result });
+    world.settle();
+    world.is("j", JobStatus::Running, 1, 1);
+    assert_eq!(world.told(2), (DeviceJobStatus::Failed, Some("DeviceHasNoTimeZone".to_owned())));
+    assert_eq!(world.job("j").zones, [None, Some("Asia/Tokyo".into()), Some("Europe/Berlin".into())]);
+    world.until_wanted(17 * HOUR - 1);
+    world.restart();
+    world.settle();
+    assert!(world.calls.is_empty());
+    world.pass(1);
+    assert_eq!(world.called(), [1]);
+    // It is waited for from then on, and not from when it came.
+    world.answer("j", 1, offline());
+    world.until_wanted(17 * HOUR + 30);
+    world.answer("j", 1, offline());
+    assert_eq!(world.row("j", 1).status, DeviceJobStatus::Pending);
+    world.until_wanted(17 * HOUR + 90);
+    world.answer("j", 1, answered());
+    world.is("j", JobStatus::Running, 2, 1);
 }
 
 #[test]

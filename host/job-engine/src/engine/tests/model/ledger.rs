@@ -50,7 +50,7 @@ pub(super) struct Row {
     pub(super) group: Option<Arc<str>>,
     pub(super) created: DateTime<Utc>,
     pub(super) updated: DateTime<Utc>,
-    started: Option<DateTime<Utc>>,
+    pub(super) started: Option<DateTime<Utc>>,
     pub(super) ended: Option<DateTime<Utc>>,
     pub(super) outcome: Option<DeviceJobOutcome>,
     pub(super) awaited: Option<DateTime<Utc>>,
@@ -206,6 +206,10 @@ impl JobRow {
         self.request.policy.as_ref()
     }
 
+    pub(super) fn has_windows(&self) -> bool {
+        self.policy().is_some_and(|policy| !policy.windows.is_empty())
+    }
+
     pub(super) fn priority(&self) -> Priority {
         self.policy().map(|policy| policy.priority).unwrap_or_default()
     }
@@ -215,6 +219,12 @@ impl JobRow {
             SuccessRule::Report(rule) => Some(rule),
             SuccessRule::Answer(_) => None,
         }
+    }
+
+    /// For how long it was paused by then.
+    pub(super) fn held(&self, now: DateTime<Utc>) -> TimeDelta {
+        let since = self.hold.as_ref().zip(self.begun).map(|(hold, begun)| hold.since.max(begun));
+        self.held_for + since.map_or(TimeDelta::zero(), |since| now - since)
     }
 
     /// When its time began, without its pauses. Nobody's time ends during one.

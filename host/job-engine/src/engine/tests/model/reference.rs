@@ -21,7 +21,7 @@ use iothub_protocol::method::MethodResponse;
 use iothub_protocol::plugin_report::{PinState, Standing};
 
 use super::ledger::{JobRow, Ledger, Row};
-use super::{BegunTarget, Change, Check, Command, Found, Input, Limits, What, hold, seconds};
+use super::{BegunTarget, Change, Check, Command, Found, Input, Limits, OPEN, What, hold, seconds};
 
 /// For how long after its start the process waits for devices to come back.
 const GRACE: TimeDelta = TimeDelta::seconds(60);
@@ -69,6 +69,8 @@ struct Life {
     to_gather: BTreeMap<JobId, DateTime<Utc>>,
     /// When each job was last resumed.
     resumed: BTreeMap<JobId, DateTime<Utc>>,
+    /// For how long its job had been paused when a device had its first attempt.
+    held: BTreeMap<(JobId, Address), TimeDelta>,
     /// Jobs that could begin more, were there room for more of all jobs; since when.
     wanting: BTreeMap<JobId, u64>,
     /// The last end of a device of each job.
@@ -210,7 +212,8 @@ impl Model {
             }
             What::PendingEnded { status, outcome } => {
                 let found = (*status, code(outcome.as_ref()));
-                let over = (DeviceJobStatus::Failed, Some("JobRunPreconditionFailed".to_owned()));
+                let missed = job.has_windows().then(|| name(PolicyOutcome::WindowMissed)).flatten();
+                let over = (DeviceJobStatus::Failed, missed.or(Some("JobRunPreconditionFailed".to_owned())));
                 let is_over = self.is_over(job) && found == over;
                 hold!(
                     is_over || job.cancelling && found == (DeviceJobStatus::Canceled, unsent(job)),
@@ -353,6 +356,9 @@ impl Model {
         let may_go_on = is_open || self.is_open(job) || self.has_to_unpin(id, job);
         hold!(may_go_on, "all devices have ended, and the job has not");
         hold!(!is_open || !self.is_over(job), "its time is over, and it has not ended");
+        let is_overdue = |device, row: &Row| !row.status.is_terminal() && self.has_expired(id, job, device, row);
+        let overdue = job.rows.iter().find(|(device, row)| is_overdue(device, row));
+        hold!(overdue.is_none(), "it has taken too long: {overdue:?}");
         let is_at_end = is_at_end(job, self.now);
         hold!(!is_open || !is_at_end || job.ending.is_some(), "its end has come, and nothing is done");
         let is_fresh = |row: &Row| row.status == DeviceJobStatus::Pending && row.attempt == 0;
@@ -364,7 +370,8 @@ impl Model {
             return Ok(());
         }
         hold!(job.stage.is_some() == job.policy().is_some(), "its first stage has not begun");
-        let has_just_ended = self.life.ends.get(id).is_some_and(|(moment, _)| *moment == self.moment);
+        // Outcomes are what it is judged by: that old ones count no more, as time goes on, is seen with the next.
+        let has_just_ended = self.life.ends.get(id) == Some(&(self.moment, self.now));
         let is_bad = has_just_ended && self.breaks_a_rule(job) || fails_its_stage(job);
         let is_at_rest = job.hold.is_some() || job.ending.is_some();
         hold!(!is_bad || pauses(job) && is_at_rest, "a rule is broken, or a stage fails");
@@ -531,6 +538,7 @@ impl Model {
     fn is_ready(&self, id: &JobId, job: &JobRow, device: &Address, row: &Row) -> bool {
         row.status == DeviceJobStatus::Pending
             && row.stage.is_none_or(|stage| Some(stage) <= job.stage)
+            && (row.step > 0 || !job.has_windows() || to_window(self.now).is_zero())
             && (row.until.is_none_or(|until| until <= self.now) || self.is_woken(id, device, row))
     }
 
@@ -553,6 +561,9 @@ impl Model {
         let rate = job.policy().and_then(|policy| policy.rate).map(|rate| rate.after(tried, succeeded));
         let period = rate.map_or(TimeDelta::zero(), |rate| TimeDelta::microseconds(1_000_000 / i64::from(rate)));
         let period = Some(period).filter(|_| job.rows[device].step == 0);
+        if attempt == 1 {
+            self.life.held.insert((id.clone(), device.clone()), job.held(self.now));
+        }
         let call = Call { job: id.clone(), device: device.clone(), attempt };
         let (at, moment) = (self.now, self.moment);
         self.life.attempts.push(Attempt { call, at, moment, period, is_sent: false, is_answered: false });
@@ -713,7 +724,9 @@ impl Model {
 
     fn offline_until(&self, job: &JobRow, row: &Row) -> Option<DateTime<Utc>> {
         let wait = job.policy()?.offline.wait_in_seconds;
-        let until = job.counts_from().map_or(DateTime::<Utc>::MAX_UTC, |from| from + seconds(wait) + job.late(row));
+        let joined = job.begun? + job.late(row);
+        let late = job.late(row) + if job.has_windows() { to_window(joined) } else { TimeDelta::zero() };
+        let until = job.counts_from().map_or(DateTime::<Utc>::MAX_UTC, |from| from + seconds(wait) + late);
         Some(until).filter(|_| wait > 0)
     }
 
@@ -755,6 +768,15 @@ impl Model {
 
     // Ends.
 
+    /// Whether a device has taken longer than its job gives it. Nobody's time ends during a pause of the job.
+    fn has_expired(&self, id: &JobId, job: &JobRow, device: &Address, row: &Row) -> bool {
+        let seconds = job.policy().and_then(|policy| policy.device_timeout_in_seconds).map(seconds);
+        let (Some(may_take), Some(started), None) = (seconds, row.started, &job.hold) else { return false };
+        // Of a life before, nobody knows how long that was.
+        let before = self.life.held.get(&(id.clone(), device.clone())).copied().unwrap_or_default();
+        started + may_take + (job.held_for - before) <= self.now
+    }
+
     fn is_over(&self, job: &JobRow) -> bool {
         let window = seconds(job.request.max_execution_time_in_seconds);
         job.counts_from().is_some_and(|from| from + window <= self.now)
@@ -776,6 +798,13 @@ impl Model {
                 _ => Some("GatewayTimeout".to_owned()),
             };
             ends.push((DeviceJobStatus::Failed, code));
+        }
+        if self.has_expired(id, job, device, row) {
+            ends.push((DeviceJobStatus::Failed, name(PolicyOutcome::DeviceTimedOut)));
+        }
+        let leaves_out = job.has_windows() && offline_end(job) == DeviceJobStatus::Canceled;
+        if self.is_over(job) && leaves_out && is_pending {
+            ends.push((DeviceJobStatus::Canceled, name(PolicyOutcome::DeviceWasOffline)));
         }
         if job.cancelling && is_starting {
             ends.push((DeviceJobStatus::Canceled, unsent(job)));
@@ -931,6 +960,12 @@ impl Tally {
         let sample = stage.minimum_sample.map_or(self.devices, |sample| self.devices.min(sample as usize));
         ended >= sample && self.succeeded * 100 >= ended * usize::from(stage.success_threshold)
     }
+}
+
+/// How long it is until a maintenance window is open.
+fn to_window(now: DateTime<Utc>) -> TimeDelta {
+    let since = TimeDelta::milliseconds(now.timestamp_millis().rem_euclid(10_000));
+    if since < seconds(OPEN) { TimeDelta::zero() } else { seconds(10) - since }
 }
 
 /// So many of a stage that has begun have failed that it cannot be good any more.
