@@ -326,7 +326,7 @@ fn warnings(request: &JobRequest, tally: &Tally, least: u64, terms: &Terms) -> V
     };
     let is_method = actions(request).any(|action| matches!(action, JobAction::Method(_)));
     let Tally { targets, missing, disabled, listening, .. } = *tally;
-    warn(targets == 0, &|| "no device is in the job".into());
+    warn(targets == 0 && !request.is_continuous(), &|| "no device is in the job".into());
     warn(missing > 0, &|| format!("{missing} of the listed devices do not exist, and will fail with DeviceNotFound"));
     let disabled = disabled.unwrap_or(0);
     warn(disabled > 0, &|| format!("{disabled} of the devices are disabled"));

@@ -93,6 +93,9 @@ fn warnings_tell_what_will_not_go_well() {
     let many = || Tally { targets: 500_000, listening: Some(0), ..Tally::default() };
     let none = warnings(&twin_job("j"), Tally::default(), None);
     assert_eq!(none, r#"["no device is in the job"]"#);
+    let targets = Some(JobTargets { continuous: true, ..JobTargets::default() });
+    let continuous = JobRequest { targets, ..twin_job("j") };
+    assert_eq!(warnings(&continuous, Tally::default(), None), "[]", "they may come");
     let small = Sku::new(Tier::S1, 1).ok().map(Quota::Jobs);
     let told = warnings(&method_job("j"), many(), small);
     for text in [
