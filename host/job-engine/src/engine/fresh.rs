@@ -95,7 +95,13 @@ impl Fresh {
 
     /// Whether a device of that zone waits for its turn, which has come if its zone is open.
     pub(super) fn waits(&self, stage: u32, zone: Place) -> bool {
-        self.has_next(stage, |place| place == zone)
+        let number = match &self.zones {
+            None => Some(self.next),
+            Some(zones) => zones.get(usize::from(zone)).and_then(|line| usize::try_from(*line.front()?).ok()),
+        };
+        let is_of_stage = |of: &Option<u32>| of.is_none_or(|of| of <= stage);
+        number.and_then(|number| self.list.get(number)).is_some_and(|target| is_of_stage(&target.stage))
+            || self.joined.keys().any(|(of, place)| *place == zone && is_of_stage(of))
     }
 
     pub(super) fn clear(&mut self) {
