@@ -70,11 +70,8 @@ pub(super) fn state(job: &Value, now: DateTime<Utc>) -> String {
     if let Some(then) = progress["ending"].as_str() {
         return format!("{status}: its end has come ({then})");
     }
-    if progress["window"]["open"] == false && count(job, "runningCount") == 0 {
-        return match progress["window"]["opensAt"].as_str() {
-            Some(opens) => format!("{status}: waits for its window, which opens at {opens}"),
-            None => format!("{status}: waits for its window, which does not open again"),
-        };
+    if let Some(window) = window(job, now) {
+        return format!("{status}: {window}");
     }
     let until = continuous(&progress["continuousUntil"]).map(|until| format!(", {until}")).unwrap_or_default();
     let number = progress["stage"].as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(0);
@@ -86,6 +83,22 @@ pub(super) fn state(job: &Value, now: DateTime<Utc>) -> String {
         }
         None => format!("{status}{until}"),
     }
+}
+
+/// `waits for its window, which opens at 2026-12-24T18:00:00.000Z`, of a job that nothing is under way in.
+fn window(job: &Value, now: DateTime<Utc>) -> Option<String> {
+    let window = &job["latch"]["progress"]["window"];
+    let time_of = |name: &str| window[name].as_str().and_then(time::parse);
+    let is_past = |name: &str| time_of(name).is_some_and(|at| at <= now);
+    // A hub tells of a job when it changes, which it need not have when a window closes.
+    let is_closed = window["open"] == false || is_past("closesAt");
+    if !is_closed || is_past("opensAt") || count(job, "runningCount") > 0 {
+        return None;
+    }
+    Some(match window["opensAt"].as_str() {
+        Some(opens) => format!("waits for its window, which opens at {opens}"),
+        None => "waits for its window, which does not open again".to_owned(),
+    })
 }
 
 /// `continuous until 2026-12-24T18:00:00Z`, of a job that devices can join.
@@ -208,6 +221,16 @@ mod tests {
             ),
             (
                 json!({"status": "running", "latch": {"progress": {"window": {"open": false, "opensAt": start}}}}),
+                format!("running: waits for its window, which opens at {start}"),
+            ),
+            (
+                json!({"status": "running", "latch": {"progress": {"window": {"open": true, "closesAt": start,
+                    "opensAt": "2026-12-25T18:00:00Z"}}}}),
+                "running".to_owned(),
+            ),
+            (
+                json!({"status": "running", "latch": {"progress": {"window": {"open": true,
+                    "closesAt": "2026-12-24T11:00:00Z", "opensAt": start}}}}),
                 format!("running: waits for its window, which opens at {start}"),
             ),
             (

@@ -97,8 +97,9 @@ pub(crate) fn state(
     // Devices whose zone is none have failed.
     let known = zones.into_iter().filter(|name| windows.zone(now, now, name.clone()).is_ok()).count();
     let is_open = windows.zones.iter().any(|zone| zone.is_open);
-    let opens_at = windows.zones.iter().filter(|zone| !zone.is_open).filter_map(|zone| zone.until).min();
-    (known > 0).then_some(WindowState { is_open, opens_at })
+    let closes_at = windows.zones.iter().filter(|zone| zone.is_open).filter_map(|zone| zone.until).max();
+    let opens_at = windows.zones.iter().filter_map(Zone::opens).min();
+    (known > 0).then_some(WindowState { is_open, closes_at, opens_at })
 }
 
 impl Windows {
@@ -197,6 +198,13 @@ impl Windows {
 }
 
 impl Zone {
+    /// When it opens next, as of the last look.
+    fn opens(&self) -> Option<DateTime<Utc>> {
+        let until = self.until?;
+        let openings = self.openings.iter().filter_map(|opening| opening.pattern.next_from(until));
+        if self.is_open { openings.min() } else { Some(until) }
+    }
+
     fn look(&mut self, now: DateTime<Utc>) {
         // Of each pattern the first opening that is not over.
         let openings = self.openings.iter().filter_map(|opening| {

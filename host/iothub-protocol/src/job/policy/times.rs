@@ -77,14 +77,20 @@ pub enum EndThen {
 pub struct WindowState {
     /// Whether that of any device is open.
     pub is_open: bool,
-    /// When the next one opens of those that are not; `None` if none does.
+    /// When the last of those closes that are.
+    pub closes_at: Option<DateTime<Utc>>,
+    /// When the next one opens of those that are not, or of those that are, again; `None` if none does.
     pub opens_at: Option<DateTime<Utc>>,
 }
 
 impl WindowState {
     /// `latch.progress.window`.
     pub(in crate::job) fn to_json(self) -> Value {
-        json!({"open": self.is_open, "opensAt": self.opens_at.map(time::format)})
+        json!({
+            "open": self.is_open,
+            "closesAt": self.closes_at.map(time::format),
+            "opensAt": self.opens_at.map(time::format),
+        })
     }
 }
 

@@ -392,8 +392,10 @@ fn windows_that_cannot_open_in_the_jobs_time_are_refused() {
     let zones = ["Europe/Berlin", "Asia/Tokyo", "Mars"].map(|zone| Some(zone.into()));
     let state = |now| crate::engine::windows::state(&[own(None)], at(now), zones.clone());
     let opens = |hours| Some(at(hours * HOUR));
-    assert_eq!(state(0), Some(WindowState { is_open: false, opens_at: opens(1) }));
-    assert_eq!(state(HOUR), Some(WindowState { is_open: true, opens_at: opens(17) }));
+    assert_eq!(state(0), Some(WindowState { is_open: false, closes_at: None, opens_at: opens(1) }));
+    assert_eq!(state(HOUR), Some(WindowState { is_open: true, closes_at: opens(3), opens_at: opens(17) }));
+    let one = |now| crate::engine::windows::state(&[own(None)], at(now), [Some("Europe/Berlin".into())]);
+    assert_eq!(one(HOUR), Some(WindowState { is_open: true, closes_at: opens(3), opens_at: opens(25) }));
     assert_eq!(crate::engine::windows::state(&[own(None)], at(0), [Some("Mars".into())]), None);
 }
 
