@@ -1,8 +1,8 @@
 //! What the README says of speed and size, measured on the whole binary: `cargo bench -p cli`.
 //!
 //! Everything is on loopback, bounded in number and time, and ends by itself. The figures that were seen are in
-//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`, `connections`, `connected`, `away`, `fair`) to run one
-//! part; `count=N` is how many devices the four before the last have.
+//! `README.md` beside this file. Give a name (`fleet`, `swap`, `load`, `twins`, `connections`, `connected`, `away`,
+//! `fair`) to run one part, or several; `count=N` is how many devices the four before the last have.
 
 #![expect(clippy::print_stdout, reason = "figures are what it is for")]
 
