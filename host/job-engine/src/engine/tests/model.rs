@@ -692,8 +692,8 @@ fn any_policy(dice: &mut Dice, is_method: bool, now: DateTime<Utc>) -> JobPolicy
     policy.device_timeout_in_seconds = dice.percent(25).then(|| dice.within(1..=8));
     policy.priority = dice.one(&[Priority::default(), Priority(2), Priority(9)]);
     policy.in_doubt = dice.one(&[InDoubt::Again, InDoubt::Again, InDoubt::Fail]);
-    if dice.percent(30) {
-        let then = dice.one(&[EndThen::Stop, EndThen::Cancel, EndThen::Force]);
+    if dice.percent(40) {
+        let then = dice.one(&[EndThen::Stop, EndThen::Stop, EndThen::Cancel, EndThen::Force]);
         let after = dice.within(1..=SHORTEST_WINDOW - 1);
         let (at, after_in_seconds) = match dice.percent(50) {
             true => (Some(now + seconds(after)), None),
