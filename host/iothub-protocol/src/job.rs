@@ -183,6 +183,8 @@ pub struct DeviceJob {
     pub next_attempt: Option<DateTime<Utc>>,
     /// The step that is under way or was the last, counted from 1: the job's own action.
     pub step: u32,
+    /// Grows by one with each change of the row, from 1. A row that has ended keeps its version.
+    pub version: u64,
 }
 
 /// How a device's part of a job ended.
@@ -626,7 +628,7 @@ impl DeviceJob {
         if let Some(outcome) = &self.outcome {
             outcome.write(&mut row);
         }
-        let mut latch = json!({"attempts": self.attempts});
+        let mut latch = json!({"attempts": self.attempts, "version": self.version});
         if let Some(number) = self.stage {
             latch["stage"] = json!(number);
             latch["awaited"] = json!(self.is_awaited);

@@ -207,6 +207,10 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE jobs ADD COLUMN zones TEXT;
     ALTER TABLE device_jobs ADD COLUMN zone TEXT;
 ",
+    r"
+    -- How often a row has been written. A row of before has counted none.
+    ALTER TABLE device_jobs ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
+",
 ];
 
 /// Some of a list, and where the next page begins.

@@ -429,6 +429,7 @@ fn read_device_job(row: &Row<'_>) -> sql::Result<DeviceJob> {
         attempts: row.get("attempt")?,
         next_attempt: if status == DeviceJobStatus::Pending { time(row, "until")? } else { None },
         step: row.get::<_, u32>("step")? + 1,
+        version: count(row, "version")?,
     })
 }
 

@@ -163,7 +163,8 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
         What::Begun { targets, excluded } => begin(tx, job, at, targets, *excluded),
         What::Joined { targets } => insert_targets(tx, job, at, targets),
         What::Started { device, attempt } => {
-            let row = "UPDATE device_jobs SET status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5),
+            let row = "UPDATE device_jobs SET version = version + 1,
+                       status = ?3, attempt = ?4, updated = ?5, started = coalesce(started, ?5),
                        attempted = ?6 WHERE job = ?1 AND device = ?2";
             let status = DeviceJobStatus::Running.name();
             let attempted = (*attempt > 1).then_some(at);
@@ -180,17 +181,20 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
                 // What it waits for is its connection, not a pause after a failure, unless it is in doubt.
                 let row = match until {
                     Some(_) => {
-                        "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL, answer = NULL,
+                        "UPDATE device_jobs SET version = version + 1,
+                         status = ?3, updated = ?4, until = ?5, awaited = NULL, answer = NULL,
                          payload = NULL, error = NULL, description = NULL WHERE job = ?1 AND device = ?2"
                     }
                     None => {
-                        "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, awaited = NULL
+                        "UPDATE device_jobs SET version = version + 1,
+                         status = ?3, updated = ?4, until = ?5, awaited = NULL
                          WHERE job = ?1 AND device = ?2"
                     }
                 };
                 return tx.prepare_cached(row)?.execute(params![job, device.to_string(), status, at, until]).map(drop);
             };
-            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, until = ?5, failures = ?6,
+            let row = "UPDATE device_jobs SET version = version + 1,
+                       status = ?3, updated = ?4, until = ?5, failures = ?6,
                        answer = ?7, payload = ?8, error = ?9, description = ?10 WHERE job = ?1 AND device = ?2";
             let Outcome { answer, payload, error, description } = columns(Some(outcome));
             let values =
@@ -200,7 +204,8 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
         What::Stepped { device, step, outcome, awaits } => {
             keep_attempt(tx, job, at, device, outcome, true)?;
             let status = if *awaits { DeviceJobStatus::Running } else { DeviceJobStatus::Pending };
-            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, step = ?5, awaited = iif(?6, ?4, NULL),
+            let row = "UPDATE device_jobs SET version = version + 1,
+                       status = ?3, updated = ?4, step = ?5, awaited = iif(?6, ?4, NULL),
                        until = NULL, answer = coalesce(?7, answer), payload = coalesce(?8, payload),
                        error = NULL, description = NULL WHERE job = ?1 AND device = ?2";
             let Outcome { answer, payload, .. } = columns(Some(outcome));
@@ -221,11 +226,13 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.execute("UPDATE jobs SET stage = ?2 WHERE number = ?1", params![job, number]).map(drop)
         }
         What::Awaited { device } => {
-            let row = "UPDATE device_jobs SET awaited = ?3, updated = ?3 WHERE job = ?1 AND device = ?2";
+            let row = "UPDATE device_jobs SET version = version + 1,
+                       awaited = ?3, updated = ?3 WHERE job = ?1 AND device = ?2";
             tx.prepare_cached(row)?.execute(params![job, device.to_string(), at]).map(drop)
         }
         What::Ended { device, status, outcome } => {
-            let row = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
+            let row = "UPDATE device_jobs SET version = version + 1,
+                       status = ?3, updated = ?4, ended = ?4,
                        answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND device = ?2";
             let Outcome { answer, payload, error, description } = columns(outcome.as_ref());
             let values = params![job, device.to_string(), status.name(), at, answer, payload, error, description];
@@ -235,11 +242,12 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             let pending = DeviceJobStatus::Pending.name();
             let Some(outcome) = outcome else {
                 // A device that was to be tried again goes on to show how it failed.
-                let rows =
-                    "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4 WHERE job = ?1 AND status = ?2";
+                let rows = "UPDATE device_jobs SET version = version + 1,
+                            status = ?3, updated = ?4, ended = ?4 WHERE job = ?1 AND status = ?2";
                 return tx.execute(rows, params![job, pending, status.name(), at]).map(drop);
             };
-            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4,
+            let rows = "UPDATE device_jobs SET version = version + 1,
+                        status = ?3, updated = ?4, ended = ?4,
                         answer = ?5, payload = ?6, error = ?7, description = ?8 WHERE job = ?1 AND status = ?2";
             let Outcome { answer, payload, error, description } = columns(Some(outcome));
             let values = params![job, pending, status.name(), at, answer, payload, error, description];
@@ -260,7 +268,8 @@ fn apply(tx: &Transaction<'_>, job: i64, at: i64, what: &What) -> sql::Result<()
             tx.execute(row, params![job, then.name(), *then != EndThen::Stop]).map(drop)
         }
         What::UnbegunEnded { outcome } => {
-            let rows = "UPDATE device_jobs SET status = ?3, updated = ?4, ended = ?4, error = ?5, description = ?6
+            let rows = "UPDATE device_jobs SET version = version + 1,
+                        status = ?3, updated = ?4, ended = ?4, error = ?5, description = ?6
                         WHERE job = ?1 AND status = ?2 AND attempt = 0";
             let (pending, canceled) = (DeviceJobStatus::Pending.name(), DeviceJobStatus::Canceled.name());
             let Outcome { error, description, .. } = columns(Some(outcome));

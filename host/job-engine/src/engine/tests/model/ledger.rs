@@ -50,6 +50,7 @@ pub(super) struct Row {
     pub(super) group: Option<Arc<str>>,
     pub(super) created: DateTime<Utc>,
     pub(super) updated: DateTime<Utc>,
+    version: u64,
     pub(super) started: Option<DateTime<Utc>>,
     pub(super) ended: Option<DateTime<Utc>>,
     pub(super) outcome: Option<DeviceJobOutcome>,
@@ -134,7 +135,7 @@ impl Ledger {
             What::Ended { device, status, outcome } => job.row(device, *at)?.end(*at, *status, outcome.clone()),
             What::PendingEnded { status, outcome } => {
                 for row in job.rows.values_mut().filter(|row| row.status == DeviceJobStatus::Pending) {
-                    row.updated = *at;
+                    row.change(*at);
                     let kept = row.outcome.take();
                     row.end(*at, *status, outcome.clone().or(kept));
                 }
@@ -157,7 +158,7 @@ impl Ledger {
             What::UnbegunEnded { outcome } => {
                 let is_unbegun = |row: &&mut Row| row.status == DeviceJobStatus::Pending && row.attempt == 0;
                 for row in job.rows.values_mut().filter(is_unbegun) {
-                    row.updated = *at;
+                    row.change(*at);
                     row.end(*at, DeviceJobStatus::Canceled, Some(outcome.clone()));
                 }
             }
@@ -198,7 +199,7 @@ impl JobRow {
     /// A row that changes at that time.
     fn row(&mut self, device: &Address, at: DateTime<Utc>) -> Result<&mut Row, String> {
         let row = self.rows.get_mut(device).ok_or_else(|| format!("no row of {device}"))?;
-        row.updated = at;
+        row.change(at);
         Ok(row)
     }
 
@@ -330,6 +331,7 @@ impl Row {
             group: target.group.clone(),
             created: at,
             updated: at,
+            version: 1,
             started: None,
             ended: None,
             outcome: None,
@@ -339,6 +341,10 @@ impl Row {
             step: 0,
             is_forgiven: false,
         }
+    }
+
+    fn change(&mut self, at: DateTime<Utc>) {
+        (self.updated, self.version) = (at, self.version + 1);
     }
 
     fn end(&mut self, at: DateTime<Utc>, status: DeviceJobStatus, outcome: Option<DeviceJobOutcome>) {
@@ -392,6 +398,7 @@ impl Row {
             attempts: self.attempt,
             next_attempt: if self.status == DeviceJobStatus::Pending { self.until } else { None },
             step: self.step + 1,
+            version: self.version,
         }
     }
 }
