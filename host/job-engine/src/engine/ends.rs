@@ -6,9 +6,10 @@ use iothub_protocol::id::JobId;
 use iothub_protocol::job::DeviceJobOutcome;
 use iothub_protocol::job::policy::{EndThen, PolicyOutcome};
 
-use super::job::{End, Job, Phase, State};
+use super::job::{Job, Phase};
 use super::outcome::policy_outcome;
 use super::policy::{ended_unknown, fail};
+use super::target::{End, State};
 use super::{Engine, What, push};
 
 impl Job {

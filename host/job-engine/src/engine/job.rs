@@ -4,20 +4,19 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use iothub_protocol::address::Address;
-use iothub_protocol::job::policy::{EndThen, FailureClass, OfflineEnd, PolicyOutcome, Priority};
+use iothub_protocol::job::policy::{EndThen, OfflineEnd, PolicyOutcome, Priority};
 use iothub_protocol::job::recurrence::{Occurrence, Recurrence};
 use iothub_protocol::job::targets::JobTargets;
-use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, Hold, HoldCause, JobStatistics};
-use iothub_protocol::method::MethodResponse;
+use iothub_protocol::job::{DeviceJobOutcome, Hold, HoldCause, JobStatistics};
 use iothub_protocol::query::{Condition, QueryError};
 
 use super::course::Course;
 use super::fresh::{Fresh, Turn};
 use super::gathering::Gathering;
 use super::steps::Steps;
-use super::watch::Group;
+use super::target::{End, State, Target};
 use super::windows::{Place, Windows};
-use super::{BegunTarget, SavedJob, SavedTarget, Scope, Waits};
+use super::{BegunTarget, SavedJob, Scope, Waits};
 use crate::fleet::Selection;
 
 #[derive(Debug)]
@@ -64,7 +63,7 @@ pub(super) struct Job {
     /// The devices that follow after those.
     pub(super) fresh: Fresh,
     /// Devices to try again, by when. Those in [`State::Later`].
-    later: BTreeSet<(DateTime<Utc>, Address)>,
+    pub(super) later: BTreeSet<(DateTime<Utc>, Address)>,
     /// By when devices have to have ended that have begun, the job's pauses not counted.
     pub(super) expiries: BTreeSet<(DateTime<Utc>, Address)>,
     pub(super) windows: Option<Box<Windows>>,
@@ -82,139 +81,6 @@ pub(super) enum Phase {
     Unpinning,
     /// Over; its end is being recorded.
     Finished,
-}
-
-#[derive(Debug)]
-pub(super) struct Target {
-    /// The number of the last attempt, 0 before the first.
-    pub(super) attempt: u32,
-    /// How often it was found offline and waited for.
-    offline: u32,
-    /// How often it has failed so that it is tried again, and how the last time.
-    failures: u32,
-    last: Option<Box<DeviceJobOutcome>>,
-    /// Later is when it connects, or at that time.
-    awaits_connection: bool,
-    /// It has connected since its attempt began, which may have been too late for that.
-    has_arrived: bool,
-    /// Counted from 1; 0 without a policy.
-    stage: u32,
-    group: Group,
-    /// Of its windows.
-    pub(super) zone: Place,
-    /// Its place in the job's expiries.
-    pub(super) expires: Option<DateTime<Utc>>,
-    /// How long after its job's beginning it has joined, or its window has opened first since.
-    late: TimeDelta,
-    /// The step that it does, counted from 0: the job's own action.
-    pub(super) step: u32,
-    /// What it answered to the last method that is done with.
-    pub(super) answered: Option<Box<MethodResponse>>,
-    pub(super) state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// In the job's `ready` queue.
-    Ready,
-    /// Another job's call to the device is out.
-    Blocked,
-    /// Its attempt is being recorded.
-    Starting,
-    Sent,
-    /// Its twin is updated, and its report is waited for.
-    Awaited,
-    /// To be tried again at that time.
-    Later(DateTime<Utc>),
-}
-
-/// How a device's part of a job is over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    Succeeded,
-    Failed(FailureClass),
-    /// Neither: cancelled or skipped.
-    LeftOut,
-}
-
-impl End {
-    pub(super) fn status(self) -> DeviceJobStatus {
-        match self {
-            End::Succeeded => DeviceJobStatus::Completed,
-            End::Failed(_) => DeviceJobStatus::Failed,
-            End::LeftOut => DeviceJobStatus::Canceled,
-        }
-    }
-}
-
-/// What a device without an outcome waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lack {
-    Start,
-    Connection,
-    Answer,
-    Report,
-    /// The condition before its next step.
-    Step,
-}
-
-impl Target {
-    fn new(attempt: u32, stage: u32, group: Group, state: State) -> Target {
-        Target {
-            attempt,
-            offline: 0,
-            failures: 0,
-            last: None,
-            awaits_connection: false,
-            has_arrived: false,
-            stage,
-            group,
-            zone: 0,
-            expires: None,
-            late: TimeDelta::zero(),
-            step: 0,
-            answered: None,
-            state,
-        }
-    }
-
-    /// Until when it is waited for while it is offline, where those of the job's beginning are until `end`.
-    fn offline_until(&self, end: DateTime<Utc>) -> DateTime<Utc> {
-        // While the job is paused, that is the end of all time.
-        end.checked_add_signed(self.late).unwrap_or(end)
-    }
-
-    pub(super) fn begin_attempt(&mut self) {
-        self.attempt += 1;
-        self.state = State::Starting;
-        self.has_arrived = false;
-    }
-
-    /// It has done what it was sent: no failure of that, and no wait for it, is told of what follows.
-    pub(super) fn has_come_through(&mut self) {
-        (self.last, self.awaits_connection, self.offline) = (None, false, 0);
-    }
-
-    /// What it comes to if nothing comes any more.
-    fn lacking(&self) -> DeviceJobOutcome {
-        match &self.last {
-            Some(last) if !matches!(self.state, State::Starting | State::Sent | State::Awaited) => (**last).clone(),
-            _ => self.lack().outcome(),
-        }
-    }
-
-    fn lack(&self) -> Lack {
-        match self.state {
-            State::Awaited if self.step > 0 => Lack::Step,
-            State::Awaited => Lack::Report,
-            State::Sent => Lack::Answer,
-            _ if self.offline > 0 || self.awaits_connection => Lack::Connection,
-            State::Starting if self.attempt == 1 => Lack::Start,
-            _ if self.attempt == 0 => Lack::Start,
-            // An attempt before a restart was sent, and its answer was lost.
-            _ => Lack::Answer,
-        }
-    }
 }
 
 impl Job {
@@ -297,7 +163,7 @@ impl Job {
     }
 
     /// How long after the job's beginning the time of a device begins that has joined so long after it: with its window.
-    fn late_in(&self, zone: Place, late: TimeDelta) -> TimeDelta {
+    pub(super) fn late_in(&self, zone: Place, late: TimeDelta) -> TimeDelta {
         let (Some(windows), Some(begun)) = (&self.windows, self.begun) else { return late };
         late + windows.opens_after(zone, begun, late)
     }
@@ -314,35 +180,6 @@ impl Job {
     /// Whether nothing new begins. While it waits for approval, its stage goes on.
     pub(super) fn is_held(&self) -> bool {
         self.hold.as_ref().is_some_and(|hold| hold.cause != HoldCause::Approval)
-    }
-
-    /// Take a device that has not ended when the process did. Gives it back if it has not had a turn, with how long after
-    /// the job's beginning it has joined.
-    pub(super) fn add_waiting(&mut self, saved: SavedTarget, place: Place) -> Option<(BegunTarget, TimeDelta)> {
-        let SavedTarget { device, attempt, failures, last, until, stage, group, zone, late, .. } = saved;
-        let SavedTarget { step, answered, started, .. } = saved;
-        if let Some(course) = &mut self.course {
-            course.add(stage, &group);
-        }
-        if attempt == 0 {
-            let stage = self.course.is_some().then_some(stage);
-            return Some((BegunTarget { device, stage, group, zone }, late));
-        }
-        let mut target = Target::new(attempt, stage, group, State::Ready);
-        target.awaits_connection = last.is_none() && until.is_some();
-        (target.zone, target.late) = (place, self.late_in(place, late));
-        (target.step, target.answered) = (step, answered.map(Box::new));
-        (target.failures, target.last) = (failures, last.map(Box::new));
-        match until {
-            Some(until) => {
-                target.state = State::Later(until);
-                self.later.insert((until, device.clone()));
-            }
-            None => self.ready.push_back(device.clone()),
-        }
-        self.targets.insert(device.clone(), target);
-        self.limit_again(&device, started);
-        None
     }
 
     /// So many devices come while the job runs. Answers how long after its beginning that is.
@@ -444,8 +281,7 @@ impl Job {
         Some(device)
     }
 
-    /// A device that has its first turn.
-    /// It has joined so long after the job's beginning.
+    /// Take a device that has its first turn, and has joined so long after the job's beginning.
     pub(super) fn take_in(&mut self, target: BegunTarget, late: TimeDelta, zone: Place) {
         let BegunTarget { device, stage, group, .. } = target;
         let target = Target::new(0, stage.unwrap_or_default(), group, State::Ready);
@@ -453,54 +289,9 @@ impl Job {
         self.targets.insert(device, Target { zone, late, ..target });
     }
 
-    /// A device that began before the process did has its time as it had. What the job was paused before that counts for
-    /// it as well, as nobody knows which pauses were.
-    fn limit_again(&mut self, device: &Address, started: Option<DateTime<Utc>>) {
-        if let Some(started) = started {
-            self.limit(device, started, TimeDelta::zero());
-        }
-    }
-
     /// The stage under way, counted from 1.
     fn stage(&self) -> u32 {
         self.course.as_ref().map_or(0, |course| course.stage())
-    }
-
-    /// Take a device whose report was waited for when the process ended, since `since`. It may take until `at_least` to
-    /// come back.
-    pub(super) fn add_awaited(
-        &mut self,
-        now: DateTime<Utc>,
-        device: Address,
-        (attempt, stage, group): (u32, u32, Group),
-        (since, at_least): (DateTime<Utc>, DateTime<Utc>),
-        started: Option<DateTime<Utc>>,
-    ) {
-        let Some(course) = &mut self.course else { return };
-        course.add(stage, &group);
-        if let Some(awaited) = &mut course.awaited {
-            awaited.add(now, device.clone(), since, at_least);
-        }
-        self.targets.insert(device.clone(), Target::new(attempt, stage, group, State::Awaited));
-        self.limit_again(&device, started);
-    }
-
-    /// Take a device whose twin was waited for when the process ended, before one of its steps.
-    pub(super) fn add_stepping(
-        &mut self,
-        now: DateTime<Utc>,
-        saved: SavedTarget,
-        (since, at_least): (DateTime<Utc>, DateTime<Utc>),
-    ) {
-        let SavedTarget { device, attempt, stage, group, late, step, answered, failures, started, .. } = saved;
-        if let Some(course) = &mut self.course {
-            course.add(stage, &group);
-        }
-        self.steps.wait(now, device.clone(), step, (since, at_least));
-        let target = Target::new(attempt, stage, group, State::Awaited);
-        let target = Target { late, step, failures, answered: answered.map(Box::new), ..target };
-        self.targets.insert(device.clone(), target);
-        self.limit_again(&device, started);
     }
 
     /// A sent device waits for its twin before its next step; it is in nobody's way.

@@ -33,8 +33,10 @@ mod job;
 mod looks;
 mod outcome;
 mod policy;
+mod resume;
 mod series;
 mod steps;
+mod target;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -58,10 +60,11 @@ use iothub_protocol::query::Condition;
 use crate::audit::Note;
 use crate::fleet::{Selected, Selection};
 pub use crate::record::{BegunTarget, Change, Record, SavedCourse, SavedEnd, SavedJob, SavedSeries, SavedTarget, What};
-use job::{End, Job, Lack, Phase, State};
+use job::{Job, Phase};
 use outcome::{error_outcome, failed};
-use policy::{asked_again, end_offline, ended_unknown, failing, in_doubt, skipped, succeeded};
+use policy::{end_offline, ended_unknown, failing, skipped, succeeded};
 use series::Series;
+use target::{End, Lack, State};
 pub use targets::{Found, Scope, includes};
 use turns::Turns;
 
@@ -422,82 +425,6 @@ impl Engine {
             self.agenda.insert((saved.start, id.clone()));
         }
         self.jobs.insert(id, Job::new(saved, is_loaded));
-    }
-
-    fn resume(&mut self, now: DateTime<Utc>, mut saved: SavedJob, begun: DateTime<Utc>) {
-        let id = saved.request.job_id.clone();
-        let targets = std::mem::take(&mut saved.targets);
-        let saved_course = saved.course.take();
-        let mut job = Job::new(saved, true);
-        job.begin(begun);
-        job.waits_for_offline = true;
-        if let (Some(course), Some(saved)) = (&mut job.course, saved_course) {
-            course.resume(saved.stage, &saved.ended, saved.forgiven);
-            course.resume_started(saved.reached.len() as u64);
-            saved.reached.iter().for_each(|device| course.reach(device));
-        }
-        let fails_in_doubt = job.course.as_ref().is_some_and(|course| course.fails_in_doubt());
-        let (mut lost, mut fresh, mut zoneless) = (Vec::new(), Vec::new(), Vec::new());
-        for mut target in targets {
-            if let Some(since) = target.awaited {
-                let at_least = now + RECONNECT_GRACE;
-                if target.step > 0 {
-                    job.add_stepping(now, target, (since, at_least));
-                    continue;
-                }
-                let place = (target.attempt, target.stage, target.group);
-                job.add_awaited(now, target.device, place, (since, at_least), target.started);
-                continue;
-            }
-            if target.in_doubt {
-                // Of a wait that was over before its attempt.
-                target.until = None;
-                job.statistics.running_count = job.statistics.running_count.saturating_sub(1);
-                job.statistics.pending_count += 1;
-                match fails_in_doubt {
-                    true => lost.push(target.device.clone()),
-                    false => {
-                        let device = target.device.clone();
-                        let outcome = Some(asked_again());
-                        let waiting = What::Waiting { device, until: None, outcome, failures: None };
-                        push(&mut self.changes, now, &id, waiting);
-                    }
-                }
-            }
-            let zone = job.zone(now, target.zone.clone());
-            // One that has not had a turn is seen to with all others like it.
-            if let Err(reason) = &zone
-                && target.attempt > 0
-            {
-                zoneless.push((target.device.clone(), reason.clone()));
-            }
-            fresh.extend(job.add_waiting(target, zone.unwrap_or_default()));
-        }
-        let (mut list, joined): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|(_, late)| late.is_zero());
-        list.sort_by_key(|(target, _)| target.stage);
-        let list = list.into_iter().map(|(target, _)| target).collect();
-        job.bound_waits();
-        if let Some(gathering) = &mut job.gathering {
-            gathering.resume(now);
-        }
-        for device in lost {
-            job.end(now, &device, End::Failed(FailureClass::Unknown));
-            push(&mut self.changes, now, &id, failed(&device, in_doubt()));
-        }
-        self.active.insert(id.clone());
-        self.jobs.insert(id.clone(), job);
-        self.line_up(now, &id, &Arc::new(list));
-        self.line_up_joined(now, &id, joined);
-        for (device, reason) in zoneless {
-            self.fail_without_zone(now, &id, &device, reason);
-        }
-        if self.jobs.get(&id).is_some_and(|job| job.cancelling) {
-            self.stop_sending(now, &id);
-        }
-        self.end_by_rule(now, &id);
-        self.judge(now, &id);
-        self.end_if_done(now, &id);
-        self.fill(now, &id);
     }
 
     fn tick(&mut self, now: DateTime<Utc>) {

@@ -6,7 +6,7 @@ use iothub_protocol::job::policy::PolicyOutcome;
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus};
 
 use super::What;
-use super::job::Lack;
+use super::target::Lack;
 
 pub(super) fn failed(device: &Address, outcome: DeviceJobOutcome) -> What {
     What::Ended { device: device.clone(), status: DeviceJobStatus::Failed, outcome: Some(outcome) }

@@ -12,8 +12,9 @@ use iothub_protocol::plugin_report::PinState;
 
 use super::awaited::Verdict;
 use super::course::{After, Judgement};
-use super::job::{End, Job, Phase};
+use super::job::{Job, Phase};
 use super::outcome::{describe, error_outcome, failed, policy_outcome};
+use super::target::End;
 use super::{BY_POLICY, Engine, Output, What, push};
 
 impl Engine {

@@ -11,10 +11,11 @@ use iothub_protocol::job::steps::{Otherwise, Step, StepCondition};
 use iothub_protocol::job::{DeviceJobOutcome, DeviceJobStatus, JobAction};
 use iothub_protocol::query::Condition;
 
-use super::job::{End, Job};
+use super::job::Job;
 use super::looks::Looks;
 use super::outcome::policy_outcome;
 use super::policy::{ended_unknown, fail};
+use super::target::End;
 use super::{Call, Engine, Output, What, push};
 
 /// The actions of a job, the first of which is its own.

@@ -10,7 +10,8 @@ use chrono::{DateTime, Utc};
 use iothub_protocol::id::JobId;
 use iothub_protocol::job::policy::Priority;
 
-use super::job::{Phase, State};
+use super::job::Phase;
+use super::target::State;
 use super::{Call, Engine, What, push};
 
 /// The jobs that want to begin more than there is room for.
