@@ -78,8 +78,7 @@ async fn measure([bare_rounds, still_rounds, recorded_rounds]: [usize; 3]) {
     let moving = [unlock, lock];
     let comparing = compare("is recorded", plugin, native, &moving, (recorded_rounds, BATCH_RECORDED));
     let more = in_time("recorded calls", comparing).await;
-    // Most of it is the actor's: how it records a call, and how soon the store's thread and its own wake.
-    println!("    difference: {}", more.summary());
+    println!("    difference: {}{}", more.summary(), verdict(more.at(0.5) <= TARGET));
     fleet.stop().await;
     store.close().await;
 }
